@@ -1,0 +1,1 @@
+"""DECLARES. Feast objects only; imports nothing of ours."""

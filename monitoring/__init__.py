@@ -1,0 +1,1 @@
+"""WATCHES. Reads tables; changes nothing."""

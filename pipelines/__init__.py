@@ -1,0 +1,1 @@
+"""MOVES DATA. One file per arrow of the path."""

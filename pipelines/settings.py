@@ -1,0 +1,129 @@
+"""Settings: the one typed, frozen object for every number and address a person may change.
+
+Read from the environment (`RAPPORT_HOME`, `RAPPORT_TRAINING__TRIALS`, ...) once, at an entry point, and passed
+down. Hyper-parameters and search spaces are not here: they stay with their model.
+"""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# Several of the libraries call home unless told otherwise; "true" is the literal that all of them understand.
+QUIET_ENVIRONMENT = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "BENTOML_DO_NOT_TRACK": "true",
+    "FEAST_USAGE": "false",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "GX_ANALYTICS_ENABLED": "false",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IngestSettings(_Group):
+    batch_rows: int = Field(250_000, ge=1_000, description="rows of a file held in memory at a time")
+    session_gap_minutes: int = Field(30, ge=1, le=1_440, description="silence that ends a session")
+    max_future_minutes: int = Field(60, ge=0, description="an event may lie this far after its arrival, else it is refused")
+    max_age_days: int = Field(3_650, ge=1, description="an event may lie this far before its arrival, else it is refused")
+    outlier_z: float = Field(6.0, gt=0, description="robust z-score of log revenue beyond which a row is flagged")
+
+
+class ConsentSettings(_Group):
+    purpose: str = Field("personalization", description="the purpose that features, training and personal answers need")
+    legal_basis: str | None = Field(None, description="declared basis for sources that carry no consent; none: fail closed")
+
+
+class LabelSettings(_Group):
+    churn_event: str = Field("purchase", description="the event whose absence is churn")
+    churn_horizon_days: int = Field(28, ge=1, description="silence after the cut-off that counts as churn")
+    churn_gap_days: int = Field(0, ge=0, description="days between cut-off and horizon, the time needed to act")
+    churn_active_days: int = Field(84, ge=1, description="a customer is in the population if active this recently")
+    churn_cutoffs: int = Field(4, ge=1, le=24, description="training cut-offs before the validation one")
+    intent_points: tuple[int, ...] = Field((1, 3, 6, 10), description="decision points: after the n-th event of a session")
+    intent_test_share: float = Field(0.2, gt=0, lt=0.5, description="newest share of the log's time kept for the test")
+    ranking_horizon_days: int = Field(28, ge=1, description="purchases in this window after the cut-off are relevant")
+    min_rows: int = Field(200, ge=10, description="rows that a split needs, else the model is not trainable")
+    min_class_rows: int = Field(30, ge=5, description="rows of each class that a split needs")
+
+
+class TrainingSettings(_Group):
+    trials: int = Field(12, ge=1, description="Optuna trials per model")
+    timeout_s: float | None = Field(None, gt=0, description="stop tuning a model after this long")
+    seed: int = Field(7, ge=0, description="one seed for tuning, fitting and bootstrap")
+    k: int = Field(20, ge=1, le=200, description="length of the list that ranking metrics look at")
+    cost_false_positive: float = Field(1.0, gt=0, description="cost of acting on a customer who needed nothing")
+    cost_false_negative: float = Field(4.0, gt=0, description="cost of missing a customer who did")
+    bootstrap_draws: int = Field(500, ge=100, description="draws behind every interval")
+
+
+class ServingSettings(_Group):
+    host: str = Field("127.0.0.1", description="address the service listens on")
+    port: int = Field(3000, ge=0, le=65_535, description="port the service listens on; 0 picks a free one")
+    workers: int = Field(1, ge=1, le=64, description="processes")
+    deadline_ms: int = Field(250, ge=5, le=10_000, description="time within which every valid request is answered")
+    max_body_bytes: int = Field(64 * 1024, ge=1_024, description="larger request bodies get 413")
+    max_feature_age_hours: int = Field(24 * 3650, ge=1, description="older online rows count as missing")
+
+
+class MonitoringSettings(_Group):
+    protected: tuple[str, ...] = Field(("age_band", "region", "gender"), description="columns that groups are formed by")
+    sample_rows: int = Field(10_000, ge=1_000, description="rows of either side that Evidently draws")
+    min_window_rows: int = Field(500, ge=100, description="a smaller window is not judged")
+    psi_limit: float = Field(0.1, gt=0, description="population stability index that counts as drift")
+    w1_limit: float = Field(0.1, gt=0, description="Wasserstein distance in reference standard deviations that counts as drift")
+    null_limit: float = Field(0.05, gt=0, le=1, description="change in the share of nulls that counts as drift")
+    min_group: int = Field(200, ge=30, description="a smaller group is reported as not enough data")
+    min_group_positives: int = Field(30, ge=5, description="positives that a true-positive rate needs")
+    tolerated_gap: float = Field(0.1, gt=0, lt=1, description="a gap between groups is an alarm when its interval lies beyond")
+
+
+class SimulationSettings(_Group):
+    customers: int = Field(2_500, ge=20, le=5_000_000, description="people in the simulated shop")
+    days: int = Field(182, ge=14, le=3_650, description="length of the simulated log")
+    seed: int = Field(7, ge=0, description="same seed, same shop")
+
+
+class Settings(BaseSettings):
+    """Everything a person may change. Frozen; `Settings()` is called at entry points only."""
+
+    model_config = SettingsConfigDict(env_prefix="RAPPORT_", env_nested_delimiter="__", frozen=True, extra="ignore")
+
+    home: Path = Field(Path(".rapport"), description="folder that holds everything a run writes")
+    profile: Literal["embedded"] = Field("embedded", description="embedded: SQLite, DuckDB and files; no server")
+    as_of: datetime | None = Field(None, description="what 'now' is; none: the log decides (see `clock`)")
+    collect_key: SecretStr | None = Field(None, description="key of the role collect; none: generated into the home folder")
+    decide_key: SecretStr | None = Field(None, description="key of the role decide")
+    admin_key: SecretStr | None = Field(None, description="key of the role admin")
+    ingest: IngestSettings = IngestSettings()
+    consent: ConsentSettings = ConsentSettings()
+    labels: LabelSettings = LabelSettings()
+    training: TrainingSettings = TrainingSettings()
+    serving: ServingSettings = ServingSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+    simulation: SimulationSettings = SimulationSettings()
+
+
+def silence_telemetry() -> None:
+    """Switch off the telemetry of every dependency. Entry points call it before they import anything heavy."""
+    os.environ.update(QUIET_ENVIRONMENT)
+
+
+def clock(settings: Settings, last_event: datetime | None, wall: datetime) -> datetime:
+    """What "now" means, UTC: the setting if given, else the wall clock for a live log, else the log's last event.
+
+    A log whose newest event is more than a day old is history: served "now", its windows would all be empty.
+    """
+    if settings.as_of is not None:
+        return settings.as_of.astimezone(UTC)
+    if last_event is None or (wall - last_event).total_seconds() < 86_400:
+        return wall
+    return last_event

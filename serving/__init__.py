@@ -1,0 +1,1 @@
+"""DECIDES, online. Imports models, and of pipelines only what describes data at rest."""
