@@ -1,0 +1,488 @@
+"""The front door: one thin command line over pipelines, serving and monitoring.
+
+Every verb parses its words, calls one room and prints what came back. Exit 0 done, 1 failed with one sentence on stderr,
+2 usage. With `--json` the last line of stdout is one JSON object. Heavy libraries are imported by the verb that needs them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from pipelines.errors import InputError, PipelineError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+features_app = typer.Typer(no_args_is_help=True, help="The feature store: declare, compute, load.")
+models_app = typer.Typer(no_args_is_help=True, help="Model versions: list, promote, roll back.")
+monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias.")
+quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that were set aside, and why.")
+for name, group in (("features", features_app), ("models", models_app), ("monitor", monitor_app), ("quarantine", quarantine_app)):
+    app.add_typer(group, name=name)
+
+out, err = Console(), Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
+Mapping = Annotated[
+    str | None, typer.Option(help="A mapping file, or the name of a shipped one: retailrocket, online_retail, rees46, taobao.")
+]
+Items = Annotated[Path | None, typer.Option(help="The catalogue: JSON lines of item_id, category, price, available_from.")]
+
+
+def main() -> None:
+    """Run the command line; expected errors become one sentence and exit 1."""
+    try:
+        app()
+    except PipelineError as error:
+        err.print(f"[red]rapport:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from None
+
+
+@app.command()
+def demo(
+    events: Annotated[Path | None, typer.Option(help="An event file of your own; none: the simulated shop.")] = None,
+    mapping: Mapping = None,
+    items: Items = None,
+    customers: Annotated[int | None, typer.Option(help="People in the simulated shop.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Optuna trials per model.")] = None,
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Keep serving at the end, or only measure.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """The whole loop: events to served decisions, with a table of what it achieved.
+
+    Example: rapport demo --events events.csv --mapping retailrocket --no-serve
+    """
+    from pipelines import flow
+    from serving import process
+
+    started = time.monotonic()
+    settings = _settings(simulation={"customers": customers}, training={"trials": trials})
+    job = flow.Job(settings, (events.resolve(),) if events else (), mapping, items.resolve() if items else None)
+    outcome = _run((*flow.steps_for(job), *_monitors()), job)
+    with _step("serve"), process.start(settings) as service:
+        latency = service.measure(_probes(settings))
+        result = _demo_result(outcome, latency, service.url, time.monotonic() - started)
+        if not as_json:
+            _show_demo(result, outcome, settings)
+        elif not serve:
+            print(json.dumps(result))  # noqa: T201
+        if serve:
+            if as_json:
+                print(json.dumps(result), flush=True)  # noqa: T201
+            err.print(f"serving on {service.url}; Ctrl-C stops it")
+            service.wait()
+
+
+@app.command()
+def simulate(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder for events.jsonl, items.jsonl, truth.parquet.")],
+    customers: Annotated[int | None, typer.Option(help="People in the shop.")] = None,
+    days: Annotated[int | None, typer.Option(help="Length of the log.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same shop.")] = None,
+    drift: Annotated[str, typer.Option(help="none, covariate, concept, prior or outage.")] = "none",
+    drift_strength: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
+    bias: Annotated[float, typer.Option(help="Share of one group's events that go unrecorded.")] = 0.0,
+    treatment: Annotated[float, typer.Option(help="Effect of the shop's experiment.")] = 0.0,
+    as_json: AsJson = False,
+) -> None:
+    """A small shop with known truth: events, items, and the truth beside them.
+
+    Example: rapport simulate --customers 2500 --days 182 --seed 7 --out shop
+    """
+    from pipelines import simulate as shop
+
+    s = _settings(simulation={"customers": customers, "days": days, "seed": seed}).simulation
+    knobs = shop.Knobs(drift=drift, drift_strength=drift_strength, bias=bias, treatment_effect=treatment)
+    with _step("simulate"):
+        report = shop.simulate(out_dir, customers=s.customers, days=s.days, seed=s.seed, knobs=knobs)
+    _show(report, as_json)
+
+
+@app.command()
+def ingest(
+    files: Annotated[list[Path], typer.Argument(help="Event files: JSON lines, CSV, Parquet.")],
+    mapping: Mapping = None,
+    items: Items = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add event files to the clean events; what is refused goes to quarantine with a reason.
+
+    Example: rapport ingest events.csv --mapping retailrocket
+    """
+    from datetime import UTC, datetime
+
+    from pipelines import flow
+    from pipelines import ingest as arrow
+
+    settings = _settings()
+    with _step("ingest"):
+        report = arrow.ingest(settings.home, files, mapping=mapping, items_file=items, settings=settings)
+        flow.write_clock(settings, report.last_event, datetime.now(UTC))
+    _show(report, as_json)
+
+
+@quarantine_app.command("list")
+def quarantine_list(as_json: AsJson = False) -> None:
+    """Counts by source and reason. Example: rapport quarantine list"""
+    from pipelines import events, tables
+
+    rows = tables.read(_settings().home, tables.QUARANTINE, ["source", "reason"])
+    counts = rows.value_counts(["source", "reason"]).reset_index()
+    counts["meaning"] = counts["reason"].map(events.REASONS)
+    _show_rows(counts.to_dict("records"), as_json)
+
+
+@quarantine_app.command("show")
+def quarantine_show(quarantine_id: Annotated[str, typer.Argument(help="As listed in the table.")], as_json: AsJson = False) -> None:
+    """One row as received, with the reason. Example: rapport quarantine show ID"""
+    from pipelines import tables
+
+    rows = tables.read(_settings().home, tables.QUARANTINE)
+    found = rows[rows["quarantine_id"] == quarantine_id]
+    if found.empty:
+        raise PipelineError(
+            f"quarantine: expected the id of a row set aside, found none called {quarantine_id!r}; see `rapport quarantine list`"
+        )
+    _show(found.iloc[0].astype(str).to_dict(), as_json)
+
+
+@features_app.command("apply")
+def features_apply(as_json: AsJson = False) -> None:
+    """Register the definitions with Feast. Example: rapport features apply"""
+    _run_one("apply", as_json)
+
+
+@features_app.command("build")
+def features_build(as_json: AsJson = False) -> None:
+    """Clean events to feature tables. Example: rapport features build"""
+    _run_one("features", as_json)
+
+
+@features_app.command("materialize")
+def features_materialize(as_json: AsJson = False) -> None:
+    """Load the newest feature values into the online store. Example: rapport features materialize"""
+    _run_one("materialize", as_json)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help="churn, intent, recommender or all.")],
+    trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds of tuning per model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Label, join, tune, fit, evaluate against the rival, register. Example: rapport train churn --trials 30"""
+    from pipelines import flow
+
+    names = ("churn", "intent", "recommender") if model == "all" else (model,)
+    steps = tuple(step for step in flow.STEPS if step.name in {"labels", *(f"train {name}" for name in names)})
+    if len(steps) != len(names) + 1:
+        raise typer.BadParameter(f"expected churn, intent, recommender or all; found {model!r}", param_hint="MODEL")
+    settings = _settings(training={"trials": trials, "timeout_s": timeout})
+    outcome = _run(steps, flow.Job(settings))
+    _show_models({name: outcome.summary(f"train {name}") for name in names}, as_json)
+
+
+@models_app.command("list")
+def models_list(as_json: AsJson = False) -> None:
+    """Champions and the versions behind them. Example: rapport models list"""
+    from pipelines import registry
+
+    champions = registry.champions(_settings().home)
+    _show_rows([{"model": name, **(entry if isinstance(entry, dict) else asdict(entry))} for name, entry in champions.items()], as_json)
+
+
+@models_app.command("promote")
+def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
+    """Make a version the champion. Example: rapport models promote churn 3"""
+    from pipelines import registry
+
+    registry.promote(_settings().home, name, version)
+    _show({"model": name, "champion": version}, as_json)
+
+
+@models_app.command("rollback")
+def models_rollback(name: str, as_json: AsJson = False) -> None:
+    """Return to the champion before. Example: rapport models rollback churn"""
+    from pipelines import registry
+
+    _show({"model": name, "champion": registry.rollback(_settings().home, name)}, as_json)
+
+
+@app.command()
+def score(as_json: AsJson = False) -> None:
+    """Champion models to scores and candidate lists, into the online store. Example: rapport score"""
+    _run_one("score", as_json)
+
+
+@app.command()
+def serve(
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
+) -> None:
+    """Serve decisions over HTTP until stopped. Example: rapport serve --port 3000"""
+    from serving import process
+
+    settings = _settings(serving={"port": port, "workers": workers})
+    with _step("serve"), process.start(settings) as service:
+        err.print(f"serving on {service.url}; Ctrl-C stops it")
+        service.wait()
+
+
+@monitor_app.command("run")
+def monitor_run(
+    report: Annotated[str, typer.Option(help="drift, bias or all.")] = "all",
+    as_json: AsJson = False,
+) -> None:
+    """Write the reports; exit 1 when one raises an alarm. Example: rapport monitor run --report drift"""
+    from pipelines import flow
+
+    steps = tuple(step for step in _monitors() if report in (step.name, "all"))
+    if not steps:
+        raise typer.BadParameter(f"expected drift, bias or all; found {report!r}", param_hint="--report")
+    outcome = _run(steps, flow.Job(_settings()))
+    verdicts = {step.name: outcome.summary(step.name) for step in steps}
+    _show(verdicts, as_json)
+    if any(verdict["verdict"] == "alarm" for verdict in verdicts.values()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Rows per table, champion versions, freshness. Example: rapport status --json"""
+    from datetime import UTC, datetime
+
+    from pipelines import registry, tables
+
+    home = _settings().home
+    champions = registry.champions(home)
+    built = tables.folder(home, tables.CUSTOMER_ACTIVITY)
+    _show(
+        {
+            "log": tables.ledger(home),
+            "tables": {table.name: tables.count(home, table) for table in tables.TABLES if tables.exists(home, table)},
+            "models": {name: entry["version"] for name, entry in champions.items()},
+            "freshness_s": round(datetime.now(UTC).timestamp() - built.resolve().stat().st_mtime, 1) if built.exists() else None,
+        },
+        as_json,
+    )
+
+
+# -- what the verbs share ----------------------------------------------------------------------------------------------
+
+
+def _settings(**groups: dict[str, Any]) -> Any:
+    """The settings of the environment, with what was given on the command line over them. Telemetry is off from here on."""
+    from pydantic import ValidationError
+
+    from pipelines.settings import Settings, silence_telemetry
+
+    silence_telemetry()
+    try:
+        settings = Settings()
+        given = {name: {key: value for key, value in group.items() if value is not None} for name, group in groups.items()}
+        merged = {name: getattr(settings, name).model_dump() | group for name, group in given.items() if group}
+        return Settings(**(settings.model_dump() | merged)) if merged else settings
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "__".join(str(part) for part in first["loc"]).upper()
+        raise InputError(f"settings: RAPPORT_{place} is not usable: {first['msg']}; found {first['input']!r}; mend or unset it") from None
+
+
+def _monitors() -> tuple[Any, ...]:
+    """The steps that watch: they read tables and write reports only."""
+    from pipelines import flow, tables
+
+    def step(name: str, run: Callable[[flow.Job], dict[str, Any]]) -> flow.Step:
+        reads = (tables.TRAINING_CHURN, tables.TRAINING_INTENT, tables.SCORED_CHURN, tables.SCORED_INTENT, "models/champions.json")
+        return flow.Step(name, run, reads=reads, writes=(f"reports/{name}.html", f"reports/{name}.json"), settings=("monitoring",))
+
+    def drift(job: flow.Job) -> dict[str, Any]:
+        from monitoring import drift
+
+        return _as_dict(drift.run(job.home, settings=job.settings, as_of=job.as_of()))
+
+    def bias(job: flow.Job) -> dict[str, Any]:
+        from monitoring import bias
+
+        return _as_dict(bias.run(job.home, settings=job.settings, as_of=job.as_of()))
+
+    return step("drift", drift), step("bias", bias)
+
+
+def _run(steps: tuple[Any, ...], job: Any) -> Any:
+    """Run the steps with a bar on a terminal and one line a step elsewhere."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from pipelines import flow
+
+    def line(done: flow.StepRun) -> None:
+        if not err.is_terminal:
+            err.print(f"{done.name}: {'unchanged' if done.is_skipped else f'{done.took_s:.1f} s'}", highlight=False)
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description:<20}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=len(steps))
+        return flow.run(
+            steps,
+            job,
+            on_start=lambda step: bar.update(task, description=step.name),
+            on_end=lambda done: (line(done), bar.advance(task)),
+        )
+
+
+def _run_one(name: str, as_json: bool) -> None:
+    from pipelines import flow
+
+    steps = tuple(step for step in flow.STEPS if step.name == name)
+    _show(_run(steps, flow.Job(_settings())).summary(name), as_json)
+
+
+@contextmanager
+def _step(label: str) -> Iterator[None]:
+    """A spinner on a terminal while something long happens."""
+    with err.status(label) if err.is_terminal else _nothing():
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _as_dict(report: Any) -> dict[str, Any]:
+    plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else report
+    return json.loads(json.dumps(plain, default=str))
+
+
+def _show(report: Any, as_json: bool) -> None:
+    plain = _as_dict(report)
+    if as_json:
+        print(json.dumps(plain))  # noqa: T201
+        return
+    for key, value in plain.items():
+        out.print(f"{key}: {value if not isinstance(value, dict) else json.dumps(value)}", markup=False, soft_wrap=True)
+
+
+def _show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"rows": rows}, default=str))  # noqa: T201
+        return
+    from rich.table import Table as Grid
+
+    grid = Grid(box=None)
+    for column in rows[0] if rows else ():
+        grid.add_column(column)
+    for row in rows:
+        grid.add_row(*(str(value) for value in row.values()))
+    out.print(grid if rows else "none")
+
+
+# -- the demo's table --------------------------------------------------------------------------------------------------
+
+
+def _probes(settings: Any) -> dict[str, list[dict[str, Any]]]:
+    """Request bodies of each endpoint, over real customers."""
+    customers = _known_customers(settings)
+    one_each = [{"customer_ids": [customer]} for customer in customers]
+    return {"/recommend": [{"customer_id": customer, "k": 10} for customer in customers], "/churn": one_each, "/intent": one_each}
+
+
+def _known_customers(settings: Any) -> list[str]:
+    """Up to 50 customers, those with recommendations first."""
+    from pipelines import tables
+
+    for table in (tables.RECOMMENDATIONS, tables.IDENTITIES):
+        known = tables.read(settings.home, table, ["customer_id"])["customer_id"].drop_duplicates()
+        if len(known):
+            return known.iloc[:50].tolist()
+    return ["nobody"]
+
+
+def _demo_result(outcome: Any, latency: dict[str, Any], url: str, took_s: float) -> dict[str, Any]:
+    events = outcome.summary("ingest")
+    return {
+        "events": {key: events[key] for key in ("accepted", "duplicate", "quarantined", "consent_dropped")},
+        "models": {name: outcome.summary(f"train {name}") for name in ("churn", "intent", "recommender")},
+        "latency_ms": latency,
+        "reports": {name: outcome.summary(name)["verdict"] for name in ("drift", "bias")},
+        "urls": {"service": url, "docs": url + "/", "health": f"{url}/healthz", "metrics": f"{url}/metrics"},
+        "took_s": round(took_s, 1),
+    }
+
+
+def _show_demo(result: dict[str, Any], outcome: Any, settings: Any) -> None:
+    """What the loop achieved, for a person."""
+    home = settings.home
+    events, reasons = result["events"], outcome.summary("ingest").get("reasons", {})
+    out.print("\n[bold]Events[/bold]")
+    out.print("  " + ", ".join(f"{count:,} {key.replace('_', '-')}" for key, count in events.items()), highlight=False)
+    for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1]):
+        out.print(f"  quarantined: {count:,} {reason}", highlight=False)
+    out.print("\n[bold]Models[/bold] on the newest, unseen window")
+    _show_models(result["models"], as_json=False)
+    out.print("\n[bold]Latency[/bold] over HTTP, one request at a time")
+    for endpoint, latency in result["latency_ms"].items():
+        out.print(f"  {endpoint:<12} p50 {latency['p50']:.2f} ms   p99 {latency['p99']:.2f} ms", highlight=False)
+    out.print("\n[bold]Reports[/bold]")
+    for name, verdict in result["reports"].items():
+        why = outcome.summary(name).get("why") or ""
+        out.print(f"  {name:<6} {verdict:<16} {home / 'reports' / f'{name}.html'}  {why}", highlight=False, soft_wrap=True)
+    out.print(f"\n[bold]Try[/bold] (as of {_as_of(settings)}; the whole run took {result['took_s']:.0f} s)")
+    curl = f'curl -s {result["urls"]["service"]}/recommend -H "Authorization: Bearer $(cat {home}/keys/decide.key)"'
+    body = json.dumps({"customer_id": _known_customers(settings)[0], "k": 5})
+    out.print(f"  {curl} -d '{body}'", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"  documentation {result['urls']['docs']}", highlight=False)
+    out.print(f"  experiments   mlflow ui --backend-store-uri sqlite:///{home}/mlflow/mlflow.db", highlight=False, soft_wrap=True)
+
+
+def _as_of(settings: Any) -> str:
+    from pipelines import flow
+
+    return f"{flow.read_clock(settings):%Y-%m-%d %H:%M} UTC"
+
+
+def _show_models(models: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"models": models}))  # noqa: T201
+        return
+    from rich.table import Table as Grid
+
+    grid = Grid(box=None, pad_edge=True)
+    for column in ("model", "metric", "value", "rival", "its value", "ahead by (95 %)", "optimum", "version"):
+        grid.add_column(column)
+    for name, report in models.items():
+        if report["trainable"]:
+            grid.add_row(name, *_model_cells(report))
+        else:
+            grid.add_row(name, "not trainable, because " + report["why"])
+    out.print(grid)
+
+
+def _model_cells(report: dict[str, Any]) -> tuple[str, ...]:
+    optimum = report.get("optimum")
+    return (
+        report["metric"],
+        f"{report['value']:.4f}",
+        report["rival"],
+        f"{report['rival_value']:.4f}",
+        f"{report['difference']:+.4f} ({report['difference_low']:+.4f}..{report['difference_high']:+.4f})",
+        "" if optimum is None else f"{optimum:.4f}",
+        str(report["version"]),
+    )
+
+
+if __name__ == "__main__":
+    main()

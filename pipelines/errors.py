@@ -17,7 +17,14 @@ class InputError(PipelineError):
 
 
 class NotTrainable(PipelineError):
-    """The data cannot carry this model's labels. The message completes "not trainable, because ..."."""
+    """The data cannot carry this model's labels. The message completes "not trainable, because ...".
+
+    `prior`: the base rate, where the labels that there were show one.
+    """
+
+    def __init__(self, reason: str, *, prior: float | None = None) -> None:
+        super().__init__(reason)
+        self.prior = prior
 
 
 class StoreError(PipelineError):

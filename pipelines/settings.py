@@ -30,6 +30,8 @@ class _Group(BaseModel):
 
 
 class IngestSettings(_Group):
+    """What an event must satisfy to be accepted."""
+
     batch_rows: int = Field(250_000, ge=1_000, description="rows of a file held in memory at a time")
     session_gap_minutes: int = Field(30, ge=1, le=1_440, description="silence that ends a session")
     max_future_minutes: int = Field(60, ge=0, description="an event may lie this far after its arrival, else it is refused")
@@ -38,11 +40,15 @@ class IngestSettings(_Group):
 
 
 class ConsentSettings(_Group):
+    """What personal data may be used for."""
+
     purpose: str = Field("personalization", description="the purpose that features, training and personal answers need")
     legal_basis: str | None = Field(None, description="declared basis for sources that carry no consent; none: fail closed")
 
 
 class LabelSettings(_Group):
+    """Cut-offs, gaps, horizons, and what a split needs."""
+
     churn_event: str = Field("purchase", description="the event whose absence is churn")
     churn_horizon_days: int = Field(28, ge=1, description="silence after the cut-off that counts as churn")
     churn_gap_days: int = Field(0, ge=0, description="days between cut-off and horizon, the time needed to act")
@@ -56,6 +62,8 @@ class LabelSettings(_Group):
 
 
 class TrainingSettings(_Group):
+    """How models are tuned, fitted and compared."""
+
     trials: int = Field(12, ge=1, description="Optuna trials per model")
     timeout_s: float | None = Field(None, gt=0, description="stop tuning a model after this long")
     seed: int = Field(7, ge=0, description="one seed for tuning, fitting and bootstrap")
@@ -66,6 +74,8 @@ class TrainingSettings(_Group):
 
 
 class ServingSettings(_Group):
+    """Where and how the service answers."""
+
     host: str = Field("127.0.0.1", description="address the service listens on")
     port: int = Field(3000, ge=0, le=65_535, description="port the service listens on; 0 picks a free one")
     workers: int = Field(1, ge=1, le=64, description="processes")
@@ -75,6 +85,8 @@ class ServingSettings(_Group):
 
 
 class MonitoringSettings(_Group):
+    """What counts as drift and as a gap between groups."""
+
     protected: tuple[str, ...] = Field(("age_band", "region", "gender"), description="columns that groups are formed by")
     sample_rows: int = Field(10_000, ge=1_000, description="rows of either side that Evidently draws")
     min_window_rows: int = Field(500, ge=100, description="a smaller window is not judged")
@@ -87,6 +99,8 @@ class MonitoringSettings(_Group):
 
 
 class SimulationSettings(_Group):
+    """The simulated shop."""
+
     customers: int = Field(2_500, ge=20, le=5_000_000, description="people in the simulated shop")
     days: int = Field(182, ge=14, le=3_650, description="length of the simulated log")
     seed: int = Field(7, ge=0, description="same seed, same shop")

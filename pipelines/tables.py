@@ -181,7 +181,15 @@ LABELS_INTENT = Table(
     ("customer_id", "event_timestamp"),
     "event_timestamp",
     None,
-    _schema(customer_id=TEXT, event_timestamp=TIME, label=WHOLE, split=TEXT, matured_timestamp=TIME, session_id=TEXT, session_events=WHOLE),
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        label=WHOLE,
+        split=TEXT,
+        matured_timestamp=TIME,
+        session_id=TEXT,
+        session_events=WHOLE,
+    ),
 )
 INTERACTIONS = Table(
     "interactions",
@@ -201,7 +209,14 @@ CUSTOMER_SCORES = Table(
     ("customer_id",),
     "event_timestamp",
     None,
-    _schema(customer_id=TEXT, event_timestamp=TIME, churn_probability=REAL, churn_version=TEXT, intent_probability=REAL, intent_version=TEXT),
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        churn_probability=REAL,
+        churn_version=TEXT,
+        intent_probability=REAL,
+        intent_version=TEXT,
+    ),
 )
 RECOMMENDATIONS = Table(
     "recommendations",
@@ -246,7 +261,8 @@ def count(home: Path, table: Table) -> int:
 
 def read(home: Path, table: Table, columns: list[str] | None = None) -> pd.DataFrame:
     """The table as a frame, day by day; an empty frame with the declared columns where nothing was written."""
-    return read_arrow(home, table, columns).to_pandas()
+    frame: pd.DataFrame = read_arrow(home, table, columns).to_pandas()
+    return frame
 
 
 def read_arrow(home: Path, table: Table, columns: list[str] | None = None) -> pa.Table:
@@ -271,6 +287,15 @@ def write(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.
 def append(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch]) -> int:
     """Add `data` to the table; returns the rows added. Atomic: all of them or none. Earlier files are linked, not copied."""
     return _publish(home, table, data, keep=files(home, table) if exists(home, table) else [])
+
+
+def drop(home: Path, table: Table) -> None:
+    """Remove the table and its files; nothing happens if it does not exist."""
+    link = folder(home, table)
+    if link.is_symlink():
+        version = link.resolve()
+        link.unlink()
+        shutil.rmtree(version, ignore_errors=True)
 
 
 def content_hash(home: Path, table: Table) -> str:

@@ -1,0 +1,365 @@
+"""The steps of the loop in order, declared once: name, inputs, outputs, version; and the runner that resumes them.
+
+A step is skipped when its key (its version, its settings, the content of its inputs) is the one it finished with and its
+outputs still stand. Outputs are published atomically by the steps themselves, so an interrupted step simply runs again.
+Never decides what a step does: that is in the module the step names.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines import tables
+from pipelines.errors import PipelineError, StoreError
+from pipelines.settings import Settings, clock
+from pipelines.tables import Table
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one run of the loop works on."""
+
+    settings: Settings
+    files: tuple[Path, ...] = ()  # none: the simulated shop
+    mapping: str | None = None  # none: Segment-spec JSON lines
+    items_file: Path | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder that everything is written under."""
+        return self.settings.home
+
+    def as_of(self) -> datetime:
+        """The instant the run calls now; decided by the ingest step."""
+        return read_clock(self.settings)
+
+    def inputs(self) -> tuple[Path, ...]:
+        """The event files, the simulated shop's where none were given."""
+        return self.files or (self.home / "raw" / "events.jsonl",)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One arrow of the path. `reads` and `writes` are tables, or files and folders relative to the home."""
+
+    name: str
+    run: Callable[[Job], Summary]
+    reads: tuple[Table | str, ...] = ()
+    writes: tuple[Table | str, ...] = ()
+    settings: tuple[str, ...] = ()  # the groups of Settings that change its result
+    version: int = 1
+    reads_files: bool = False  # also depends on the job's event files, mapping and items
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """What became of one step: its summary, whether it was skipped, and the seconds it took."""
+
+    name: str
+    summary: Summary
+    is_skipped: bool
+    took_s: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The runs of all steps, by name, in order."""
+
+    steps: Mapping[str, StepRun] = field(default_factory=dict)
+
+    def summary(self, name: str) -> Summary:
+        """What step `name` reported; empty if it is not part of this run."""
+        return self.steps[name].summary if name in self.steps else {}
+
+
+def run(
+    steps: tuple[Step, ...],
+    job: Job,
+    *,
+    on_start: Callable[[Step], None] = lambda step: None,
+    on_end: Callable[[StepRun], None] = lambda done: None,
+    force: tuple[str, ...] = (),
+) -> Outcome:
+    """Run the steps in order, skipping those that are finished. Raises PipelineError as the step raised it.
+
+    One run at a time per home: a second one is refused, not queued. A run that ingests owns its home (see `_claim`).
+    """
+    finished: dict[str, StepRun] = {}
+    with _lock(job.home):
+        if any(step.name == "ingest" for step in steps):
+            _claim(job)
+        for step in steps:
+            on_start(step)
+            finished[step.name] = _run_step(step, job, is_forced=step.name in force)
+            on_end(finished[step.name])
+    return Outcome(finished)
+
+
+def steps_for(job: Job) -> tuple[Step, ...]:
+    """The steps of this job: the shop is simulated only where no files were given."""
+    return tuple(step for step in STEPS if not (job.files and step.name == "simulate"))
+
+
+def read_clock(settings: Settings) -> datetime:
+    """What "now" means in this home, UTC. Raises StoreError where nothing was ingested and no `as_of` is set."""
+    if settings.as_of is not None:
+        return clock(settings, None, settings.as_of)
+    path = settings.home / "clock.json"
+    if not path.exists():
+        raise StoreError(f"clock: expected {path}, found nothing; ingest events first, or set RAPPORT_AS_OF")
+    return datetime.fromisoformat(json.loads(path.read_text())["as_of"])
+
+
+def write_clock(settings: Settings, last_event: datetime | None, wall: datetime) -> datetime:
+    """Decide what "now" means from the newest event and remember it for every later step and for serving."""
+    now = clock(settings, last_event, wall)
+    _replace(settings.home / "clock.json", {"as_of": now.isoformat(), "is_history": now != wall})
+    return now
+
+
+def history(home: Path) -> list[Summary]:
+    """Every step run of this home, oldest first: step, started, took_s, outcome."""
+    path = home / "flow" / "runs.db"
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path)) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute("SELECT * FROM runs ORDER BY started")]
+
+
+# -- the steps ---------------------------------------------------------------------------------------------------------
+
+
+def _simulate(job: Job) -> Summary:
+    from pipelines import simulate
+
+    s = job.settings.simulation
+    return _plain(simulate.simulate(job.home / "raw", customers=s.customers, days=s.days, seed=s.seed))
+
+
+def _ingest(job: Job) -> Summary:
+    from pipelines import ingest
+
+    items = job.items_file or (None if job.files else job.home / "raw" / "items.jsonl")
+    for table in _CLEAN:  # the loop starts from its files alone; `rapport ingest` is the one that adds
+        tables.drop(job.home, table)
+    report = ingest.ingest(job.home, list(job.inputs()), mapping=job.mapping, items_file=items, settings=job.settings)
+    write_clock(job.settings, report.last_event, datetime.now(UTC))
+    return _plain(report)
+
+
+def _features(job: Job) -> Summary:
+    from pipelines import features
+
+    return _plain(features.build(job.home))
+
+
+def _apply(job: Job) -> Summary:
+    from pipelines import features
+
+    features.apply(job.home)
+    return {}
+
+
+def _labels(job: Job) -> Summary:
+    from pipelines import labels
+
+    return _plain(labels.build(job.home, settings=job.settings, as_of=job.as_of()))
+
+
+def _train(name: str) -> Callable[[Job], Summary]:
+    def step(job: Job) -> Summary:
+        from pipelines import training
+
+        return _plain(training.train(name, job.home, settings=job.settings, as_of=job.as_of()))
+
+    return step
+
+
+def _materialize(job: Job) -> Summary:
+    from pipelines import features
+
+    return {"rows": features.materialize(job.home, as_of=job.as_of())}
+
+
+def _score(job: Job) -> Summary:
+    from pipelines import features, scoring
+
+    report = _plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
+    features.materialize(job.home, as_of=job.as_of(), views=["customer_scores"])
+    return report
+
+
+_CLEAN = (
+    tables.EVENTS, tables.QUARANTINE, tables.IDENTITIES, tables.CONSENTS,
+    tables.ITEMS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
+)  # fmt: skip
+_FEATURES = (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)
+_SCORES = (tables.CUSTOMER_SCORES, tables.SCORED_CHURN, tables.SCORED_INTENT, tables.RECOMMENDATIONS)
+_MODELS = ("labels", "training")
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "simulate", _simulate, settings=("simulation",),
+        writes=("raw/events.jsonl", "raw/items.jsonl", "raw/truth.parquet"),
+    ),
+    Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "as_of"), reads_files=True),
+    Step("features", _features, reads=(tables.EVENTS,), writes=_FEATURES),
+    Step("apply", _apply, reads=_FEATURES, writes=("feature_store/registry.db",)),
+    Step(
+        "labels", _labels, reads=(tables.EVENTS, tables.CONSENTS, "clock.json"),
+        writes=(tables.LABELS_CHURN, tables.LABELS_INTENT, tables.INTERACTIONS), settings=("labels",),
+    ),
+    Step(
+        "train churn", _train("churn"), reads=(tables.LABELS_CHURN, tables.CUSTOMER_PROFILE, *_FEATURES),
+        writes=("models/champions.json",), settings=_MODELS,
+    ),
+    Step(
+        "train intent", _train("intent"), reads=(tables.LABELS_INTENT, tables.CUSTOMER_PROFILE, *_FEATURES),
+        writes=("models/champions.json",), settings=_MODELS,
+    ),
+    Step(
+        "train recommender", _train("recommender"), reads=(tables.INTERACTIONS, "clock.json"),
+        writes=("models/champions.json",), settings=_MODELS,
+    ),
+    Step(
+        "materialize", _materialize, reads=(*_FEATURES, tables.IDENTITIES, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, "clock.json"),
+        writes=("feature_store/online.db",),
+    ),
+    Step("score", _score, reads=(*_FEATURES, tables.CONSENTS, "models/champions.json"), writes=_SCORES, settings=("labels",)),
+)  # fmt: skip
+
+
+# -- the runner --------------------------------------------------------------------------------------------------------
+
+
+def _claim(job: Job) -> None:
+    """Make the home this job's: what an earlier loop over other files left there is cleared, models' history excepted.
+
+    Raises PipelineError where the home holds events that no loop put there: those are somebody's data.
+    """
+    path, mine = job.home / "flow" / "claim.json", {"files": [_content(file, job.home) for file in job.files], "mapping": job.mapping}
+    held = json.loads(path.read_text()) if path.exists() else None
+    if held == mine:
+        return
+    if held is None and tables.exists(job.home, tables.EVENTS):
+        raise PipelineError(f"flow: {job.home} already holds events of your own; set RAPPORT_HOME to another folder for this run")
+    if held is not None:
+        for name in ("tables", "raw", "feature_store", "reports"):
+            shutil.rmtree(job.home / name, ignore_errors=True)
+        for file in (job.home / "clock.json", job.home / "models" / "champions.json", *(job.home / "flow").glob("*.json")):
+            file.unlink(missing_ok=True)
+    _replace(path, mine)
+
+
+def _run_step(step: Step, job: Job, *, is_forced: bool) -> StepRun:
+    key = _key(step, job)
+    record = _record(step, job)
+    if not is_forced and record.get("key") == key and record.get("outputs") == _outputs(step, job):
+        return StepRun(step.name, record["summary"], is_skipped=True, took_s=0.0)
+    started = time.time()
+    try:
+        summary = step.run(job)
+    except BaseException as error:
+        _log_run(job, step, key, started, f"failed: {type(error).__name__}")
+        raise
+    # Inputs a step itself moves (the champion pointer) are part of the key it finished with.
+    _replace(_record_path(step, job), {"key": _key(step, job), "outputs": _outputs(step, job), "summary": summary})
+    _log_run(job, step, key, started, "done")
+    return StepRun(step.name, summary, is_skipped=False, took_s=time.time() - started)
+
+
+def _key(step: Step, job: Job) -> str:
+    parts: dict[str, Any] = {"step": step.name, "version": step.version}
+    dumped = job.settings.model_dump(mode="json", include=set(step.settings))
+    parts["settings"] = {name: dumped[name] for name in step.settings}
+    parts["reads"] = [_content(item, job.home) for item in step.reads]
+    if step.reads_files:
+        parts["files"] = [_content(path, job.home) for path in job.files]
+        parts["raw"] = "" if job.files else _content("raw", job.home)
+        parts["mapping"] = _content(Path(job.mapping), job.home) if job.mapping and Path(job.mapping).is_file() else job.mapping
+        parts["items"] = _content(job.items_file, job.home) if job.items_file else ""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _content(item: Table | str | Path, home: Path) -> str:
+    """SHA-256 of what a step reads; a fixed word where it does not exist."""
+    if isinstance(item, Table):
+        return tables.content_hash(home, item) if tables.exists(home, item) else "absent"
+    path = home / item
+    if path.is_dir():
+        inside = (_content(child, home) for child in sorted(path.rglob("*")) if child.is_file())
+        return hashlib.sha256("".join(inside).encode()).hexdigest()
+    if not path.is_file():
+        return "absent"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _outputs(step: Step, job: Job) -> list[str] | None:
+    """What stands where the step writes; None if something is missing. A table's version never changes once published."""
+    found = []
+    for item in step.writes:
+        path = tables.folder(job.home, item) if isinstance(item, Table) else job.home / item
+        if not path.exists():
+            return None
+        found.append(path.resolve().name)
+    return found
+
+
+def _record_path(step: Step, job: Job) -> Path:
+    return job.home / "flow" / f"{step.name.replace(' ', '-')}.json"
+
+
+def _record(step: Step, job: Job) -> dict[str, Any]:
+    path = _record_path(step, job)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _log_run(job: Job, step: Step, key: str, started: float, outcome: str) -> None:
+    with closing(sqlite3.connect(job.home / "flow" / "runs.db")) as db, db:
+        db.execute("CREATE TABLE IF NOT EXISTS runs (step TEXT, key TEXT, started REAL, took_s REAL, outcome TEXT)")
+        db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?)", (step.name, key, started, time.time() - started, outcome))
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    try:
+        (home / "flow").mkdir(parents=True, exist_ok=True)
+        file = (home / "flow" / "lock").open("w")
+    except OSError as error:
+        raise StoreError(
+            f"flow: the home folder {home} could not be written ({error.strerror}); set RAPPORT_HOME to one that can"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PipelineError(f"flow: another run is working in {home}; wait for it, or set RAPPORT_HOME to another folder") from error
+        yield
+
+
+def _replace(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    fresh.write_text(json.dumps(content, indent=1, default=str))
+    fresh.replace(path)
+
+
+def _plain(report: Any) -> Summary:
+    """A report as JSON would hold it, so that a skipped step reports exactly what the finished one did."""
+    summary = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    plain: Summary = json.loads(json.dumps(summary, default=str))
+    return plain

@@ -1,0 +1,56 @@
+"""What several rooms' tests share: quiet libraries, one thread, the shared datasets, and a guard against outside connections."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from pipelines.settings import silence_telemetry
+
+silence_telemetry()
+os.environ["OMP_NUM_THREADS"] = "1"
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+# Loaded by every Python process of a guarded run, children included: writes down each attempt to leave this machine.
+GUARD = textwrap.dedent(
+    """
+    import os, socket, sys
+
+    def watch(event, args):
+        if event == "socket.connect":
+            where = args[1]
+            host = where[0] if isinstance(where, tuple) else "unix"
+        elif event == "socket.getaddrinfo":
+            host = args[0]
+        else:
+            return
+        host = host.decode() if isinstance(host, bytes) else host
+        if host in (None, "", "unix", "localhost", "::1", "0.0.0.0", socket.gethostname()) or host.startswith("127."):
+            return
+        with open(os.environ["RAPPORT_TEST_CONNECTIONS"], "a") as log:
+            log.write(f"{event} {host} by {' '.join(sys.orig_argv)[:200]}\\n")
+        raise ConnectionRefusedError(f"outside connection to {host}")
+
+    sys.addaudithook(watch)
+    """
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real datasets; tests that need them skip where they are not laid out beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real datasets are not at {SHARED}; the README says where the originals are")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which every Python process notes, and is refused, each connection to another machine."""
+    folder = tmp_path_factory.mktemp("guard")
+    (folder / "sitecustomize.py").write_text(GUARD)
+    log = folder / "connections.log"
+    log.touch()
+    return os.environ | {"PYTHONPATH": str(folder), "RAPPORT_TEST_CONNECTIONS": str(log)}
