@@ -1,0 +1,25 @@
+"""The churn task: will an active customer stay silent through the horizon? Declares; computes only its rival's score."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from models.classifier import Task
+
+NEVER_DAYS = 36_500.0  # the silence of a customer who never bought: longer than any real one
+
+
+def recency_rule(features: pd.DataFrame) -> NDArray[np.float64]:
+    """Days since the last purchase (n,): the longer the silence, the likelier the churn; never bought = a century."""
+    return features["last_purchase_age_days"].fillna(NEVER_DAYS).to_numpy(dtype=np.float64)
+
+
+TASK = Task(
+    name="churn",
+    label_table="labels_churn",
+    feature_service="churn_v1",
+    metric="auc",
+    rival_name="recency rule",
+    rival=recency_rule,
+    excluded=("age_band", "gender"),
+)

@@ -1,0 +1,365 @@
+"""Features and 0/1 labels -> a calibrated, explained probability; and the declaration of a supervised task.
+
+LightGBM trees, stopped early on one part of the validation rows, then Platt's two numbers and the threshold from the
+other part. Never resamples or re-weights classes: both would bend the probabilities that decisions are taken with.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from models import evaluation
+from models.learner import Learner, read_json, write_json
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
+
+Floats = NDArray[np.float64]
+Labelled = tuple[pd.DataFrame, ArrayLike]
+
+VALIDATION_SHARE = 0.2  # of the rows, the newest, where `fit` is given no validation rows
+MIN_SLOPE = 0.01  # a calibration may flatten the scores but never turn their order around
+PRIOR_PRECISION = 0.25  # pulls Platt's numbers to "already calibrated" (1, 0) with the force of a standard deviation of 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A supervised task: which labels and features, how it is judged, and the simple rule that a model has to beat."""
+
+    name: str
+    label_table: str
+    feature_service: str
+    metric: str  # a function of models.evaluation
+    rival_name: str
+    rival: Callable[[pd.DataFrame], Floats]  # feature rows -> (n,) finite scores, higher = more likely positive
+    excluded: tuple[str, ...] = ()  # columns that a model never sees, such as protected ones
+
+
+class Classifier(Learner):
+    """Gradient-boosted trees for a 0/1 label with calibrated probabilities.
+
+    Rows of `fit` and of its validation are expected in time order, rows of one instant in an order that says nothing of their
+    labels: the newest ones decide when to stop, how to calibrate and where to act.
+    The same data and `random_state` give the same model, whatever `num_threads`.
+
+    Learned: `feature_names_`; `categories_` (values known of each text column, and none for a column without values);
+    `booster_`; `calibration_` (slope, intercept) on the logit; `base_`, the logit that contributions start from;
+    `threshold_`, at and above which acting is cheaper given the two costs; `classes_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        learning_rate: float = 0.05,
+        num_leaves: int = 15,
+        min_data_in_leaf: int = 40,
+        feature_fraction: float = 0.8,
+        bagging_fraction: float = 0.8,
+        lambda_l2: float = 1.0,
+        cat_smooth: float = 10.0,
+        n_rounds: int = 600,
+        early_stopping_rounds: int = 40,
+        cost_false_positive: float = 1.0,
+        cost_false_negative: float = 4.0,
+        random_state: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        self.learning_rate = learning_rate
+        self.num_leaves = num_leaves
+        self.min_data_in_leaf = min_data_in_leaf
+        self.feature_fraction = feature_fraction
+        self.bagging_fraction = bagging_fraction
+        self.lambda_l2 = lambda_l2
+        self.cat_smooth = cat_smooth
+        self.n_rounds = n_rounds
+        self.early_stopping_rounds = early_stopping_rounds
+        self.cost_false_positive = cost_false_positive
+        self.cost_false_negative = cost_false_negative
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    @staticmethod
+    def suggest(trial: Any) -> dict[str, Any]:
+        """One point of the search space of an Optuna trial; the defaults lie inside, so they can be the first trial."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 0.01, 0.2, log=True),
+            "num_leaves": trial.suggest_int("num_leaves", 3, 64, log=True),
+            "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 5, 300, log=True),
+            "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
+            "bagging_fraction": trial.suggest_float("bagging_fraction", 0.5, 1.0),
+            "lambda_l2": trial.suggest_float("lambda_l2", 1e-3, 100.0, log=True),
+            "cat_smooth": trial.suggest_float("cat_smooth", 1.0, 100.0, log=True),
+        }
+
+    def fit(self, features: pd.DataFrame, label: ArrayLike, validation: Labelled | None = None) -> Self:
+        """Learn from (n, d) features and (n,) labels of 0/1, both in time order.
+
+        validation: later rows; its earlier half stops the training, its later half calibrates and sets the threshold.
+        Without it the newest fifth of the rows takes that part. Numbers, booleans and text are taken as they are, nulls
+        included; constant and empty columns do no harm. Raises ValueError on no rows, one class only, labels other than
+        0/1, duplicate columns, or validation columns that differ.
+        """
+        y = _check_training(features, label)
+        names, categories = [str(name) for name in features.columns], _learn_categories(features)
+        matrix = _encode(features, names, categories)
+        if validation is None:
+            is_tail = _tail(y)
+            later, y_later = matrix[is_tail], y[is_tail]
+            matrix, y = matrix[~is_tail], y[~is_tail]
+        else:
+            _check_columns(validation[0], names, "validation")
+            later, y_later = _encode(validation[0], names, categories), _check_label(validation[1], len(validation[0]))
+        half = len(later) // 2
+        booster = self._train(matrix, y, later[:half], y_later[:half], [j for j, name in enumerate(names) if categories.get(name)])
+        raw = np.asarray(booster.predict(later[half:], raw_score=True, num_threads=self.num_threads)) if len(later) else np.empty(0)
+        calibration = _platt(raw, y_later[half:])
+        threshold = _cheapest_threshold(_sigmoid(calibration, raw), y_later[half:], self.cost_false_positive, self.cost_false_negative)
+        return self._learned(booster, names, categories, calibration, threshold)
+
+    def predict_proba(self, features: pd.DataFrame) -> Floats:
+        """Calibrated probabilities (n, 2) of label 0 and label 1. Raises ValueError if the columns are not those of `fit`."""
+        self._check_fitted("feature_names_")
+        _check_columns(features, self.feature_names_, "features")
+        positive = self._probability(self.encode(features), self.num_threads)
+        return np.column_stack([1.0 - positive, positive])
+
+    def predict(self, features: pd.DataFrame) -> NDArray[np.int64]:
+        """1 where acting is expected to be cheaper than not acting (n,)."""
+        return np.asarray(self.predict_proba(features)[:, 1] >= self.threshold_, dtype=np.int64)
+
+    def encode(self, columns: Mapping[str, Any] | pd.DataFrame) -> Floats:
+        """Columns of equal length n as the matrix (n, d) that the trees read; further columns are ignored.
+
+        A null, and a text never seen in `fit`, is missing. Raises ValueError on a column that is absent or not a number.
+        """
+        self._check_fitted("feature_names_")
+        return _encode(columns, self.feature_names_, self.categories_)
+
+    def predict_values(self, matrix: Floats) -> Floats:
+        """Probability of label 1 (n,) for an encoded matrix; the same bits as `predict_proba`, without pandas, on one thread."""
+        return self._probability(matrix, 1)
+
+    def explain(self, features: pd.DataFrame) -> pd.DataFrame:
+        """What each feature adds to the logit of the probability (n, d): a row's sum plus `base_` is that logit.
+
+        The contributions are the trees' exact Shapley values times the calibration's slope.
+        Source: Lundberg et al., Nature Machine Intelligence 2020.
+        """
+        self._check_fitted("feature_names_")
+        _check_columns(features, self.feature_names_, "features")
+        return pd.DataFrame(self.explain_values(self.encode(features)), columns=self.feature_names_, index=features.index)
+
+    def explain_values(self, matrix: Floats) -> Floats:
+        """The same for an encoded matrix, as an array (n, d)."""
+        parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))
+        return np.asarray(parts[:, :-1] * self.calibration_[0])
+
+    def loss(self, validation: Labelled) -> float:
+        """Log-loss of the calibrated probabilities on rows (features, label): what tuning minimises."""
+        features, label = validation
+        return evaluation.log_loss(_check_label(label, len(features)), self.predict_proba(features)[:, 1])
+
+    def save(self, folder: Path) -> None:
+        """Write `model.lgb` (LightGBM's text) and `classifier.json` into the folder, made if absent."""
+        self._check_fitted("feature_names_")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.booster_.save_model(folder / "model.lgb")
+        description = {
+            "kind": "classifier",
+            "params": self.get_params(),
+            "feature_names": self.feature_names_,
+            "categories": {name: list(values) for name, values in self.categories_.items()},
+            "calibration": list(self.calibration_),
+            "threshold": self.threshold_,
+        }
+        write_json(folder / "classifier.json", description)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The learner as it was saved. Raises ValueError if the two files do not belong together."""
+        import lightgbm as lgb
+
+        saved = read_json(folder / "classifier.json", "classifier")
+        booster = lgb.Booster(model_str=(folder / "model.lgb").read_text())
+        names, (slope, intercept) = saved["feature_names"], saved["calibration"]
+        if booster.num_feature() != len(names):
+            raise ValueError(f"{folder}: model.lgb reads {booster.num_feature()} features, classifier.json names {len(names)}")
+        categories = {name: tuple(values) for name, values in saved["categories"].items()}
+        return cls(**saved["params"])._learned(booster, names, categories, (slope, intercept), saved["threshold"])
+
+    def _train(self, matrix: Floats, y: Floats, later: Floats, y_later: Floats, text_columns: list[int]) -> "lgb.Booster":
+        """The trees up to the best round on the later rows; all rounds where there are none to judge by."""
+        import lightgbm as lgb
+
+        params = {name: getattr(self, name) for name in _TREE_PARAMS} | _FIXED_PARAMS | {"seed": self.random_state}
+        data = lgb.Dataset(matrix, y, categorical_feature=text_columns, params=params)
+        judged = [lgb.Dataset(later, y_later, reference=data, categorical_feature=text_columns, params=params)] if len(later) else None
+        stop: list[Callable[..., Any]] = [lgb.early_stopping(self.early_stopping_rounds, verbose=False)] if judged else []
+        booster = lgb.train(params, data, num_boost_round=self.n_rounds, valid_sets=judged, callbacks=stop)
+        # from its own text: what is used now is, to the bit, what will be loaded later
+        return lgb.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration or None))
+
+    def _learned(
+        self,
+        booster: "lgb.Booster",
+        names: list[str],
+        categories: dict[str, tuple[str, ...]],
+        calibration: tuple[float, float],
+        threshold: float,
+    ) -> Self:
+        self.booster_, self.feature_names_, self.categories_ = booster, names, categories
+        self.calibration_, self.threshold_, self.classes_ = calibration, threshold, np.array([0, 1])
+        start = np.asarray(booster.predict(np.full((1, len(names)), np.nan), pred_contrib=True, num_threads=1))[0, -1]
+        self.base_ = float(calibration[0] * start + calibration[1])
+        return self
+
+    def _probability(self, matrix: Floats, num_threads: int) -> Floats:
+        if not len(matrix):
+            return np.empty(0)
+        return _sigmoid(self.calibration_, np.asarray(self.booster_.predict(matrix, raw_score=True, num_threads=num_threads)))
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+_TREE_PARAMS = (
+    "learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "bagging_fraction", "lambda_l2", "cat_smooth", "num_threads",
+)  # fmt: skip
+_FIXED_PARAMS: dict[str, Any] = {
+    "objective": "binary",
+    "metric": "binary_logloss",
+    "bagging_freq": 1,
+    "deterministic": True,
+    "force_row_wise": True,  # the automatic choice is made by timing, and so differs between runs
+    "verbosity": -1,
+}
+
+
+def _check_training(features: pd.DataFrame, label: ArrayLike) -> Floats:
+    if features.empty:
+        raise ValueError(f"Classifier: expected rows and columns to learn from, found shape {features.shape}")
+    repeated = features.columns[features.columns.duplicated()].tolist()
+    if repeated:
+        raise ValueError(f"Classifier: expected each column once, found {repeated} repeatedly; rename or drop them")
+    y = _check_label(label, len(features))
+    if y.min() == y.max():
+        raise ValueError(f"Classifier: expected labels of both classes, found only {y[0]:g} in {len(y)} rows; widen the label window")
+    return y
+
+
+def _check_label(label: ArrayLike, n_rows: int) -> Floats:
+    y = _numbers("label", label)
+    if y.shape != (n_rows,):
+        raise ValueError(f"Classifier: expected one label for each of {n_rows} rows, found shape {y.shape}")
+    wrong = y[(y != 0) & (y != 1)]
+    if wrong.size:
+        raise ValueError(f"Classifier: labels must be 0 or 1, found {wrong[0]:g} (and {wrong.size - 1} more); drop rows without a label")
+    return y
+
+
+def _check_columns(features: pd.DataFrame, names: list[str], what: str) -> None:
+    found = [str(name) for name in features.columns]
+    if sorted(found) != sorted(names):
+        missing, extra = sorted(set(names) - set(found)), sorted(set(found) - set(names))
+        raise ValueError(f"Classifier: {what} must have the columns of fit, each once; missing {missing}, not known {extra}")
+
+
+def _learn_categories(features: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """The sorted values of each text column; none for a column without values, whatever its type."""
+    learned: dict[str, tuple[str, ...]] = {}
+    for name, column in features.items():
+        if column.isna().all():
+            learned[str(name)] = ()
+        elif _is_text(column):
+            learned[str(name)] = tuple(sorted({str(value) for value in column.dropna().unique()}))
+    return learned
+
+
+def _is_text(column: pd.Series) -> bool:
+    kind = pd.api.types.infer_dtype(column, skipna=True)
+    if kind in ("string", "categorical"):
+        return True
+    if kind in ("boolean", "integer", "floating", "mixed-integer-float", "decimal"):
+        return False
+    raise ValueError(f"Classifier: column {column.name} holds {kind} values; expected numbers, booleans or text (turn times into ages)")
+
+
+def _encode(columns: Mapping[str, Any] | pd.DataFrame, names: list[str], categories: Mapping[str, tuple[str, ...]]) -> Floats:
+    absent = [name for name in names if name not in columns]
+    if absent:
+        raise ValueError(f"Classifier: the columns {absent} are missing; expected {names}")
+    matrix = np.empty((len(columns[names[0]]), len(names)))
+    for j, name in enumerate(names):
+        known = categories.get(name)
+        values = _numbers(name, columns[name]) if known is None else _codes(columns[name], known)
+        if values.shape != matrix.shape[:1]:
+            raise ValueError(f"Classifier: column {name} has shape {values.shape}; expected {matrix.shape[:1]} as the first column")
+        matrix[:, j] = values
+    return matrix
+
+
+def _numbers(name: str, values: Any) -> Floats:
+    try:
+        if isinstance(values, pd.Series):
+            return values.to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Classifier: {name} must hold numbers ({error})") from error
+
+
+def _codes(values: Any, known: tuple[str, ...]) -> Floats:
+    position = {value: float(code) for code, value in enumerate(known)}
+    codes, seen = pd.factorize(np.asarray(values, dtype=object))
+    return np.array([*(position.get(str(value), np.nan) for value in seen), np.nan])[codes]  # null has code -1: the last
+
+
+def _tail(y: Floats) -> NDArray[np.bool_]:
+    """The newest rows; the newest of each class where time order would leave a part without one of the classes."""
+    is_tail = np.arange(len(y)) >= len(y) - int(len(y) * VALIDATION_SHARE)
+    if all(len(np.unique(part)) == 2 for part in (y[is_tail], y[~is_tail])):
+        return is_tail
+    for value in (0, 1):
+        rows = np.flatnonzero(y == value)
+        is_tail[rows] = np.arange(len(rows)) >= len(rows) - int(len(rows) * VALIDATION_SHARE)
+    return is_tail
+
+
+def _sigmoid(calibration: tuple[float, float], raw: Floats) -> Floats:
+    from scipy.special import expit
+
+    return np.asarray(expit(calibration[0] * raw + calibration[1]))
+
+
+def _platt(raw: Floats, y: Floats) -> tuple[float, float]:
+    """Slope and intercept of the logit that make the labels most likely; (1, 0) without rows. Source: Platt 1999."""
+    from scipy.optimize import minimize
+
+    design, prior = np.column_stack([raw, np.ones_like(raw)]), np.array([1.0, 0.0])
+
+    def cost(theta: Floats) -> tuple[float, Floats]:
+        logit, away = design @ theta, theta - prior
+        gradient = design.T @ (_sigmoid((1.0, 0.0), logit) - y) + PRIOR_PRECISION * away
+        return float(np.sum(np.logaddexp(0.0, logit) - y * logit) + PRIOR_PRECISION / 2 * away @ away), gradient
+
+    best = minimize(cost, prior, jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)], options={"ftol": 1e-12}).x
+    return float(best[0]), float(best[1])
+
+
+def _cheapest_threshold(probability: Floats, y: Floats, false_positive: float, false_negative: float) -> float:
+    """The cut with the least cost on these rows; of equally cheap ones that nearest to the cut of perfect calibration."""
+    ideal = false_positive / (false_positive + false_negative)
+    levels, place = np.unique(-probability, return_inverse=True)
+    if not levels.size:
+        return ideal
+    positives = np.bincount(place, weights=y, minlength=levels.size)
+    negatives = np.bincount(place, weights=1 - y, minlength=levels.size)
+    # acting on the first i levels, for i = 0 .. all of them
+    cost = np.append(0.0, np.cumsum(false_positive * negatives - false_negative * positives))
+    edges = np.concatenate([[1.0], -levels, [0.0]])
+    cuts = (edges[:-1] + edges[1:]) / 2
+    cheapest = cuts[cost <= cost.min() + 1e-9]
+    return float(cheapest[np.abs(cheapest - ideal).argmin()])

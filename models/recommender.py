@@ -1,0 +1,283 @@
+"""Interactions -> ranked items for each customer: implicit matrix factorisation, own history, popularity for strangers.
+
+Rows are customers, columns items, both by position: which position is whose is the caller's knowledge. Never reads a
+clock: recency is in the weights it is given.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
+from models import als, evaluation
+from models.als import Objective, Singles
+from models.learner import Learner, read_json, write_json
+
+Indices = NDArray[np.int64]
+Ranked = tuple[Indices, Singles]
+
+LOSS_K = 20
+CHUNK_CELLS = 4_000_000  # scores held at a time
+GROUPS_PER_PLACE = 8  # groups of columns for each place of a list: more give a closer bound
+_ARRAYS = ("customer_factors_", "item_factors_", "popularity_")
+_HISTORY = ("data", "indices", "indptr")
+
+
+class Recommender(Learner):
+    """Scores an item for a customer by their factors' product, raised by what the customer did with that very item.
+
+    n_factors: dimensions. regularization: ridge per unit of frequency. alpha0: weight of a cell without interaction.
+    nu: how the ridge grows with a row's frequency, 0 (not) to 1 (in proportion). n_epochs: passes over both sides.
+    repeat_weight: what the customer's strongest own item gains, the others in proportion to their weight; 0 = nothing.
+
+    Learned: `customer_factors_`, `item_factors_`, `popularity_` (n_items,) the items' total weight, `history_` csr of own
+    weights over the row's largest, `objective_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_factors: int = 64,
+        regularization: float = 0.01,
+        alpha0: float = 0.3,
+        nu: float = 0.5,
+        n_epochs: int = 15,
+        repeat_weight: float = 1.0,
+        random_state: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        self.n_factors = n_factors
+        self.regularization = regularization
+        self.alpha0 = alpha0
+        self.nu = nu
+        self.n_epochs = n_epochs
+        self.repeat_weight = repeat_weight
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    @staticmethod
+    def suggest(trial: Any) -> dict[str, Any]:
+        """One point of the search space of an Optuna trial; the defaults lie inside, so they can be the first trial."""
+        return {
+            "n_factors": trial.suggest_int("n_factors", 16, 128, log=True),
+            "regularization": trial.suggest_float("regularization", 1e-4, 0.3, log=True),
+            "alpha0": trial.suggest_float("alpha0", 3e-3, 3.0, log=True),
+            "nu": trial.suggest_float("nu", 0.0, 1.0),
+            "n_epochs": trial.suggest_int("n_epochs", 5, 25),
+            "repeat_weight": trial.suggest_float("repeat_weight", 0.0, 3.0),
+        }
+
+    def fit(self, interactions: Any, validation: Any = None) -> Self:
+        """Learn from weights >= 0, csr (n_customers, n_items); an explicit 0 is no interaction.
+
+        `validation` is there so that all learners are called alike: nothing is stopped early here. Raises ValueError on
+        weights that are negative or not finite, no interaction at all, or a parameter outside its range.
+        """
+        self._check_params()
+        weights = _checked(interactions, None)
+        if not weights.nnz:
+            raise ValueError(f"Recommender: expected interactions to learn from, found none in shape {weights.shape}")
+        objective = Objective.balanced(weights, alpha0=self.alpha0, regularization=self.regularization, nu=self.nu)
+        customers, items = als.factorize(
+            weights, objective, n_factors=self.n_factors, n_epochs=self.n_epochs, seed=self.random_state, num_threads=self.num_threads
+        )
+        popularity = np.asarray(weights.sum(axis=0), dtype=np.float64).ravel()
+        return self._learned(objective, customers, items, popularity, _over_largest(weights))
+
+    def score(self, customers: ArrayLike, items: ArrayLike) -> Singles:
+        """The score of each pair (m,) of customer and item; -1 is an unknown customer. Comparable within a customer only.
+
+        A customer without history gets the item's popularity over that of the most popular.
+        """
+        rows, columns = self._check_customers(customers), np.asarray(items, dtype=np.int64)
+        if columns.shape != rows.shape or (columns.size and (columns.min() < 0 or columns.max() >= len(self.item_factors_))):
+            raise ValueError(f"Recommender: expected {rows.size} items in [0, {len(self.item_factors_)}), one for each customer")
+        own = _take(self.history_, rows)
+        scores = np.einsum("md,md->m", self.customer_factors_[rows], self.item_factors_[columns])
+        scores += np.float32(self.repeat_weight) * np.asarray(own[np.arange(rows.size), columns]).ravel()
+        return np.asarray(np.where(np.diff(own.indptr) > 0, scores, self._popularity_share[columns]))
+
+    def recommend(self, customers: ArrayLike, k: int, exclude: Any = None) -> Ranked:
+        """The k best items (m, k) for each customer and their scores (m, k), best first, of equal ones the lower position.
+
+        customers: (m,) rows of `fit`, -1 for an unknown one. exclude: csr (m, n_items), one row for each customer asked
+        for; its non-zero entries are never returned. Places that cannot be filled hold item -1 and score -inf.
+        """
+        rows = self._check_customers(customers)
+        return self._ranked(rows.size, lambda part: (self.customer_factors_[rows[part]], _take(self.history_, rows[part])), k, exclude)
+
+    def fold_in(self, interactions: Any) -> Singles:
+        """Factors (m, n_factors) of customers with these weights, csr (m, n_items): what they would have been trained to."""
+        self._check_fitted("item_factors_")
+        weights = _checked(interactions, len(self.item_factors_))
+        return als.fold_in(weights, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
+
+    def recommend_factors(self, factors: Singles, interactions: Any, k: int, exclude: Any = None) -> Ranked:
+        """As `recommend`, for customers given by their factors (m, n_factors) and the weights (m, n_items) behind them."""
+        self._check_fitted("item_factors_")
+        own = _over_largest(_checked(interactions, len(self.item_factors_)))
+        if len(factors) != own.shape[0]:
+            raise ValueError(f"Recommender: expected as many rows of factors as of interactions, found {len(factors)} and {own.shape[0]}")
+        return self._ranked(own.shape[0], lambda part: (factors[part], own[part]), k, exclude)
+
+    def loss(self, relevant: Any) -> float:
+        """Minus the NDCG@20 of recommending to the customers of `fit` with something relevant, csr (n_customers, n_items)."""
+        self._check_fitted("item_factors_")
+        wanted = _checked(relevant, len(self.item_factors_))
+        rows = np.flatnonzero(np.diff(wanted.indptr))
+        if not rows.size:
+            raise ValueError("Recommender: no customer has anything relevant; there is nothing to judge by")
+        return -evaluation.ndcg_at_k(self.recommend(rows, LOSS_K)[0], wanted[rows], k=LOSS_K)
+
+    def save(self, folder: Path) -> None:
+        """Write the arrays as `.npy` and `recommender.json` into the folder, made if absent."""
+        self._check_fitted("item_factors_")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            np.save(folder / f"{name.rstrip('_')}.npy", getattr(self, name), allow_pickle=False)
+        for part in _HISTORY:
+            np.save(folder / f"history_{part}.npy", getattr(self.history_, part), allow_pickle=False)
+        write_json(folder / "recommender.json", {"kind": "recommender", "params": self.get_params(), "objective": vars(self.objective_)})
+
+    @classmethod
+    def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
+        """The learner as it was saved; mapped, processes share one copy in memory. Raises ValueError if the files disagree."""
+        saved = read_json(folder / "recommender.json", "recommender")
+        customers, items, popularity = (_read(folder / f"{name.rstrip('_')}.npy", is_mapped) for name in _ARRAYS)
+        data, indices, indptr = (_read(folder / f"history_{part}.npy", is_mapped) for part in _HISTORY)
+        if len(indptr) != len(customers) + 1 or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
+            raise ValueError(f"{folder}: the arrays do not belong together; save the model again")
+        history = sparse.csr_matrix((data, indices, indptr), (len(customers), len(items)), copy=False)
+        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history)
+
+    def _learned(self, objective: Objective, customers: Singles, items: Singles, popularity: NDArray[np.float64], history: Any) -> Self:
+        self.objective_, self.customer_factors_, self.item_factors_ = objective, customers, items
+        self.popularity_, self.history_ = popularity, history
+        self._gram = items.T @ items
+        self._popularity_share = (popularity / popularity.max()).astype(np.float32)
+        place = np.empty(len(popularity), dtype=np.float32)
+        place[np.lexsort((np.arange(len(popularity)), -popularity))] = -np.arange(len(popularity), dtype=np.float32)
+        self._popularity_place = place  # 0 for the most popular, then -1, ...: no ties, so cheap to rank by
+        return self
+
+    def _ranked(self, n_rows: int, take: Callable[[slice], tuple[Singles, Any]], k: int, exclude: Any) -> Ranked:
+        """Rank in chunks of rows; take: slice of rows -> their factors and own history."""
+        if k < 1:
+            raise ValueError(f"Recommender: k must be 1 or more, found {k}")
+        n_items = len(self.item_factors_)
+        barred = None if exclude is None else _checked_shape(exclude, (n_rows, n_items))
+        items, scores = np.empty((n_rows, k), dtype=np.int64), np.empty((n_rows, k), dtype=np.float32)
+        step = max(1, CHUNK_CELLS // n_items)
+        for start in range(0, n_rows, step):
+            part = slice(start, min(start + step, n_rows))
+            items[part], scores[part] = self._rank(*take(part), k=k, barred=None if barred is None else barred[part])
+        return items, scores
+
+    def _rank(self, factors: Singles, own: Any, *, k: int, barred: Any) -> Ranked:
+        scores = factors @ self.item_factors_.T
+        counts = np.diff(own.indptr)
+        scores[np.repeat(np.arange(len(counts)), counts), own.indices] += np.float32(self.repeat_weight) * own.data
+        strangers = counts == 0
+        scores[strangers] = self._popularity_place
+        if barred is not None:
+            scores[np.repeat(np.arange(len(counts)), np.diff(barred.indptr)), barred.indices] = -np.inf
+        items, values = _top(scores, k)
+        values[strangers] = np.where(items[strangers] < 0, -np.inf, self._popularity_share[items[strangers]])
+        return items, values
+
+    def _check_customers(self, customers: ArrayLike) -> Indices:
+        self._check_fitted("item_factors_")
+        rows, n = np.asarray(customers, dtype=np.int64), len(self.customer_factors_)
+        if rows.ndim != 1 or (rows.size and (rows.min() < -1 or rows.max() >= n)):
+            raise ValueError(f"Recommender: expected a list of rows in [0, {n}), or -1 for an unknown customer; found others")
+        return rows
+
+    def _check_params(self) -> None:
+        positive = {name: getattr(self, name) for name in ("n_factors", "regularization", "alpha0", "n_epochs")}
+        wrong = [f"{name} = {value} (above 0)" for name, value in positive.items() if not value > 0]
+        wrong += [] if 0 <= self.nu <= 1 else [f"nu = {self.nu} (0 to 1)"]
+        wrong += [] if self.repeat_weight >= 0 else [f"repeat_weight = {self.repeat_weight} (0 or more)"]
+        if wrong:
+            raise ValueError(f"Recommender: parameters outside their range: {', '.join(wrong)}")
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _checked(weights: Any, n_items: int | None) -> Any:
+    """A csr of weights > 0 without duplicates, never the caller's own."""
+    if not sparse.issparse(weights):
+        raise ValueError(f"Recommender: expected a sparse matrix of customers by items, found {type(weights).__name__}")
+    matrix = sparse.csr_matrix(weights, dtype=np.float64, copy=True)
+    if n_items is not None and matrix.shape[1] != n_items:
+        raise ValueError(f"Recommender: expected {n_items} items as in fit, found {matrix.shape[1]} columns")
+    if not np.all(np.isfinite(matrix.data) & (matrix.data >= 0)):
+        raise ValueError("Recommender: weights must be finite and not negative; found others")
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    return matrix
+
+
+def _checked_shape(exclude: Any, shape: tuple[int, int]) -> Any:
+    matrix = sparse.csr_matrix(exclude)
+    if matrix.shape != shape:
+        raise ValueError(f"Recommender: exclude must have one row for each customer asked for, {shape}; found {matrix.shape}")
+    if matrix.nnz and not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def _over_largest(weights: Any) -> Any:
+    """Each row over its largest weight: (0, 1]."""
+    counts = np.diff(weights.indptr)
+    largest = np.maximum.reduceat(weights.data, weights.indptr[:-1][counts > 0]) if weights.nnz else np.empty(0)
+    data = (weights.data / np.repeat(largest, counts[counts > 0])).astype(np.float32)
+    return sparse.csr_matrix((data, weights.indices, weights.indptr), weights.shape)
+
+
+def _take(matrix: Any, rows: Indices) -> Any:
+    """Rows of a csr; row -1 is empty."""
+    starts = matrix.indptr[rows].astype(np.int64)
+    counts = np.where(rows < 0, 0, matrix.indptr[rows + 1] - starts)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    places = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
+    return sparse.csr_matrix((matrix.data[places], matrix.indices[places], indptr), (len(rows), matrix.shape[1]))
+
+
+def _read(path: Path, is_mapped: bool) -> NDArray[Any]:
+    # mapped copy-on-write: the compiled solver refuses read-only arrays
+    array: NDArray[Any] = np.load(path, mmap_mode="c" if is_mapped else None, allow_pickle=False)
+    return array.view(np.ndarray)
+
+
+def _top(scores: Singles, k: int) -> Ranked:
+    """The k best finite columns of each row (m, k), best first, ties by column; -1 and -inf where there are fewer."""
+    n_rows, n_items = scores.shape
+    rows, columns = np.divmod(np.flatnonzero(scores >= _bound(scores, k)), n_items)
+    values = scores[rows, columns]
+    order = np.lexsort((columns, -values, rows))
+    starts = np.searchsorted(rows, np.arange(n_rows))
+    places = np.arange(len(rows)) - starts[rows]  # rows are in order before and after the sort
+    best = order[places < k]
+    items, top = np.full((n_rows, k), -1, dtype=np.int64), np.full((n_rows, k), -np.inf, dtype=np.float32)
+    items[rows[best], places[places < k]], top[rows[best], places[places < k]] = columns[best], values[best]
+    return items, top
+
+
+def _bound(scores: Singles, k: int) -> Singles:
+    """A finite number at or below the k-th best finite score of each row (m, 1), close to it, from one pass.
+
+    The k-th best of the maxima of disjoint groups cannot exceed it. Groups take every n-th column, since good items tend to
+    be neighbours. Far cheaper than a partition of the row, and ties at the k-th place all stay in.
+    """
+    lowest = np.finfo(np.float32).min
+    size = scores.shape[1] // (GROUPS_PER_PLACE * k)
+    if size < 2:
+        return np.full((len(scores), 1), lowest, dtype=np.float32)
+    n_groups = scores.shape[1] // size
+    maxima = scores[:, : size * n_groups].reshape(len(scores), size, n_groups).max(axis=1)
+    return np.maximum(np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None], lowest)
