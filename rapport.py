@@ -5,9 +5,10 @@ Every verb parses its words, calls one room and prints what came back. Exit 0 do
 """
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +27,8 @@ quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that were set asid
 for name, group in (("features", features_app), ("models", models_app), ("monitor", monitor_app), ("quarantine", quarantine_app)):
     app.add_typer(group, name=name)
 
-out, err = Console(), Console(stderr=True)
+PIPED_WIDTH = 132  # of a table that no terminal limits
+out, err = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH), Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of stdout.")]
 Mapping = Annotated[
@@ -65,18 +67,17 @@ def demo(
     settings = _settings(simulation={"customers": customers}, training={"trials": trials})
     job = flow.Job(settings, (events.resolve(),) if events else (), mapping, items.resolve() if items else None)
     outcome = _run((*flow.steps_for(job), *_monitors()), job)
-    with _step("serve"), process.start(settings) as service:
-        latency = service.measure(_probes(settings))
-        result = _demo_result(outcome, latency, service.url, time.monotonic() - started)
-        if not as_json:
-            _show_demo(result, outcome, settings)
-        elif not serve:
-            print(json.dumps(result))  # noqa: T201
+    with process.start(settings, port=None if serve else 0) as service:
+        with _step("serve"):
+            service.wait_ready()
+            latency = service.measure(_probes(settings))
+        url = service.url if serve else f"http://{settings.serving.host}:{settings.serving.port}"
+        result = _demo_result(outcome, _as_dict(latency), url, time.monotonic() - started)
+        _show_demo(result, outcome, settings, as_json=as_json)
+        if not serve and not as_json:
+            out.print("  (start the service first: rapport serve)")
         if serve:
-            if as_json:
-                print(json.dumps(result), flush=True)  # noqa: T201
-            err.print(f"serving on {service.url}; Ctrl-C stops it")
-            service.wait()
+            _until_interrupted(service)
 
 
 @app.command()
@@ -86,9 +87,12 @@ def simulate(
     days: Annotated[int | None, typer.Option(help="Length of the log.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same shop.")] = None,
     drift: Annotated[str, typer.Option(help="none, covariate, concept, prior or outage.")] = "none",
-    drift_strength: Annotated[float, typer.Option(help="0 to 1.")] = 0.5,
-    bias: Annotated[float, typer.Option(help="Share of one group's events that go unrecorded.")] = 0.0,
-    treatment: Annotated[float, typer.Option(help="Effect of the shop's experiment.")] = 0.0,
+    strength: Annotated[float, typer.Option(help="Of the drift, 0 to 1.")] = 0.0,
+    onset_day: Annotated[int | None, typer.Option(help="Day on which the drift begins.")] = None,
+    bias: Annotated[float, typer.Option(help="Share of one group's browser events that go unrecorded.")] = 0.0,
+    bias_group: Annotated[str, typer.Option(help="The group, as column:value.")] = "gender:female",
+    treatment_effect: Annotated[float, typer.Option(help="Of the shop's experiment, 0 to 1.")] = 0.0,
+    experiment_day: Annotated[int | None, typer.Option(help="Day on which the experiment begins.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """A small shop with known truth: events, items, and the truth beside them.
@@ -98,7 +102,7 @@ def simulate(
     from pipelines import simulate as shop
 
     s = _settings(simulation={"customers": customers, "days": days, "seed": seed}).simulation
-    knobs = shop.Knobs(drift=drift, drift_strength=drift_strength, bias=bias, treatment_effect=treatment)
+    knobs = shop.Knobs(drift, strength, onset_day, bias, bias_group, treatment_effect, experiment_day)
     with _step("simulate"):
         report = shop.simulate(out_dir, customers=s.customers, days=s.days, seed=s.seed, knobs=knobs)
     _show(report, as_json)
@@ -227,12 +231,14 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
 ) -> None:
     """Serve decisions over HTTP until stopped. Example: rapport serve --port 3000"""
-    from serving import process
+    from serving import access, process
 
     settings = _settings(serving={"port": port, "workers": workers})
-    with _step("serve"), process.start(settings) as service:
-        err.print(f"serving on {service.url}; Ctrl-C stops it")
-        service.wait()
+    for role, key in access.ensure_keys(settings).items():
+        err.print(f"new key of the role {role}: {key} (kept in {settings.home / 'keys'})", highlight=False, soft_wrap=True)
+    with process.start(settings, to_console=True) as service:
+        service.wait_ready()
+        _until_interrupted(service)
 
 
 @monitor_app.command("run")
@@ -350,6 +356,12 @@ def _run_one(name: str, as_json: bool) -> None:
     _show(_run(steps, flow.Job(_settings())).summary(name), as_json)
 
 
+def _until_interrupted(service: Any) -> None:
+    err.print(f"serving on {service.url}; Ctrl-C stops it", highlight=False)
+    with suppress(KeyboardInterrupt):
+        service.child.wait()
+
+
 @contextmanager
 def _step(label: str) -> Iterator[None]:
     """A spinner on a terminal while something long happens."""
@@ -423,8 +435,11 @@ def _demo_result(outcome: Any, latency: dict[str, Any], url: str, took_s: float)
     }
 
 
-def _show_demo(result: dict[str, Any], outcome: Any, settings: Any) -> None:
-    """What the loop achieved, for a person."""
+def _show_demo(result: dict[str, Any], outcome: Any, settings: Any, *, as_json: bool) -> None:
+    """What the loop achieved, for a person or a program."""
+    if as_json:
+        print(json.dumps(result), flush=True)  # noqa: T201
+        return
     home = settings.home
     events, reasons = result["events"], outcome.summary("ingest").get("reasons", {})
     out.print("\n[bold]Events[/bold]")
@@ -478,7 +493,7 @@ def _model_cells(report: dict[str, Any]) -> tuple[str, ...]:
         f"{report['value']:.4f}",
         report["rival"],
         f"{report['rival_value']:.4f}",
-        f"{report['difference']:+.4f} ({report['difference_low']:+.4f}..{report['difference_high']:+.4f})",
+        f"{report['value'] - report['rival_value']:+.3f} ({report['low']:+.3f} to {report['high']:+.3f})",
         "" if optimum is None else f"{optimum:.4f}",
         str(report["version"]),
     )
