@@ -1,0 +1,246 @@
+"""Champion models -> one frozen bundle to answer with. In: the registry's folder. Out: the newest bundle that proved sound.
+
+A new champion is verified (signature, every hash), loaded first in a child process that predicts golden rows, then here,
+where its golden predictions must be the same; only then the bundle is swapped, as one object. Whatever fails leaves the last
+good model in place and its version is not tried again. Never loads bytes that were not verified: a damaged model file
+crashes the process that reads it.
+"""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.classifier import Classifier
+from models.recommender import Recommender
+from pipelines import registry
+from pipelines.errors import RegistryError
+from pipelines.registry import Champion
+from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE, trace
+
+log = logging.getLogger("rapport.serving")
+
+SCORERS = ("churn", "intent")
+RECOMMENDER = "recommender"
+REHEARSAL_TIMEOUT_S = 60.0
+PRIOR = 0.5  # what is said where nothing at all is known
+
+Golden = tuple[float, ...]
+Rehearse = Callable[[Sequence[tuple[str, Path]]], Mapping[str, Golden]]
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded churn or intent model. `cuts`: probabilities from which a band is medium, and from which it is high."""
+
+    version: str
+    learner: Classifier
+    prior: float
+    cuts: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Recommending:
+    """A loaded recommender with the meaning of its rows: customers and items by position."""
+
+    version: str
+    learner: Recommender
+    customers: Mapping[str, int]
+    item_ids: NDArray[np.str_]
+    items: Mapping[str, int]
+    directions: NDArray[np.float32]  # (n_items, n_factors) item factors of length 1; zeros where an item has none
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All that answers are made with at one moment. Where a model is missing, `why` has the cause and `priors` the base rate."""
+
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    recommender: Recommending | None = None
+    why: Mapping[str, str] = field(default_factory=dict)
+    priors: Mapping[str, float] = field(default_factory=dict)
+
+    def version(self, name: str) -> str | None:
+        """The version that answers for `name`, None if none does."""
+        loaded = self.recommender if name == RECOMMENDER else self.scorers.get(name)
+        return loaded.version if loaded else None
+
+
+class Champions:
+    """The bundle in use. Handlers read `bundle` once per request; one watcher calls `refresh`."""
+
+    def __init__(self, home: Path, *, rehearse: Rehearse | None = None) -> None:
+        self.home = home
+        self.bundle = Bundle()
+        self.refused: set[tuple[str, int]] = set()
+        self._rehearse = rehearse or rehearse_in_child
+
+    def refresh(self) -> None:
+        """Look at the registry and load what changed. Raises nothing: what fails is logged and the last good stays."""
+        try:
+            entries = registry.champions(self.home)
+        except RegistryError as error:
+            log.error("champions: %s; keeping what is loaded", error)
+            return
+        bundle = replace(self.bundle, why={**self.bundle.why}, priors={**self.bundle.priors})
+        pending: list[Champion] = []
+        for name in (*SCORERS, RECOMMENDER):
+            bundle = self._follow(bundle, name, entries.get(name), pending)
+        told = self._rehearsed(pending)
+        for champion in pending if told is not None else ():
+            bundle = self._take(bundle, champion, (told or {}).get(champion.name))
+        self.bundle = bundle
+
+    def _follow(self, bundle: Bundle, name: str, entry: Mapping[str, Any] | None, pending: list[Champion]) -> Bundle:
+        """The bundle with what `entry` says about `name`; a version that has to be loaded is added to `pending`."""
+        prior = (entry or {}).get("prior")
+        if prior is not None:
+            bundle = replace(bundle, priors={**bundle.priors, name: float(prior)})
+        if entry is None:  # nothing said: a model in use stays in use
+            return bundle if bundle.version(name) else _without(bundle, name, MODEL_MISSING)
+        version = entry.get("version")
+        if version is None:
+            return _without(bundle, name, NOT_TRAINABLE if entry.get("why") else MODEL_MISSING)
+        if str(version) == bundle.version(name):
+            return bundle
+        if (name, version) not in self.refused:
+            try:
+                pending.append(registry.load_version(self.home, name, version))
+            except RegistryError as error:
+                self._refuse(name, version, str(error))
+            except OSError as error:
+                log.error("champions: %s version %s could not be read, the next look tries again: %s", name, version, error)
+        return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
+
+    def _rehearsed(self, pending: list[Champion]) -> Mapping[str, Golden] | None:
+        """What each model predicted in a process of its own; None where that could not be tried, and is tried again later."""
+        if not pending:
+            return None
+        try:
+            return self._rehearse([(champion.name, champion.folder) for champion in pending])
+        except Exception as error:
+            log.error("champions: the rehearsal could not be held, the next look tries again: %s", trace(error))
+            return None
+
+    def _take(self, bundle: Bundle, champion: Champion, told: Golden | None) -> Bundle:
+        """The bundle with this model, if it predicts here what it predicted in the child."""
+        name, version = champion.name, champion.version
+        if told is None:
+            self._refuse(name, version, "it did not survive being loaded in a process of its own")
+            return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
+        try:
+            loaded = _load(champion)
+            if not np.allclose(golden(loaded.learner, champion.manifest), told, rtol=1e-9, atol=1e-12):
+                raise ValueError("golden predictions differ from those of the rehearsal")
+        except Exception as error:
+            self._refuse(name, version, trace(error))
+            return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
+        log.warning("champions: %s version %s answers now", name, version)
+        why = {other: cause for other, cause in bundle.why.items() if other != name}
+        if isinstance(loaded, Recommending):
+            return replace(bundle, recommender=loaded, why=why)
+        return replace(bundle, scorers={**bundle.scorers, name: loaded}, why=why)
+
+    def _refuse(self, name: str, version: int, reason: str) -> None:
+        self.refused.add((name, version))
+        log.error("champions: %s version %s was refused, and is not tried again: %s", name, version, reason)
+
+
+def rehearse_in_child(pending: Sequence[tuple[str, Path]]) -> dict[str, Golden]:
+    """Load each model in a child process and predict golden rows; the models that came through, with their predictions.
+
+    A child that dies names its culprit: the first model it did not report. The rest get a new child. Raises TimeoutExpired.
+    """
+    told: dict[str, Golden] = {}
+    waiting = list(pending)
+    while waiting:
+        told |= _one_child(waiting)
+        silent = [i for i, (name, _) in enumerate(waiting) if name not in told]
+        waiting = waiting[silent[0] + 1 :] if silent else []
+    return told
+
+
+def golden(learner: Classifier | Recommender, manifest: Mapping[str, Any]) -> Golden:
+    """The model's predictions on rows that any data could hold, and on those its manifest tells the outcome of.
+
+    Raises ValueError if one is not a usable number, or not what the manifest tells.
+    """
+    if isinstance(learner, Recommender):
+        _, scores = learner.recommend(np.array([0]), 1)
+        values = np.asarray(scores, dtype=np.float64).ravel()
+        is_sound = bool(np.isfinite(values).all())
+    else:
+        told = manifest.get("golden", {"features": {name: [] for name in learner.feature_names_}, "probability": []})
+        known = learner.encode(told["features"])
+        edges = np.repeat([[np.nan], [0.0], [1.0], [1e6]], known.shape[1], axis=1)
+        values, explained = (call(np.vstack([known, edges])) for call in (learner.predict_values, learner.explain_values))
+        is_sound = bool(((values >= 0) & (values <= 1)).all() and np.isfinite(explained).all())
+        is_sound &= bool(np.allclose(values[: len(known)], told["probability"], rtol=1e-6, atol=1e-9))
+    if not is_sound:
+        raise ValueError("golden predictions are not what they were at training, or not finite probabilities")
+    return tuple(float(value) for value in values)
+
+
+def _learner(name: str, folder: Path) -> Classifier | Recommender:
+    return Recommender.load(folder) if name == RECOMMENDER else Classifier.load(folder)
+
+
+def _one_child(pending: Sequence[tuple[str, Path]]) -> dict[str, Golden]:
+    command = [sys.executable, "-m", "serving.champions", *(f"{name}={folder}" for name, folder in pending)]
+    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=REHEARSAL_TIMEOUT_S, check=False)
+    lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith(b'{"name"')]
+    return {line["name"]: tuple(line["golden"]) for line in lines}
+
+
+def _without(bundle: Bundle, name: str, cause: str) -> Bundle:
+    scorers = {known: scorer for known, scorer in bundle.scorers.items() if known != name}
+    recommender = None if name == RECOMMENDER else bundle.recommender
+    return replace(bundle, scorers=scorers, recommender=recommender, why={**bundle.why, name: cause})
+
+
+def _load(champion: Champion) -> Scorer | Recommending:
+    learner = _learner(champion.name, champion.folder)
+    if isinstance(learner, Recommender):
+        return _recommending(champion, learner)
+    prior = champion.manifest.get("base_rate")
+    return Scorer(str(champion.version), learner, PRIOR if prior is None else float(prior), band_cuts(learner.threshold_))
+
+
+def _recommending(champion: Champion, learner: Recommender) -> Recommending:
+    customer_ids, item_ids = (np.load(champion.folder / f"{name}.npy", allow_pickle=False) for name in ("customer_ids", "item_ids"))
+    length = np.linalg.norm(learner.item_factors_, axis=1, keepdims=True)
+    return Recommending(
+        str(champion.version),
+        learner,
+        {str(customer): i for i, customer in enumerate(customer_ids)},
+        item_ids,
+        {str(item): i for i, item in enumerate(item_ids)},
+        np.divide(learner.item_factors_, length, out=np.zeros_like(learner.item_factors_), where=length > 0),
+    )
+
+
+def band_cuts(threshold: float) -> tuple[float, float]:
+    """Medium: acting pays, given the two costs. High: at least halfway from there to certainty."""
+    return threshold, (1.0 + threshold) / 2
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The child process: one line of JSON for each model that came through."""
+    for argument in arguments:
+        name, _, folder = argument.partition("=")
+        manifest = json.loads((Path(folder) / registry.MANIFEST).read_bytes())
+        sys.stdout.write(json.dumps({"name": name, "golden": golden(_learner(name, Path(folder)), manifest)}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

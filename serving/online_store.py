@@ -1,0 +1,237 @@
+"""Rows of Feast's online store, for many keys at once. In: a view and keys. Out: each key's row and its time.
+
+`SqliteSource` reads Feast's SQLite file directly, in Feast's own key and value encoding, over a read-only connection;
+`FeastSource` reads the same rows through Feast. `difference` says whether the two agree, which is checked before the first
+is trusted. Never writes, never judges the age of a row.
+"""
+
+import functools
+import os
+import sqlite3
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from serving.fallbacks import Deadline
+
+MAX_BOUND = 500  # keys in one statement
+BUSY_MS = 20  # how long a read waits for a writer's lock
+
+Value = str | float | int | bool | None
+Row = tuple[float | None, Mapping[str, Value]]  # when it changed, seconds since 1970, and its values; (None, {}) where there is none
+
+
+class StoreFailure(Exception):
+    """The online store is missing, locked, slow or not what it was when it was resolved."""
+
+
+class EncodingChanged(StoreFailure):
+    """Bytes in the store are not what this version of Feast was known to write."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A resolved feature view: its table in the store, its join key, the columns wanted, and how old a row may be to count."""
+
+    name: str
+    table: str
+    join_key: str
+    columns: tuple[str, ...]
+    max_age_s: float
+
+
+class Source(Protocol):
+    """How the rows of one view are fetched."""
+
+    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+        """For each key the row's time and its values; (None, {}) where there is no row. Raises StoreFailure."""
+
+    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+        """Whether each key has a row of whatever age; reads no value. Raises StoreFailure."""
+
+
+class SqliteSource:
+    """Feast's SQLite online store, read directly. Follows the file when it is replaced; sees every commit of a writer."""
+
+    def __init__(self, path: Path, *, decode: Callable[[bytes], Value] | None = None) -> None:
+        self.path = path
+        self._decode = decode or Decoder()
+        self._local = threading.local()
+
+    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+        """See Source. One indexed look-up per key, `MAX_BOUND` keys to a statement."""
+        encode = key_encoder(view.join_key)
+        encoded = [encode(key) for key in keys]
+        wanted, decode = frozenset(view.columns), self._decode
+        found: dict[bytes, tuple[float, dict[str, Value]]] = {}
+        for start in range(0, len(encoded), MAX_BOUND):
+            for key, name, value, then in self._select(view.table, encoded[start : start + MAX_BOUND], deadline):
+                row = found.get(key)
+                if row is None:
+                    row = found[key] = (_instant(then), {})
+                if name in wanted:
+                    row[1][name] = decode(value)
+        nothing: Row = (None, {})
+        return [found.get(key, nothing) for key in encoded]
+
+    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+        """See Source."""
+        encode = key_encoder(view.join_key)
+        encoded = [encode(key) for key in keys]
+        found: set[bytes] = set()
+        for start in range(0, len(encoded), MAX_BOUND):
+            some = encoded[start : start + MAX_BOUND]
+            statement = f'SELECT DISTINCT entity_key FROM "{view.table}" WHERE entity_key IN ({",".join("?" * len(some))})'
+            found.update(key for (key,) in self._execute(statement, some, deadline))
+        return [key in found for key in encoded]
+
+    def some_keys(self, table: str, n: int) -> list[bytes]:
+        """Encoded keys of up to `n` rows."""
+        statement = f'SELECT entity_key FROM "{table}" GROUP BY entity_key LIMIT {int(n)}'
+        return [key for (key,) in self._execute(statement, (), Deadline.after_ms(1_000))]
+
+    def _select(self, table: str, keys: Sequence[bytes], deadline: Deadline) -> list[tuple[bytes, str, bytes, Any]]:
+        marks = ",".join("?" * len(keys))
+        statement = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key IN ({marks})'
+        return self._execute(statement, keys, deadline)
+
+    def _execute(self, statement: str, values: Sequence[bytes], deadline: Deadline) -> list[Any]:
+        deadline.check()
+        try:
+            connection = self._connection()
+            self._local.deadline = deadline
+            return connection.execute(statement, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            self._close()
+            deadline.check()
+            raise StoreFailure(f"online store {self.path}: {type(error).__name__}: {error}") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection; a new one when the file is another one than it was opened on."""
+        status = os.stat(self.path)  # noqa: PTH116 - on every read: Path.stat costs twice as much
+        identity = (status.st_dev, status.st_ino)
+        if getattr(self._local, "identity", None) != identity:
+            self._close()
+            connection = sqlite3.connect(f"{self.path.as_uri()}?mode=ro", uri=True, timeout=BUSY_MS / 1000, isolation_level=None)
+            connection.execute("PRAGMA query_only=1")
+            connection.set_progress_handler(self._is_late, 20_000)
+            self._local.connection, self._local.identity = connection, identity
+        current: sqlite3.Connection = self._local.connection
+        return current
+
+    def _is_late(self) -> bool:
+        deadline: Deadline = self._local.deadline
+        return deadline.left_s() <= 0
+
+    def _close(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        self._local.connection = self._local.identity = None
+        if connection is not None:
+            connection.close()
+
+
+class FeastSource:
+    """The same rows through `get_online_features`: slower, and right whatever the encoding."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._lock = threading.Lock()  # Feast keeps one connection and is not made for threads
+
+    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+        """See Source."""
+        deadline.check()
+        refs = [f"{view.name}:{column}" for column in view.columns]
+        try:
+            with self._lock:
+                answer = self._store.get_online_features(features=refs, entity_rows=[{view.join_key: key} for key in keys])
+            found = answer.to_dict(include_event_timestamps=True)
+        except Exception as error:
+            raise StoreFailure(f"online store through Feast: {type(error).__name__}") from error
+        times = [max(found[f"{column}__ts"][i] for column in view.columns) for i in range(len(keys))]
+        rows = [{column: found[column][i] for column in view.columns} for i in range(len(keys))]
+        return [(float(then), row) if then else (None, {}) for then, row in zip(times, rows, strict=True)]
+
+    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+        """See Source."""
+        return [then is not None for then, _ in self.fetch(view, keys, deadline)]
+
+
+_TEXT = 2  # feast's ValueType.STRING
+
+
+@functools.cache
+def key_encoder(join_key: str) -> Callable[[str], bytes]:
+    """Feast's serialisation (version 3) of an entity with one text key, as a template around the text."""
+    name = join_key.encode()
+    head = struct.pack("<III", 1, _TEXT, len(name)) + name + struct.pack("<I", _TEXT)
+    size = struct.Struct("<I").pack
+
+    def encode(key: str) -> bytes:
+        text = key.encode()
+        return head + size(len(text)) + text
+
+    return encode
+
+
+def difference(fast: Source, slow: Source, view: View, keys: Sequence[str]) -> str | None:
+    """What the first of the two reads differently from the second, in words; None if they agree on all keys."""
+    deadline = Deadline.after_ms(10_000)
+    for mine, theirs in zip(fast.fetch(view, keys, deadline), slow.fetch(view, keys, deadline), strict=True):
+        if mine[0] != theirs[0]:
+            return f"{view.name}: a row's time is {mine[0]} read directly and {theirs[0]} through Feast"
+        odd = [name for name in view.columns if _shown(mine[1].get(name)) != _shown(theirs[1].get(name))]
+        if odd:
+            return f"{view.name}: {odd[0]} is not what Feast reads"
+    present, deadline = fast.present(view, keys, deadline), deadline
+    return None if present == slow.present(view, keys, deadline) else f"{view.name}: a row is there for one reader and not for the other"
+
+
+class Decoder:
+    """Bytes of Feast's Value message -> Python value. Counts and texts repeat, so what was decoded is remembered, up to a bound."""
+
+    LIMIT = 200_000
+
+    def __init__(self) -> None:
+        from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+        self._parse = Proto.FromString
+        self._known: dict[bytes, Value] = {}
+
+    def __call__(self, value: bytes) -> Value:
+        """The value; None for a null. Raises EncodingChanged for bytes that are no Value."""
+        known = self._known
+        try:
+            return known[value]
+        except KeyError:
+            pass
+        if len(known) >= self.LIMIT:
+            known.clear()
+        known[value] = decoded = self._decode(value)
+        return decoded
+
+    def _decode(self, value: bytes) -> Value:
+        try:
+            message = self._parse(value)
+        except Exception as error:
+            raise EncodingChanged(f"online store: {len(value)} bytes that are no value of Feast's") from error
+        kind = message.WhichOneof("val")
+        decoded: Value = None if kind in (None, "null_val") else getattr(message, kind)
+        return decoded
+
+
+def _instant(then: int | str) -> float:
+    """A stored event time, seconds since 1970. Feast writes naive UTC as if it were local time, so local time is undone here."""
+    if isinstance(then, str):
+        read = datetime.fromisoformat(then)
+        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+    return then + time.localtime(then).tm_gmtoff
+
+
+def _shown(value: Value) -> str:
+    """Equal for equal values of one type, NaN included."""
+    return repr(value)

@@ -1,0 +1,257 @@
+"""The service as a child process: start it, wait until it is ready, measure it, stop it.
+
+In: settings. Out: a running service with an address, or one sentence about why there is none, with the end of its log.
+Works from any folder and for an installed package. Never leaves a process behind: not after `stop`, nor when its starter dies.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+import serving
+from pipelines.errors import PipelineError
+from pipelines.settings import QUIET_ENVIRONMENT, Settings
+from serving.access import Role, ensure_keys, read_key
+
+SERVICE = "serving.service:Personalization"
+WARM_UP = 30
+TAIL_LINES = 15
+STARTER = "RAPPORT_SERVICE_STARTER"  # names the process that the service does not outlive
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class ServiceError(PipelineError):
+    """The service did not come up, or did not answer as it should."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A started service. As a context manager it is ready inside, and stopped at the end."""
+
+    child: "subprocess.Popen[bytes]"
+    host: str
+    port: int
+    settings: Settings
+    output: Path | None  # its log; None where it writes to this process's own output
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    def wait_ready(self, timeout_s: float = 180.0) -> None:
+        """Return once it answers /readyz. Raises ServiceError, with the end of its log, when it ended or the time is up."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if self.child.poll() is not None:
+                raise ServiceError(f"serve: the service ended with code {self.child.returncode} before it was ready{self._tail()}")
+            with contextlib.suppress(OSError, HTTPException), _connection(self, timeout_s=2.0) as connection:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return
+            time.sleep(0.1)
+        raise ServiceError(f"serve: {self.url} was not ready after {timeout_s:g} s{self._tail()}")
+
+    def ask(self, endpoint: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One answer of a decision endpoint. Raises ServiceError for anything but 200."""
+        with _connection(self, timeout_s=10.0) as connection:
+            answer: dict[str, Any] = json.loads(_post(connection, endpoint, json.dumps(body).encode(), self._headers()))
+        return answer
+
+    def measure(self, bodies: Mapping[str, Sequence[Mapping[str, Any]]], *, n: int = 250) -> dict[str, dict[str, float]]:
+        """By endpoint "p50" and "p99", milliseconds from request to answer: `n` requests one after the other on one connection.
+
+        They take turns through the endpoint's bodies. Raises ServiceError for anything but 200.
+        """
+        with _connection(self, timeout_s=10.0) as connection:
+            return {endpoint: _measure(connection, endpoint, some, n, self._headers()) for endpoint, some in bodies.items() if some}
+
+    def wait(self) -> None:
+        """Return when it ended by itself or the user pressed Ctrl-C. Raises ServiceError where it ended with a failure."""
+        try:
+            code = self.child.wait()
+        except KeyboardInterrupt:
+            return
+        if code:
+            raise ServiceError(f"serve: the service ended with code {code}{self._tail()}")
+
+    def stop(self, timeout_s: float = 15.0) -> None:
+        """End the service and everything it started: asked first, then made to. A second call does nothing."""
+        if self.child.poll() is None:
+            self.child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(timeout_s)
+        self.child.kill()
+        self.child.wait()
+        until = time.monotonic() + timeout_s
+        while self._is_listening() and time.monotonic() < until:  # a worker whose supervisor was killed ends at its next look
+            time.sleep(0.1)
+
+    def __enter__(self) -> "Process":
+        """Itself, once it is ready; stopped where it does not become so."""
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop it."""
+        self.stop()
+
+    def _is_listening(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((_reachable(self.host), self.port), timeout=1.0):
+            return True
+        return False
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {read_key(self.settings, Role.DECIDE)}", "Content-Type": "application/json"}
+
+    def _tail(self) -> str:
+        if self.output is None or not self.output.exists():
+            return ""
+        lines = self.output.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        return f"; the end of {self.output}:\n" + "\n".join(lines) if lines else ""
+
+
+def start(settings: Settings, port: int | None = None, *, to_console: bool = False) -> Process:
+    """Start the service. `port`: the setting's where None; 0 picks a free one. Returns at once: see `Process.wait_ready`.
+
+    Its log goes to `serving/service.log` under the home, or with `to_console` to this process's own output.
+    """
+    home = settings.home.resolve()
+    ensure_keys(settings)
+    host = "127.0.0.1" if settings.serving.host == "localhost" else settings.serving.host
+    chosen = _usable_port(host, settings.serving.port if port is None else port)
+    folder = home / "serving"
+    folder.mkdir(parents=True, exist_ok=True)
+    output = None if to_console else folder / "service.log"
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(output.open("wb")) if output else None
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", SERVICE, "--working-dir", str(_root()), "--host", host, "--port", str(chosen)],
+            cwd=_root(),
+            env=environment(settings, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT if sink else None,
+            start_new_session=True,  # Ctrl-C is for this process, which then stops the service in order
+        )
+    return Process(child, host, chosen, settings, output)
+
+
+def starter_lives() -> bool:
+    """Whether the process that started this service still runs; True where it was started by hand."""
+    starter = int(os.environ.get(STARTER, "0"))
+    if not starter:
+        return True
+    try:
+        os.kill(starter, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, but alive
+        return True
+    return True
+
+
+def environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """The child's environment: these settings and no others of the same name, quiet libraries, one thread each."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")}
+    return {
+        **kept,
+        **QUIET_ENVIRONMENT,
+        **dict.fromkeys(THREADS, "1"),
+        **_as_variables(settings),
+        "BENTOML_HOME": str(folder / "bentoml"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(_root()), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        STARTER: str(os.getpid()),
+        "PYTHONSAFEPATH": "1",  # what lies in the working folder must not shadow a library
+    }
+
+
+def _as_variables(settings: Settings) -> dict[str, str]:
+    variables = {"RAPPORT_HOME": str(settings.home.resolve())}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is None or name == "home":
+            continue
+        if isinstance(value, SecretStr):
+            text = value.get_secret_value()
+        elif isinstance(value, BaseModel):
+            text = value.model_dump_json()
+        else:
+            text = value.isoformat() if isinstance(value, datetime) else str(value)
+        variables[f"RAPPORT_{name.upper()}"] = text
+    return variables
+
+
+def _root() -> Path:
+    """The folder that our packages are imported from: the repository, or where they are installed."""
+    return Path(serving.__file__).resolve().parents[1]
+
+
+def _usable_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises ServiceError where somebody listens already: the answers would be theirs."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServiceError(
+                f"serve: {host}:{port} cannot be listened on ({error.strerror}); stop what is there, or choose another port (0: a free one)"
+            ) from error
+        chosen: int = probe.getsockname()[1]
+        return chosen
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+
+
+@contextlib.contextmanager
+def _connection(process: Process, *, timeout_s: float):  # type: ignore[no-untyped-def]
+    connection = HTTPConnection(_reachable(process.host), process.port, timeout=timeout_s)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _post(connection: HTTPConnection, endpoint: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    try:
+        connection.request("POST", endpoint, body=body, headers=dict(headers))
+        response = connection.getresponse()
+        answer = response.read()
+    except (OSError, HTTPException) as error:
+        raise ServiceError(f"serve: {endpoint} did not answer ({type(error).__name__}); look at the service's log") from error
+    if response.status != 200:
+        raise ServiceError(f"serve: {endpoint} answered {response.status}, expected 200: {answer[:300].decode(errors='replace')}")
+    return answer
+
+
+def _measure(
+    connection: HTTPConnection, endpoint: str, bodies: Sequence[Mapping[str, Any]], n: int, headers: Mapping[str, str]
+) -> dict[str, float]:
+    encoded = [json.dumps(body).encode() for body in bodies]
+    took_ms = []
+    for i in range(WARM_UP + n):
+        started = time.perf_counter()
+        _post(connection, endpoint, encoded[i % len(encoded)], headers)
+        took_ms.append((time.perf_counter() - started) * 1000)
+    ordered = sorted(took_ms[WARM_UP:])
+    return {"p50": round(ordered[len(ordered) // 2], 3), "p99": round(ordered[int(len(ordered) * 0.99)], 3)}

@@ -1,0 +1,203 @@
+"""What is known about customers at this moment: who they are, what may be used, features, last scores.
+
+In: names and an instant. Out: columns of values, None where missing or too old. Feature services are resolved once, through
+Feast; rows then come from its online store, read directly if a self-check finds that read equal to Feast's own, else through
+Feast. Never writes, and never decides what may be used: consent is the caller's to ask first.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
+from serving.online_store import EncodingChanged, FeastSource, Source, SqliteSource, StoreFailure, Value, View, difference, key_encoder
+
+log = logging.getLogger("rapport.serving")
+
+T = TypeVar("T")
+
+SERVICES = ("churn_v1", "intent_v1")
+VIEWS = ("identifier_customer", "customer_consent", "customer_scores")
+AGELESS = ("identifier_customer", "customer_consent")  # true until revoked, however long ago
+SELF_CHECK_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The answer for n keys: each column has n values in their order; `changed_at` is each key's newest row, None without any."""
+
+    columns: Mapping[str, list[Value]]
+    changed_at: list[float | None]  # seconds since 1970, UTC
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who a request is about. `customer_id` None: nobody we know. Without consent `is_allowed` is False, also where none is recorded."""
+
+    customer_id: str | None
+    is_allowed: bool
+
+
+class Profiles:
+    """Reads by feature service or view. Safe to use from several threads."""
+
+    def __init__(self, views: Mapping[str, tuple[View, ...]], source: Source) -> None:
+        self.views, self.source = views, source
+
+    def read(self, name: str, keys: Sequence[str], *, at: datetime, deadline: Deadline) -> Rows:
+        """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
+        columns: dict[str, list[Value]] = {}
+        changed: list[float | None] = [None] * len(keys)
+        for view in self.views[name]:
+            found = self.source.fetch(view, keys, deadline)
+            oldest = at.timestamp() - view.max_age_s
+            rows = [row if then is not None and then >= oldest else {} for then, row in found]
+            for column in view.columns:
+                columns[column] = [row.get(column) for row in rows]
+            for i, (then, _) in enumerate(found):
+                if rows[i] and then is not None and then > (changed[i] or 0.0):
+                    changed[i] = then
+        return Rows(columns, changed)
+
+    def people(self, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
+        """Who each name is: a customer_id, or else the shop's own user id. Raises StoreFailure."""
+        people = self._customers(names, at=at, deadline=deadline)
+        strangers = [i for i, person in enumerate(people) if person.customer_id is None]
+        for i, person in zip(strangers, self.owners([f"user_id:{names[i]}" for i in strangers], at=at, deadline=deadline), strict=True):
+            people[i] = person
+        return people
+
+    def owners(self, identifiers: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
+        """Whose each identifier is ("anonymous_id:...", "user_id:..."). Raises StoreFailure."""
+        if not identifiers:
+            return []
+        owners = self.read("identifier_customer", identifiers, at=at, deadline=deadline).columns["customer_id"]
+        known = iter(self._customers([str(owner) for owner in owners if owner is not None], at=at, deadline=deadline))
+        return [STRANGER if owner is None else next(known) for owner in owners]
+
+    def _customers(self, ids: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
+        if not ids:
+            return []
+        allowed = self.read("customer_consent", ids, at=at, deadline=deadline).columns["is_personalization_allowed"]
+        people = [STRANGER if flag is None else Person(key, flag is True) for key, flag in zip(ids, allowed, strict=True)]
+        silent = [i for i, flag in enumerate(allowed) if flag is None]  # no consent state: known by what they did, or nobody
+        for i, is_known in zip(silent, self._is_present([ids[i] for i in silent], deadline), strict=True):
+            if is_known:
+                people[i] = Person(ids[i], is_allowed=False)
+        return people
+
+    def _is_present(self, ids: Sequence[str], deadline: Deadline) -> list[bool]:
+        found = [self.source.present(view, ids, deadline) for view in self.views["churn_v1"]] if ids else []
+        return [any(flags) for flags in zip(*found, strict=True)]
+
+
+STRANGER = Person(None, is_allowed=False)
+
+
+class Guard:
+    """The profiles in use, behind a breaker: a store that keeps failing is left alone for a while. Safe from several threads."""
+
+    def __init__(self, *, profiles: Profiles | None = None, breaker: Breaker | None = None) -> None:
+        self.profiles = profiles
+        self.breaker = breaker or Breaker()
+
+    def ask(self, question: Callable[[Profiles], T]) -> T:
+        """The answer. Raises Unavailable when there is no store, it fails, or the breaker is open."""
+        profiles = self.profiles
+        if profiles is None or not self.breaker.allows():
+            raise Unavailable(STORE)
+        try:
+            answer = question(profiles)
+        except StoreFailure as error:
+            self.breaker.failed()
+            log.warning("%s", error)
+            raise Unavailable(STORE) from error
+        except Unavailable:
+            self.breaker.failed()  # too slow
+            raise
+        self.breaker.succeeded()
+        return answer
+
+
+def open_profiles(home: Path, *, max_age_hours: float) -> Profiles:
+    """Resolve the services through Feast and choose how to read. Raises StoreFailure where nothing was applied yet."""
+    try:
+        store = feature_store(home)
+        views = _resolve(store, max_age_hours * 3600)
+    except Exception as error:  # Feast raises whatever its parts raise
+        raise StoreFailure(f"feature store under {home} could not be opened ({type(error).__name__}: {error}); apply it first") from error
+    return Profiles(views, _choose(store, views))
+
+
+def feature_store(home: Path) -> Any:
+    """Feast on this home, from the declared embedded profile."""
+    import yaml
+    from feast import FeatureStore
+    from feast.repo_config import RepoConfig
+
+    import feature_repo
+
+    declared = yaml.safe_load(Path(feature_repo.__file__).with_name("feature_store.yaml").read_text())
+    # by its name alone it is imported on first use, and serving never uses it: no DuckDB in this process
+    declared["offline_store"] = declared["offline_store"]["type"]
+    config = RepoConfig(**declared, repo_path=home.resolve())
+    return FeatureStore(repo_path=str(home.resolve()), config=config)
+
+
+def _resolve(store: Any, max_age_s: float) -> dict[str, tuple[View, ...]]:
+    """The views of each service, and those read by their own name."""
+    views: dict[str, tuple[View, ...]] = {}
+    for service in SERVICES:
+        wanted = store.get_feature_service(service).feature_view_projections
+        views[service] = tuple(_view(store, p.name, [f.name for f in p.features], max_age_s) for p in wanted)
+    for name in VIEWS:
+        views[name] = (_view(store, name, None, float("inf") if name in AGELESS else max_age_s),)
+    return views
+
+
+def _view(store: Any, name: str, columns: Sequence[str] | None, max_age_s: float) -> View:
+    from feast.infra.online_stores.sqlite import _table_id
+
+    declared = store.get_feature_view(name)
+    table = _table_id(store.project, declared, store.config.registry.enable_online_feature_view_versioning)
+    ttl_s = declared.ttl.total_seconds() if declared.ttl else 0.0
+    (join_key,) = [column.name for column in declared.entity_columns]
+    wanted = tuple(columns or [field.name for field in declared.features])
+    return View(name, table, join_key, wanted, min(max_age_s, ttl_s or float("inf")))
+
+
+def _choose(store: Any, views: Mapping[str, tuple[View, ...]]) -> Source:
+    slow = FeastSource(store)
+    fast = SqliteSource((Path(store.config.repo_path) / store.config.online_store.path).resolve())
+    found = self_check(fast, slow, views)
+    if found is None:
+        return fast
+    log.warning("online store: %s; reading through Feast instead", found)
+    return slow
+
+
+def self_check(fast: SqliteSource, slow: Source, views: Mapping[str, tuple[View, ...]]) -> str | None:
+    """Why the direct read cannot be trusted; None if it agrees with Feast on stored rows and on absent ones.
+
+    Raises StoreFailure where nothing can be compared: the store is missing or locked.
+    """
+    from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+    try:
+        for view in {view.name: view for group in views.values() for view in group}.values():
+            for text in ("c1", "", "z\u00fcrich \U0001f6d2"):
+                key = EntityKey(join_keys=[view.join_key], entity_values=[Proto(string_val=text)])
+                if key_encoder(view.join_key)(text) != serialize_entity_key(key, entity_key_serialization_version=3):
+                    return f"{view.name}: the encoding of keys is not the one expected"
+            stored = fast.some_keys(view.table, SELF_CHECK_ROWS)
+            keys = [deserialize_entity_key(key, 3).entity_values[0].string_val for key in stored]
+            if found := difference(fast, slow, view, [*keys, "nobody at all"]):
+                return found
+    except EncodingChanged as error:
+        return str(error)
+    return None

@@ -1,0 +1,214 @@
+"""/churn and /intent: customers -> probabilities with bands and reasons, each from the best rung that can answer.
+
+Live features through the champion ("personal"), the last batch score ("stale"), the base rate ("static"). Customers of one
+request may stand on different rungs; the answer names the lowest. Without consent, or a state of it, it is the base rate and
+no behaviour is read. Within the deadline probabilities come first; reasons are left out when time runs short.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import churn, intent
+from pipelines import windows
+from serving import fallbacks
+from serving.champions import PRIOR, Bundle, Scorer
+from serving.clock import Clock
+from serving.fallbacks import Deadline, Unavailable, count
+from serving.profile import Guard, Rows
+from serving.wire import Prediction, Reason, ScoreRequest, Scores
+
+TASKS = {task.name: task for task in (churn.TASK, intent.TASK)}
+PERSONAL, STALE, STATIC = "personal", "stale", "static"
+N_REASONS = 3
+EXPLAINED_AT_ONCE = 32  # rows; between two lots the deadline is looked at
+CUTS_UNKNOWN = (1 / 3, 2 / 3)  # bands where no model says from when acting pays
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass
+class _Case:
+    """One request on its way down: what each place of the answer holds so far, and why."""
+
+    task: str
+    names: Sequence[str]
+    bundle: Bundle
+    at: datetime
+    deadline: Deadline
+    predictions: list[Prediction | None] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    is_degraded: bool = False
+    version: str | None = None
+    oldest: float | None = None  # when the features of the longest unchanged customer changed, seconds since 1970
+
+    def step_down(self, source: str, cause: str, *, is_failure: bool) -> None:
+        """Some places could not be filled by `source`."""
+        if cause not in self.causes:
+            self.causes.append(cause)
+        self.is_degraded |= is_failure
+        count(f"/{self.task}", source, cause)
+
+    @property
+    def cuts(self) -> tuple[float, float]:
+        scorer = self.bundle.scorers.get(self.task)
+        return scorer.cuts if scorer else CUTS_UNKNOWN
+
+    @property
+    def prior(self) -> float:
+        scorer = self.bundle.scorers.get(self.task)
+        return scorer.prior if scorer else self.bundle.priors.get(self.task, PRIOR)
+
+
+class Scoring:
+    """Answers /churn and /intent with whatever is loaded at the moment of the request."""
+
+    def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock) -> None:
+        self._guard, self._bundle, self._clock = guard, bundle, clock
+
+    def answer(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
+        """The best answer there is, one prediction for each id in order; never raises for a part that fails."""
+        case = self._case(task, request, deadline)
+        customers = self._allowed(case)
+        for source, rung, silent in ((PERSONAL, self._live, fallbacks.NO_FEATURES), (STALE, self._stale, fallbacks.NO_SCORE)):
+            _fill(case, customers, source, rung, silent)
+        return _finish(case)
+
+    def without_looking(self, task: str, request: ScoreRequest, cause: str) -> Scores:
+        """The base rate for everybody: the answer when there is no time for another."""
+        case = self._case(task, request, Deadline(0.0))
+        case.step_down(PERSONAL, cause, is_failure=True)
+        return _finish(case)
+
+    def _case(self, task: str, request: ScoreRequest, deadline: Deadline) -> _Case:
+        bundle = self._bundle()
+        names = request.customer_ids
+        return _Case(task, names, bundle, self._clock.now(), deadline, [None] * len(names), version=bundle.version(task))
+
+    def _allowed(self, case: _Case) -> dict[int, str]:
+        """The customers by place whose data may be used."""
+        try:
+            people = self._guard.ask(lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline))
+        except Unavailable as reason:
+            case.step_down(PERSONAL, reason.cause, is_failure=True)
+            return {}
+        if any(person.customer_id is None for person in people):
+            case.step_down(PERSONAL, fallbacks.UNKNOWN_CUSTOMER, is_failure=False)
+        if any(person.customer_id is not None and not person.is_allowed for person in people):
+            case.step_down(PERSONAL, fallbacks.CONSENT, is_failure=False)
+        return {i: person.customer_id for i, person in enumerate(people) if person.customer_id is not None and person.is_allowed}
+
+    def _live(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
+        scorer = case.bundle.scorers.get(case.task)
+        if scorer is None:
+            raise Unavailable(case.bundle.why.get(case.task, fallbacks.MODEL_MISSING))
+        service, ids = TASKS[case.task].feature_service, list(customers.values())
+        rows = self._guard.ask(lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline))
+        present = [j for j, then in enumerate(rows.changed_at) if then is not None]
+        if not present:
+            return {}
+        derived = windows.derive_columns(_arrays(rows, present), round(case.at.timestamp() * 1_000_000))
+        matrix = scorer.learner.encode(derived)
+        case.deadline.check()
+        probabilities = scorer.learner.predict_values(matrix)
+        if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
+            raise Unavailable(fallbacks.MODEL_FAILED)
+        reasons = _reasons(case, scorer, matrix, derived)
+        case.oldest = min(then for then in rows.changed_at if then is not None)
+        places = list(customers)
+        return {
+            places[j]: _prediction(case, places[j], float(p), PERSONAL, why)
+            for j, p, why in zip(present, probabilities, reasons, strict=True)
+        }
+
+    def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
+        ids = list(customers.values())
+        rows = self._guard.ask(lambda profiles: profiles.read("customer_scores", ids, at=case.at, deadline=case.deadline))
+        values, versions = (rows.columns[f"{case.task}_{what}"] for what in ("probability", "version"))
+        found = {i: float(value) for i, value in zip(customers, values, strict=True) if isinstance(value, float) and 0 <= value <= 1}
+        if found and case.version is None:
+            case.version = next((str(version) for version in versions if version is not None), None)
+        return {i: _prediction(case, i, value, STALE, []) for i, value in found.items()}
+
+
+def _fill(
+    case: _Case, customers: dict[int, str], source: str, rung: Callable[[_Case, Mapping[int, str]], dict[int, Prediction]], silent: str
+) -> None:
+    """Let the rung fill the open places of `customers`, and note why where it does not. Filled ones are taken out."""
+    if not customers:
+        return
+    cause, found = silent, {}
+    try:
+        found = rung(case, customers)
+    except Unavailable as reason:
+        cause = reason.cause
+    except Exception as error:  # a defect of one rung must not cost the answer
+        fallbacks.log.error("/%s: rung %s failed with %s", case.task, source, fallbacks.trace(error))
+        cause = fallbacks.MODEL_FAILED
+    for place, prediction in found.items():
+        case.predictions[place] = prediction
+        del customers[place]
+    if customers:
+        case.step_down(source, cause, is_failure=True)
+
+
+def _finish(case: _Case) -> Scores:
+    predictions = [p or _prediction(case, i, case.prior, STATIC, []) for i, p in enumerate(case.predictions)]
+    sources = {prediction.source for prediction in predictions}
+    return Scores(
+        predictions=predictions,
+        model_version=case.version,
+        source=next(source for source in (STATIC, STALE, PERSONAL) if source in sources),
+        degraded=case.is_degraded,
+        causes=case.causes,
+        as_of=case.at,
+        feature_age_s=None if case.oldest is None else round(max(0.0, case.at.timestamp() - case.oldest), 3),
+    )
+
+
+def _prediction(case: _Case, place: int, probability: float, source: str, reasons: list[Reason]) -> Prediction:
+    medium, high = case.cuts
+    band = "high" if probability >= high else "medium" if probability >= medium else "low"
+    return Prediction(case.names[place], probability, band, source, reasons)
+
+
+def _arrays(rows: Rows, present: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """The columns of the rows that exist: numbers as float64 with NaN for missing, else objects."""
+    whole = len(present) == len(rows.changed_at)
+    return {name: _array(values if whole else [values[j] for j in present]) for name, values in rows.columns.items()}
+
+
+def _array(values: Sequence[object]) -> NDArray[Any]:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return np.array(values, dtype=object)
+
+
+def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Columns) -> list[list[Reason]]:
+    """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for."""
+    reasons: list[list[Reason]] = []
+    took_s = 0.0
+    for start in range(0, len(matrix), EXPLAINED_AT_ONCE):
+        if case.deadline.left_s() < 2 * took_s:  # as much again is kept for the answer
+            case.step_down(PERSONAL, fallbacks.REASONS, is_failure=True)
+            return reasons + [[] for _ in range(len(matrix) - len(reasons))]
+        began = time.perf_counter()
+        parts = scorer.learner.explain_values(matrix[start : start + EXPLAINED_AT_ONCE])
+        strongest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, :N_REASONS]
+        names = scorer.learner.feature_names_
+        for i, (row, chosen) in enumerate(zip(parts, strongest, strict=True), start=start):
+            reasons.append([Reason(names[c], _shown(derived[names[c]][i]), float(row[c])) for c in chosen if row[c] != 0])
+        took_s = time.perf_counter() - began
+    return reasons
+
+
+def _shown(value: object) -> float | str | None:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return float(value) if isinstance(value, (int, float)) else str(value)

@@ -1,0 +1,162 @@
+"""The BentoML service `serving.service:Personalization`: /recommend, /churn, /intent.
+
+The endpoints are declared to BentoML, which serves their documentation, health and metrics. The calls themselves are answered
+by the gateway in front of it, from the same core (`Answers`), without BentoML's middleware. This module is an entry point: it
+silences telemetry, bounds threads and reads the settings when it is imported. Never does the work of a request itself.
+"""
+
+# ruff: noqa: E402 - thread pools are sized when numpy is first imported
+import os
+
+from pipelines.settings import Settings, silence_telemetry
+
+silence_telemetry()
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import asyncio
+import functools
+import gc
+import json
+import logging
+import random
+import signal
+from typing import Any
+
+import bentoml
+from _bentoml_sdk.service.factory import Service  # `service_class` is public, the class to derive from is not
+from starlette.responses import Response
+
+from serving import access
+from serving.answers import Answers
+from serving.champions import Rehearse
+from serving.fallbacks import Deadline, trace
+from serving.gateway import BUCKETS, Gateway
+from serving.process import starter_lives
+from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, encode
+
+log = logging.getLogger("rapport.serving")
+
+POLL_S = 2.0
+
+
+class Served(Service):
+    """A BentoML service with the gateway in front. `core` is what both paths ask."""
+
+    core: Answers
+
+    def to_asgi(self, is_main: bool = True) -> Gateway:
+        """The app of one worker: the gateway, BentoML's app behind it."""
+        settings = self.core.settings
+        access.ensure_keys(settings)
+        keys = access.load_keys(settings)
+        return Gateway(
+            super().to_asgi(is_main),
+            handlers={
+                "/recommend": self.core.recommend_body,
+                "/churn": self.core.score_body("churn"),
+                "/intent": self.core.score_body("intent"),
+            },
+            pages={"/docs.json": functools.cache(lambda: _described(self.openapi_spec.asdict()))},
+            keys=lambda: keys,
+            is_loopback_only=access.is_loopback(settings.serving.host),
+            max_body_bytes=settings.serving.max_body_bytes,
+            deadline_ms=settings.serving.deadline_ms,
+        )
+
+
+def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float = POLL_S) -> Served:
+    """The service for these settings."""
+    core = Answers(settings, rehearse=rehearse)
+    deadline_ms = settings.serving.deadline_ms
+
+    @bentoml.service(
+        name="Personalization",
+        service_class=Served,
+        workers=settings.serving.workers,
+        traffic={"timeout": 2},  # timers of the whole timeout stay in memory: keep it short
+        logging={"access": {"enabled": False}},
+        tracing={"excluded_urls": ".*"},
+        metrics={"enabled": True, "duration": {"buckets": list(BUCKETS)}},
+    )
+    class Personalization:
+        """Recommendations, churn and purchase intent for the customers of a shop."""
+
+        def __init__(self) -> None:
+            self.watcher: asyncio.Task[None] | None = None
+
+        @bentoml.on_startup
+        async def start(self) -> None:
+            gc.set_threshold(50_000, 20, 50)
+            parent = os.getppid()
+            await asyncio.to_thread(core.open)
+            self.watcher = asyncio.create_task(_watch(core, poll_s, parent))
+
+        @bentoml.on_shutdown
+        async def stop(self) -> None:
+            if self.watcher:
+                self.watcher.cancel()
+            core.close()
+
+        @bentoml.api
+        async def recommend(self, request: RecommendRequest, /) -> Recommendation:
+            """Ranked items for a customer, or items that go with one item."""
+            return _json(encode(await core.recommend(request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
+
+        @bentoml.api
+        async def churn(self, request: ScoreRequest, /) -> Scores:
+            """The probability that each customer buys nothing in the coming weeks, with its reasons."""
+            return _json(encode(await core.score("churn", request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
+
+        @bentoml.api
+        async def intent(self, request: ScoreRequest, /) -> Scores:
+            """The probability that each customer's session still ends in a purchase, with its reasons."""
+            return _json(encode(await core.score("intent", request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
+
+    service: Any = Personalization  # the decorator turns the class into a Served
+    service.core = core
+    return service  # type: ignore[no-any-return]
+
+
+async def _watch(core: Answers, poll_s: float, parent: int) -> None:
+    """Follow what changes on disk, for as long as the worker lives and somebody wants it to."""
+    while True:
+        await asyncio.sleep(poll_s * random.uniform(0.8, 1.2))  # workers must not all load at once
+        if os.getppid() != parent:
+            log.error("the supervisor is gone; this worker ends")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if not starter_lives():
+            os.kill(parent, signal.SIGTERM)  # the supervisor ends us in turn
+            return
+        try:
+            await asyncio.to_thread(core.refresh)
+        except Exception as error:
+            log.error("the watcher failed and goes on: %s", trace(error))
+
+
+def _json(body: bytes) -> Response:
+    """BentoML passes a ready response on; building one from the declared type costs more than the answer."""
+    return Response(body, media_type="application/json")
+
+
+def _described(document: dict[str, Any]) -> bytes:
+    """The OpenAPI document with what BentoML does not say: the key, and the shape of a refusal."""
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "a key of the role decide or admin"}}
+    text = {"type": "string"}
+    problem = {"type": "object", "required": ["code", "message"], "properties": {"code": text, "message": text, "field": text}}
+    components.setdefault("schemas", {})["Refusal"] = {"type": "object", "required": ["error"], "properties": {"error": problem}}
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    codes = {"400": "not a valid request", "401": "no valid key", "403": "a key of a lesser role", "413": "too large", "429": "too many"}
+    for path in ("/recommend", "/churn", "/intent"):
+        operation = document["paths"][path]["post"]
+        operation["security"] = [{"key": []}]
+        operation["responses"] = {
+            **{str(code): answer for code, answer in operation["responses"].items() if str(code) == "200"},
+            **{code: {"description": meaning, "content": body} for code, meaning in codes.items()},
+        }
+    return json.dumps(document, default=str).encode()
+
+
+Personalization = build(Settings())

@@ -1,0 +1,171 @@
+"""What goes over the wire: the requests, checked, and the answers. The one contract behind both paths into the service.
+
+Requests are strict: an unknown field, a wrong type or a number out of bounds is an error that names the field and never
+repeats the value. Answers are plain dataclasses, encoded by msgspec. Never decides anything.
+"""
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_K = 200
+MAX_CUSTOMERS = 1_000
+MAX_LIST = 1_000
+
+
+class BadRequest(Exception):
+    """The body is not a valid request: what was expected, and the field, where it is one field's fault."""
+
+    def __init__(self, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.field = code, message, field
+
+
+def _finite(context: dict[str, Any]) -> dict[str, Any]:
+    """NaN and Infinity are not JSON, though many writers emit them."""
+    try:
+        json.dumps(context, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("finite_number", "Input should hold finite numbers only") from None
+    return context
+
+
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Request(BaseModel):
+    # hide_input: a validation error must not carry a payload into a log
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Filters(_Request):
+    """What the recommended items must satisfy."""
+
+    category: list[Name] | None = Field(None, min_length=1, max_length=MAX_LIST, description="only items of these categories")
+
+
+class RecommendRequest(_Request):
+    """Who the items are for. With `item_id`: items that go with that one, the same for everybody."""
+
+    customer_id: Name | None = Field(None, description="the resolved customer, or the shop's own user id; wins over anonymous_id")
+    anonymous_id: Name | None = Field(None, description="the device's identifier, as events carry it")
+    k: int = Field(10, ge=1, le=MAX_K, description="items wanted")
+    item_id: Name | None = Field(None, description="ask for items similar to this one")
+    exclude: list[Name] = Field([], max_length=MAX_LIST, description="items that must not come back")
+    filters: Filters = Field(Filters(category=None), description="what the items must satisfy")
+    context: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({}, description="free form; not used yet")
+
+    @model_validator(mode="after")
+    def _someone(self) -> "RecommendRequest":
+        if self.customer_id is None and self.anonymous_id is None:
+            raise PydanticCustomError("missing", "customer_id or anonymous_id is expected", {"field": "customer_id"})
+        return self
+
+
+class ScoreRequest(_Request):
+    """Whose probabilities are wanted; the answer keeps the order."""
+
+    customer_ids: list[Name] = Field(min_length=1, max_length=MAX_CUSTOMERS, description="resolved customers, or the shop's own user ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One recommended item; `rank` starts at 1."""
+
+    item_id: str
+    score: float
+    rank: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The answer of /recommend. `source`: which rung of the ladder gave it; `causes`: why no better one did."""
+
+    decision_id: str
+    customer_id: str | None
+    items: list[Item]
+    model_version: str | None
+    source: str
+    degraded: bool
+    causes: list[str]
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What one feature added to the customer's log-odds. `value` is null where the feature is missing."""
+
+    feature: str
+    value: float | str | None
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One customer's probability, its band (low, medium, high), the strongest reasons first, and who gave it."""
+
+    customer_id: str
+    probability: float
+    band: str
+    source: str
+    reasons: list[Reason] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The answer of /churn and /intent. `source` is the weakest of its predictions' sources."""
+
+    predictions: list[Prediction]
+    model_version: str | None
+    source: str
+    degraded: bool
+    causes: list[str]
+    as_of: datetime
+    feature_age_s: float | None  # since the newest change of the live features; of the customer for whom it is longest
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a request."""
+
+    code: str
+    message: str
+    field: str | None = None
+
+
+R = TypeVar("R", bound=_Request)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(kind: type[R], body: bytes) -> R:
+    """The request in the body. Raises BadRequest, naming the first field at fault, never its value."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _bad(error) from None
+
+
+def encode(answer: Recommendation | Scores) -> bytes:
+    """The answer as JSON."""
+    return _encoder.encode(answer)
+
+
+def encode_problem(code: str, message: str, field: str | None = None) -> bytes:
+    """The body of every refusal: {"error": {"code", "message", "field"?}}."""
+    problem = {"code": code, "message": message}
+    return _encoder.encode({"error": problem | ({"field": field} if field else {})})
+
+
+def _bad(error: ValidationError) -> BadRequest:
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return BadRequest("invalid_json", "the body is expected to be one JSON object, UTF-8")
+    path = [str(part) for part in first["loc"]] or [first.get("ctx", {}).get("field", "")]
+    name = ".".join(path)[:64] or None
+    return BadRequest("invalid_request", f"{name or 'body'}: {first['msg']}", name)

@@ -1,0 +1,116 @@
+import base64
+import stat
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from pipelines.settings import Settings
+from serving import access
+from serving.access import Need, Role
+
+
+def bearer(key):
+    return f"Bearer {key}".encode()
+
+
+def test_keys_are_generated_once_and_for_their_owner_only(tmp_path):
+    mine = Settings(home=tmp_path)
+    new = access.ensure_keys(mine)
+    assert set(new) == set(Role)
+    assert access.ensure_keys(mine) == {}
+    for role, key in new.items():
+        path = tmp_path / "keys" / f"{role}.key"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert access.read_key(mine, role) == key
+        assert len(key) >= 40
+    assert len(set(new.values())) == 3
+
+
+def test_key_of_the_settings_is_used_and_not_written(tmp_path):
+    mine = Settings(home=tmp_path, decide_key=SecretStr("given"))
+    assert Role.DECIDE not in access.ensure_keys(mine)
+    assert not (tmp_path / "keys" / "decide.key").exists()
+    assert access.load_keys(mine).role_of(b"Bearer given") is Role.DECIDE
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_empty_key_of_the_settings_is_no_key(tmp_path, empty):
+    mine = Settings(home=tmp_path, admin_key=SecretStr(empty))
+    assert Role.ADMIN in access.ensure_keys(mine)
+    keys = access.load_keys(mine)
+    assert all(keys.role_of(header) is None for header in (b"Bearer ", b"Bearer", f"Bearer {empty}".encode(), b"", None))
+
+
+def test_workers_that_start_together_agree_on_the_keys(tmp_path):
+    mine = Settings(home=tmp_path)
+    with ThreadPoolExecutor(8) as workers:
+        made = list(workers.map(lambda _: access.ensure_keys(mine), range(32)))
+    for role in Role:
+        assert [new[role] for new in made if role in new] == [access.read_key(mine, role)]
+
+
+def test_role_is_that_of_the_key_in_either_scheme(tmp_path):
+    mine = Settings(home=tmp_path)
+    new = access.ensure_keys(mine)
+    keys = access.load_keys(mine)
+    for role, key in new.items():
+        basic = b"Basic " + base64.b64encode(f"{key}:".encode())
+        assert keys.role_of(bearer(key)) is role
+        assert keys.role_of(basic) is role
+        assert keys.role_of(bearer(key.upper() + "x")) is None
+
+
+def test_shared_key_means_the_stronger_role(tmp_path):
+    same = SecretStr("one for all")
+    keys = access.load_keys(Settings(home=tmp_path, collect_key=same, decide_key=same, admin_key=same))
+    assert keys.role_of(b"Bearer one for all") is Role.ADMIN
+
+
+@settings(max_examples=200, deadline=None)
+@given(header=st.one_of(st.none(), st.binary(max_size=60), st.binary(max_size=40).map(lambda b: b"Basic " + base64.b64encode(b))))
+def test_no_other_header_is_a_key(header):
+    keys = access.Keys(tuple((role, b"\0" * 32) for role in Role))
+    assert keys.role_of(header) is None
+
+
+# Who may use what, told again: the declaration in the module is what this table is held against.
+ALLOWED = {
+    Need.NOTHING: {None, Role.COLLECT, Role.DECIDE, Role.ADMIN},
+    Need.ANY_KEY: {Role.COLLECT, Role.DECIDE, Role.ADMIN},
+    Need.DECIDE: {Role.DECIDE, Role.ADMIN},
+}
+
+
+@pytest.mark.parametrize("path", [*access.ROUTES, "/static_content/index.css"])
+@pytest.mark.parametrize("role", [None, *Role])
+def test_route_lets_in_exactly_those_it_is_declared_for(path, role):
+    route = access.route_of(path)
+    refusal = access.refuse(route, role, is_local=False)
+    assert (refusal is None) == (role in ALLOWED[route.need])
+    if refusal:
+        assert refusal.status == (401 if role is None else 403)
+
+
+def test_documentation_is_open_to_this_machine_only_and_decisions_never_are():
+    for path in access.ROUTES:
+        route = access.route_of(path)
+        is_open = access.refuse(route, None, is_local=True) is None
+        assert is_open == (route.need is not Need.DECIDE)
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/nothing", "/recommend/", "/RECOMMEND", "//recommend", "/static_content/../metrics", "/static_content"]
+)
+def test_undeclared_path_does_not_exist(path):
+    assert access.route_of(path) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "is_own"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("10.0.0.1", False), ("", False)],
+)
+def test_loopback_is_this_machine_alone(host, is_own):
+    assert access.is_loopback(host) is is_own

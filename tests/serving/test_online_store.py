@@ -1,0 +1,173 @@
+import os
+import shutil
+import sqlite3
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.fallbacks import DEADLINE, Deadline, Unavailable
+from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference, key_encoder
+from serving.profile import _resolve, feature_store, open_profiles, self_check
+
+SOON = Deadline.after_ms(3_600_000)
+
+
+@pytest.fixture(scope="module")
+def feast(shop):
+    return feature_store(shop)
+
+
+@pytest.fixture(scope="module")
+def views(feast):
+    return {view.name: view for group in _resolve(feast, float("inf")).values() for view in group}
+
+
+@pytest.fixture
+def online(home):
+    return home / "feature_store" / "online.db"
+
+
+def direct(home):
+    return SqliteSource((home / "feature_store" / "online.db").resolve())
+
+
+def test_direct_read_equals_feast_for_every_view_and_key(shop, feast, views, cast):
+    keys = [*cast.customers, "nobody", "", *(f"user_id:user-{i}" for i in range(3))]
+    assert set(views) == {
+        "customer_profile",
+        "customer_activity",
+        "customer_session",
+        "identifier_customer",
+        "customer_consent",
+        "customer_scores",
+    }
+    for view in views.values():
+        assert difference(direct(shop), FeastSource(feast), view, keys) is None
+    rows = direct(shop).fetch(views["customer_profile"], cast.customers, SOON)
+    assert {row.get("region") for _, row in rows} == {None, "north", "süd 🛒"}
+
+
+def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, feast):
+    groups = _resolve(feast, float("inf"))
+    assert self_check(direct(shop), FeastSource(feast), groups) is None
+    shifted = SqliteSource(direct(shop).path, decode=lambda value: Decoder()(value[:-1] + bytes([value[-1] ^ 1])) if value else None)
+    found = self_check(shifted, FeastSource(feast), groups)
+    assert found
+    assert "is not what Feast reads" in found or "no value of Feast's" in found
+
+
+def test_store_whose_encoding_changed_is_read_through_feast(home, monkeypatch, caplog, cast):
+    monkeypatch.setattr("serving.online_store.Decoder.__call__", lambda self, value: 0)
+    profiles = open_profiles(home, max_age_hours=1e6)
+    assert isinstance(profiles.source, FeastSource)
+    assert "reading through Feast instead" in caplog.text
+    assert profiles.read("customer_consent", cast.customers[:1], at=cast.now, deadline=SOON).columns["is_personalization_allowed"] == [True]
+
+
+def test_sound_store_is_read_directly(shop):
+    assert isinstance(open_profiles(shop, max_age_hours=1e6).source, SqliteSource)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    value=st.none()
+    | st.booleans()
+    | st.text()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, width=32)
+)
+def test_decoder_reads_what_feast_writes(value):
+    from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+    fields = {bool: "bool_val", str: "string_val", int: "int64_val", float: "double_val"}
+    message = Proto(null_val=0) if value is None else Proto(**{fields[type(value)]: value})
+    decode = Decoder()
+    for _ in range(2):  # the second time from memory
+        assert decode(message.SerializeToString()) == value
+    assert decode(Proto().SerializeToString()) is None
+
+
+def test_decoder_refuses_what_feast_cannot_have_written():
+    with pytest.raises(EncodingChanged):
+        Decoder()(b"\x29\x00\x00")
+
+
+@settings(max_examples=100, deadline=None)
+@given(join_key=st.text(min_size=1, max_size=20), key=st.text(max_size=40))
+def test_key_encoding_is_feasts(join_key, key):
+    from feast.infra.key_encoding_utils import serialize_entity_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+    entity = EntityKey(join_keys=[join_key], entity_values=[Proto(string_val=key)])
+    assert key_encoder(join_key)(key) == serialize_entity_key(entity, entity_key_serialization_version=3)
+
+
+def test_new_rows_of_a_writer_are_seen_while_it_has_the_file_open(home, online, views, cast):
+    source, view = direct(home), views["customer_consent"]
+    assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": True}
+    with sqlite3.connect(online) as writer:
+        writer.execute(f'UPDATE "{view.table}" SET value = ?', (b"\x38\x00",))
+        assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": True}  # not committed yet
+        writer.commit()
+        assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": False}
+
+
+def test_file_that_was_replaced_is_followed(home, online, views, tmp_path, cast):
+    source, view = direct(home), views["customer_consent"]
+    source.fetch(view, [cast.bare], SOON)
+    other = tmp_path / "other.db"
+    shutil.copy(online, other)
+    with sqlite3.connect(other) as writer:
+        writer.execute(f'DELETE FROM "{view.table}"')
+    writer.close()
+    for leftover in ("-wal", "-shm"):
+        Path(f"{online}{leftover}").unlink(missing_ok=True)
+    other.replace(online)
+    assert source.fetch(view, [cast.bare], SOON) == [(None, {})]
+
+
+def test_missing_store_is_a_failure_until_it_is_back(home, online, views, cast):
+    source, view = direct(home), views["customer_consent"]
+    before = source.fetch(view, [cast.bare], SOON)
+    hidden = online.rename(online.with_suffix(".hidden"))
+    with pytest.raises(StoreFailure):
+        source.fetch(view, [cast.bare], SOON)
+    assert not online.exists()  # asking must not make one
+    hidden.rename(online)
+    assert source.fetch(view, [cast.bare], SOON) == before
+
+
+def test_store_of_nonsense_is_a_failure(home, online, views, cast):
+    online.write_bytes(os.urandom(10_000))
+    with pytest.raises(StoreFailure):
+        direct(home).fetch(views["customer_consent"], [cast.bare], SOON)
+
+
+def test_slow_read_ends_at_the_deadline(home, views, cast):
+    source = direct(home)
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    with pytest.raises(Unavailable, match=DEADLINE):
+        source._execute(endless, (), Deadline.after_ms(50))
+    assert source.fetch(views["customer_consent"], [cast.bare], SOON)
+
+
+def test_many_keys_come_back_in_order_with_repeats_and_strangers(shop, views, cast):
+    keys = [f"nobody-{i}" for i in range(990)] + cast.customers[:5] * 2
+    found = direct(shop).fetch(views["customer_consent"], keys, SOON)
+    assert [then is not None for then, _ in found] == [False] * 990 + [True] * 10
+    assert direct(shop).present(views["customer_consent"], keys, SOON) == [False] * 990 + [True] * 10
+
+
+def test_time_of_a_row_is_its_change(shop, views, cast):
+    then, _ = direct(shop).fetch(views["customer_profile"], cast.customers[:1], SOON)[0]
+    assert then == (cast.now - timedelta(days=30)).timestamp()
+
+
+def test_view_of_a_table_that_is_not_there_is_a_failure(shop):
+    with pytest.raises(StoreFailure):
+        direct(shop).fetch(View("ghost", "rapport_ghost", "customer_id", ("x",), 1.0), ["c1"], SOON)

@@ -1,0 +1,65 @@
+from datetime import timedelta
+
+import pytest
+
+from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
+from serving.online_store import StoreFailure
+from serving.profile import STRANGER, Guard, Person, open_profiles
+
+SOON = Deadline.after_ms(3_600_000)
+
+
+@pytest.fixture(scope="module")
+def profiles(shop):
+    return open_profiles(shop, max_age_hours=24 * 3650)
+
+
+def test_person_is_found_by_customer_id_by_user_id_and_by_device(profiles, cast):
+    known = Person(cast.customers[3], is_allowed=True)
+    assert profiles.people([cast.customers[3], "user-3", "nobody"], at=cast.now, deadline=SOON) == [known, known, STRANGER]
+    assert profiles.owners(["anonymous_id:device-3", "anonymous_id:user-3"], at=cast.now, deadline=SOON) == [known, STRANGER]
+
+
+def test_without_consent_or_a_state_of_it_nothing_is_allowed(profiles, cast):
+    people = profiles.people([cast.denied, cast.silent, cast.bare], at=cast.now, deadline=SOON)
+    assert people == [Person(cast.denied, is_allowed=False), Person(cast.silent, is_allowed=False), Person(cast.bare, is_allowed=True)]
+
+
+def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(shop, cast):
+    strict = open_profiles(shop, max_age_hours=24 * 10)
+    lenient = open_profiles(shop, max_age_hours=24 * 25)
+    for profiles, expected in ((strict, None), (lenient, "north")):
+        rows = profiles.read("churn_v1", [cast.customers[2]], at=cast.now - timedelta(days=6), deadline=SOON)
+        assert rows.columns["region"] == [expected]
+        assert profiles.people([cast.customers[2]], at=cast.now, deadline=SOON)[0].is_allowed  # given 400 days ago
+    rows = strict.read("churn_v1", [cast.customers[2]], at=cast.now + timedelta(days=40), deadline=SOON)
+    assert rows.changed_at == [None]
+    assert rows.columns["events_total"] == [None]
+
+
+def test_home_where_nothing_was_applied_is_a_failure_and_stays_as_it_was(tmp_path):
+    with pytest.raises(StoreFailure, match="apply"):
+        open_profiles(tmp_path / "empty", max_age_hours=1)
+    assert not list((tmp_path / "empty").rglob("online.db"))
+
+
+def test_guard_stops_asking_a_store_that_keeps_failing_and_tries_again(profiles):
+    now, asked = [0.0], []
+
+    def fails(_):
+        asked.append(1)
+        raise StoreFailure("gone")
+
+    guard = Guard(profiles=profiles, breaker=Breaker(limit=3, pause_s=1.0, clock=lambda: now[0]))
+    for _ in range(10):
+        with pytest.raises(Unavailable, match=STORE):
+            guard.ask(fails)
+    assert len(asked) == 3
+    now[0] = 1.0
+    assert guard.ask(lambda p: "back") == "back"
+    assert guard.ask(lambda p: "still") == "still"
+
+
+def test_guard_without_a_store_is_unavailable():
+    with pytest.raises(Unavailable, match=STORE):
+        Guard().ask(lambda profiles: profiles)

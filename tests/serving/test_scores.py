@@ -1,0 +1,179 @@
+import shutil
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.classifier import Classifier
+from pipelines import registry, tables, windows
+from serving.answers import Answers
+from serving.fallbacks import Deadline
+from serving.profile import feature_store
+from serving.wire import ScoreRequest
+
+
+def ask(answers, ids, task="churn", deadline_ms=5_000):
+    return answers.scoring.answer(task, ScoreRequest(customer_ids=list(ids)), Deadline.after_ms(deadline_ms))
+
+
+def said(answer):
+    return answer.source, answer.degraded, answer.causes
+
+
+def sources(answer):
+    return [prediction.source for prediction in answer.predictions]
+
+
+@pytest.mark.parametrize("task", ["churn", "intent"])
+def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, task):
+    ids = cast.customers[:20]
+    answer = ask(answers, ids, task)
+    assert said(answer) == ("personal", False, [])
+    assert [p.customer_id for p in answer.predictions] == ids
+    assert answer.model_version == "1"
+    assert answer.as_of == cast.now
+    store = feature_store(home)
+    online = store.get_online_features(store.get_feature_service(f"{task}_v1"), [{"customer_id": c} for c in ids]).to_df()
+    learner = Classifier.load(home / "models" / task / "1")
+    expected = learner.predict_proba(windows.derive(online.drop(columns="customer_id"), cast.now)[learner.feature_names_])[:, 1]
+    np.testing.assert_allclose([p.probability for p in answer.predictions], expected, rtol=1e-12)
+
+
+def test_reasons_are_the_three_strongest_contributions_with_their_values(answers, home, cast):
+    answer = ask(answers, cast.customers[:5])
+    learner = answers.champions.bundle.scorers["churn"].learner
+    for prediction in answer.predictions:
+        weights = [abs(reason.contribution) for reason in prediction.reasons]
+        assert len(weights) == 3
+        assert weights == sorted(weights, reverse=True)
+        assert {reason.feature for reason in prediction.reasons} <= set(learner.feature_names_)
+    first = answer.predictions[0].reasons[0]
+    stored = answers.guard.ask(lambda p: p.read("churn_v1", cast.customers[:1], at=cast.now, deadline=Deadline.after_ms(1_000)))
+    derived = windows.derive(pd.DataFrame(stored.columns), cast.now)
+    assert first.value == pytest.approx(derived[first.feature].iloc[0])
+    explained = learner.explain(derived[learner.feature_names_]).iloc[0]
+    assert first.contribution == pytest.approx(explained[first.feature])
+    assert abs(first.contribution) == pytest.approx(explained.abs().max())
+
+
+def test_band_follows_the_cuts(answers, cast):
+    medium, high = answers.champions.bundle.scorers["churn"].cuts
+    for prediction in ask(answers, cast.customers[:20]).predictions:
+        p = prediction.probability
+        assert prediction.band == ("high" if p >= high else "medium" if p >= medium else "low")
+
+
+def test_customers_on_different_rungs_are_told_apart(answers, cast):
+    ids = [cast.customers[0], cast.denied, "nobody", cast.silent, "user-1"]
+    answer = ask(answers, ids)
+    assert sources(answer) == ["personal", "static", "static", "static", "personal"]
+    assert said(answer) == ("static", False, ["unknown_customer", "consent"])
+    prior = answers.champions.bundle.scorers["churn"].prior
+    assert {p.probability for p in answer.predictions[1:4]} == {prior}
+    assert answer.predictions[4].customer_id == "user-1"
+    assert answer.predictions[4].probability == ask(answers, cast.customers[1:2]).predictions[0].probability
+
+
+def test_behaviour_of_those_without_consent_is_not_read(answers, cast, monkeypatch):
+    read, real = [], answers.guard.profiles.source.fetch
+
+    def watched(view, keys, deadline):
+        read.append((view.name, list(keys)))
+        return real(view, keys, deadline)
+
+    monkeypatch.setattr(answers.guard.profiles.source, "fetch", watched)
+    ask(answers, [cast.denied, cast.silent, cast.customers[0]])
+    assert {name for name, _ in read} == {"customer_consent", "customer_profile", "customer_activity"}
+    assert all(keys == [cast.customers[0]] for name, keys in read if name != "customer_consent")
+
+
+def test_customer_without_features_is_answered_from_the_rungs_below(answers, cast):
+    assert said(ask(answers, [cast.bare])) == ("static", True, ["features_missing", "score_missing"])
+
+
+def test_feature_age_is_that_of_the_longest_unchanged_customer(answers, home, cast):
+    changed = tables.read(home, tables.CUSTOMER_ACTIVITY, ["customer_id", "event_timestamp"]).set_index("customer_id")["event_timestamp"]
+    ages = (cast.now - changed).dt.total_seconds()
+    answer = ask(answers, cast.customers[:4])
+    assert answer.feature_age_s == pytest.approx(ages[cast.customers[:4]].max(), abs=1.0)  # the store keeps whole seconds
+    assert ask(answers, ["nobody"]).feature_age_s is None
+
+
+# -- the ladder: each dependency taken away ------------------------------------------------------------------------------
+
+
+def stored_scores(home, cast, column):
+    return tables.read(home, tables.CUSTOMER_SCORES).set_index("customer_id")[column][cast.customers[:3]].tolist()
+
+
+def test_without_a_model_the_last_batch_score_answers(home, settings, rehearse, cast):
+    shutil.rmtree(home / "models" / "churn")
+    core = Answers(settings, rehearse=rehearse)
+    core.open()
+    answer = ask(core, cast.customers[:3])
+    assert said(answer) == ("stale", True, ["model_refused"])
+    assert [p.probability for p in answer.predictions] == stored_scores(home, cast, "churn_probability")
+    assert answer.model_version == "1"
+    assert all(not p.reasons for p in answer.predictions)
+
+
+def test_untrainable_model_is_named_and_its_prior_is_the_answer(home, settings, rehearse):
+    shutil.rmtree(home / "models")
+    registry.mark_untrainable(home, "intent", "no sessions", prior=0.07)
+    core = Answers(settings, rehearse=rehearse)
+    core.open()
+    answer = ask(core, ["user-21"], "intent")  # allowed nothing
+    assert answer.predictions[0].probability == 0.07
+    answer = ask(core, ["user-22"], "intent")  # allowed, never scored
+    assert said(answer) == ("static", True, ["model_not_trainable", "score_missing"])
+    assert answer.predictions[0].probability == 0.07
+
+
+def test_without_a_store_everybody_gets_the_base_rate(answers, home, cast):
+    (home / "feature_store" / "online.db").unlink()
+    answer = ask(answers, cast.customers[:3])
+    assert said(answer) == ("static", True, ["store_unavailable"])
+    assert {p.probability for p in answer.predictions} == {answers.champions.bundle.scorers["churn"].prior}
+
+
+@pytest.mark.parametrize("broken", [lambda *_: 1 / 0, lambda _, rows: np.full(len(rows), np.nan), lambda _, rows: np.full(len(rows), 1.5)])
+def test_model_that_fails_or_talks_nonsense_costs_the_rung_and_not_the_answer(answers, home, cast, monkeypatch, broken):
+    monkeypatch.setattr("models.classifier.Classifier.predict_values", broken)
+    answer = ask(answers, cast.customers[:3])
+    assert said(answer) == ("stale", True, ["model_failed"])
+    assert [p.probability for p in answer.predictions] == stored_scores(home, cast, "churn_probability")
+
+
+def test_passed_deadline_is_the_base_rate(answers, cast):
+    assert said(ask(answers, cast.customers[:3], deadline_ms=0)) == ("static", True, ["deadline"])
+
+
+def test_reasons_give_way_to_the_deadline_and_probabilities_do_not(answers, cast, monkeypatch):
+    real = Classifier.explain_values
+
+    def slow(self, matrix):
+        time.sleep(0.03)
+        return real(self, matrix)
+
+    monkeypatch.setattr("models.classifier.Classifier.explain_values", slow)
+    started = time.perf_counter()
+    answer = ask(answers, cast.customers[:20] * 50, deadline_ms=250)
+    took_s = time.perf_counter() - started
+    assert set(sources(answer)) == {"personal"}
+    assert answer.causes == ["reasons_missing"]
+    assert answer.degraded
+    told = [bool(p.reasons) for p in answer.predictions]
+    assert any(told)
+    assert not all(told)
+    assert took_s < 0.35
+
+
+def test_thousand_customers_are_answered_within_the_deadline(answers, cast):
+    ids = cast.customers[:20] * 50
+    ask(answers, ids)
+    started = time.perf_counter()
+    answer = ask(answers, ids, deadline_ms=2_000)
+    assert time.perf_counter() - started < 2.0
+    assert len(answer.predictions) == 1_000
+    assert said(answer) == ("personal", False, [])
