@@ -163,7 +163,7 @@ def _ingest(job: Job) -> Summary:
 def _features(job: Job) -> Summary:
     from pipelines import features
 
-    return _plain(features.build(job.home))
+    return _plain(features.build(job.home, session_gap_minutes=job.settings.ingest.session_gap_minutes))
 
 
 def _apply(job: Job) -> Summary:
@@ -216,7 +216,7 @@ STEPS: tuple[Step, ...] = (
         writes=("raw/events.jsonl", "raw/items.jsonl", "raw/truth.parquet"),
     ),
     Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "as_of"), reads_files=True),
-    Step("features", _features, reads=(tables.EVENTS,), writes=_FEATURES),
+    Step("features", _features, reads=(tables.EVENTS, tables.ITEMS), writes=_FEATURES, settings=("ingest",)),
     Step("apply", _apply, reads=_FEATURES, writes=("feature_store/registry.db",)),
     Step(
         "labels", _labels, reads=(tables.EVENTS, tables.CONSENTS, "clock.json"),

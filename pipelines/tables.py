@@ -100,6 +100,13 @@ IDENTITIES = Table(
     "created_timestamp",
     _schema(identifier=TEXT, customer_id=TEXT, **_TIMES),  # identifier: "anonymous_id:...", "user_id:...", "email:..."
 )
+IDENTITY_LINKS = Table(
+    "identity_links",
+    ("anonymous_id", "user_id", "email", "event_timestamp"),
+    "event_timestamp",
+    "created_timestamp",
+    _schema(anonymous_id=TEXT, user_id=TEXT, email=TEXT, **_TIMES),  # identifiers seen together, any of them null; e-mails as hashes
+)
 CONSENTS = Table(
     "consents",
     ("customer_id", "purpose", "event_timestamp"),
@@ -141,7 +148,7 @@ CUSTOMER_ACTIVITY = Table(
         **_whole("distinct_items_30d", "distinct_items_total"),
         **_whole("events_total", "views_total", "cart_adds_total", "purchases_total", "returns_total"),
         **_whole("orders_total", "sessions_total", "revenue_cents_total"),
-        **_whole("first_event_at", "last_event_at", "last_purchase_at"),  # microseconds since 1970, UTC
+        **_whole("first_event_at", "last_event_at", "first_purchase_at", "last_purchase_at"),  # microseconds since 1970, UTC
     ),
 )
 CUSTOMER_SESSION = Table(
@@ -227,7 +234,7 @@ RECOMMENDATIONS = Table(
 )
 
 TABLES = (
-    EVENTS, QUARANTINE, IDENTITIES, CONSENTS, ITEMS,
+    EVENTS, QUARANTINE, IDENTITIES, IDENTITY_LINKS, CONSENTS, ITEMS,
     CUSTOMER_PROFILE, CUSTOMER_CONSENT, CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
     TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, RECOMMENDATIONS,

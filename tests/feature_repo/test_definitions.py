@@ -1,0 +1,87 @@
+"""The declared feature store against the declared tables: same names, same types, and services that resolve."""
+
+import ast
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import feature_repo
+from pipelines import features, tables
+
+VIEWS = {
+    "identifier_customer": tables.IDENTITIES,
+    "customer_profile": tables.CUSTOMER_PROFILE,
+    "customer_consent": tables.CUSTOMER_CONSENT,
+    "customer_activity": tables.CUSTOMER_ACTIVITY,
+    "customer_session": tables.CUSTOMER_SESSION,
+    "item_activity": tables.ITEM_ACTIVITY,
+    "customer_scores": tables.CUSTOMER_SCORES,
+}
+SERVICES = {
+    "churn_v1": {"customer_profile", "customer_activity"},
+    "intent_v1": {"customer_profile", "customer_activity", "customer_session"},
+    "recommender_v1": {"item_activity"},
+    "serving_v1": {"customer_consent", "customer_scores"},
+}
+
+
+@pytest.fixture(scope="module")
+def feast(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    features.apply(home)
+    return features.store(home)
+
+
+def test_every_view_has_the_fields_of_its_table(feast):
+    from feast.types import Bool, Float64, Int64, String
+
+    kinds = {String: pa.string(), Int64: pa.int64(), Float64: pa.float64(), Bool: pa.bool_()}
+    views = {view.name: view for view in feast.list_feature_views()}
+    assert set(views) == set(VIEWS)
+    for name, table in VIEWS.items():
+        view = views[name]
+        assert [column.name for column in view.entity_columns] == list(table.key)
+        assert view.batch_source.path == f"tables/{table.name}"
+        assert view.batch_source.timestamp_field == table.event_time
+        assert (view.batch_source.created_timestamp_column or None) == table.created_time
+        times = {table.event_time, table.created_time}
+        declared = {f.name: f.type for f in table.schema if f.name not in times}
+        assert {f.name: kinds[f.dtype] for f in view.schema} == declared
+
+
+def test_every_service_resolves_and_none_feeds_a_protected_trait(feast):
+    services = {service.name: service for service in feast.list_feature_services()}
+    assert {name: {p.name for p in service.feature_view_projections} for name, service in services.items()} == SERVICES
+    asked = {name: [f.name for p in s.feature_view_projections for f in p.features] for name, s in services.items()}
+    for names in asked.values():
+        assert len(names) == len(set(names))
+        assert not {"age_band", "gender"} & set(names)
+    assert "region" in asked["churn_v1"]
+
+
+def test_applying_again_changes_nothing_and_forgets_what_is_no_longer_declared(tmp_path):
+    from feast import FeatureService
+
+    features.apply(tmp_path)
+    feast = features.store(tmp_path)
+    feast.apply([FeatureService(name="old_v0", features=[feast.get_feature_view("item_activity")])])
+    assert "old_v0" in {s.name for s in features.store(tmp_path).list_feature_services()}
+    features.apply(tmp_path)
+    assert {s.name for s in features.store(tmp_path).list_feature_services()} == set(SERVICES)
+    assert (tmp_path / "feature_store" / "registry.db").exists()
+
+
+def test_definitions_hold_feast_objects_only():
+    """Entities, sources, views, services in that order; no code that would be stored, nothing of ours imported."""
+    from feast import Entity, FeatureService, FeatureView, FileSource, OnDemandFeatureView
+
+    from feature_repo import definitions
+
+    kinds = (Entity, FileSource, FeatureView, FeatureService)
+    order = [next(i for i, kind in enumerate(kinds) if isinstance(o, kind)) for o in vars(definitions).values() if isinstance(o, kinds)]
+    assert order == sorted(order)
+    assert not [o for o in vars(definitions).values() if isinstance(o, OnDemandFeatureView)]
+    tree = ast.parse(Path(feature_repo.__file__).with_name("definitions.py").read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {module.split(".")[0] for module in imported} == {"datetime", "feast"}
