@@ -1,0 +1,205 @@
+"""What was tried and what came of it, kept in MLflow: SQLite and files under the home, no server.
+
+One parent run per search, one nested run per trial, one registered version per stored model version. Everything is looked up
+before it is written, so a run that was killed and started again is counted once. Nothing that decides or serves reads MLflow.
+"""
+
+import logging
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from pipelines.registry import MANIFEST, Champion
+from pipelines.settings import silence_telemetry
+
+if TYPE_CHECKING:
+    import optuna
+    from mlflow import MlflowClient
+
+BOOSTER = "model.lgb"  # LightGBM's own text format
+FLAVOR = "rapport"
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open parent run."""
+
+    client: "MlflowClient"
+    name: str
+    experiment_id: str
+    run_id: str
+    trials: set[int]  # numbers that already have a nested run
+
+
+def open_run(home: Path, name: str, *, study: str, tags: Mapping[str, str]) -> Run:
+    """The parent run of `study`, found or created, with its tags set anew."""
+    client = connect(home)
+    experiment = client.get_experiment_by_name(name)
+    folder = (home / "mlflow" / "artifacts").resolve()
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=folder.as_uri())
+    found = client.search_runs([experiment_id], f"tags.study = '{study}'", max_results=1)
+    run = found[0] if found else client.create_run(experiment_id, run_name=study, tags={"study": study})
+    for key, value in tags.items():
+        client.set_tag(run.info.run_id, key, value)
+    return Run(client, name, experiment_id, run.info.run_id, _logged_trials(client, experiment_id, run.info.run_id))
+
+
+def log_trial(run: Run, trial: "optuna.trial.FrozenTrial") -> None:
+    """One nested run with the trial's parameters and loss, in three calls; nothing if it has one already."""
+    from mlflow.entities import Metric, Param
+
+    if trial.number in run.trials:
+        return
+    now = int(time.time() * 1000)
+    tags = {"mlflow.parentRunId": run.run_id, "trial": str(trial.number)}
+    nested = run.client.create_run(run.experiment_id, run_name=f"trial-{trial.number}", tags=tags)
+    params = [Param(key, str(value)) for key, value in trial.user_attrs.get("params", trial.params).items()]
+    metrics = [] if trial.value is None else [Metric("loss", trial.value, now, trial.number)]
+    run.client.log_batch(nested.info.run_id, metrics=metrics, params=params)
+    run.client.set_terminated(nested.info.run_id)
+    run.trials.add(trial.number)
+
+
+def close_run(run: Run, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+    """The winner's parameters and the metrics of its test on the parent run, which ends. Once: a finished run stays as it is."""
+    from mlflow.entities import Metric, Param
+
+    if run.client.get_run(run.run_id).info.status == "FINISHED":
+        return
+    now = int(time.time() * 1000)
+    run.client.log_batch(
+        run.run_id,
+        metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
+        params=[Param(key, str(value)) for key, value in params.items()],
+    )
+    run.client.set_terminated(run.run_id)
+
+
+def add_version(run: Run, stored: Champion, *, features: pd.DataFrame, output: pd.DataFrame) -> str:
+    """Register the stored version under the same name, with a signature; returns MLflow's number for it.
+
+    features, output: a few rows of what the model takes and gives. A version with the same `training_key` is that version.
+    """
+    key = str(stored.manifest.get("training_key", f"version-{stored.version}"))
+    found = _version(run.client, stored.name, "training_key", key)
+    if found is not None:
+        return found
+    _create_model(run.client, stored.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _write_model(folder, stored, features=features, output=output, run_id=run.run_id)
+        run.client.log_artifacts(run.run_id, str(folder), f"model-{stored.version}")
+    source = f"{run.client.get_run(run.run_id).info.artifact_uri}/model-{stored.version}"
+    tags = {"training_key": key, "rapport.version": str(stored.version)}
+    version = run.client.create_model_version(stored.name, source, run_id=run.run_id, tags=tags)
+    return str(version.version)
+
+
+def move_alias(home: Path, name: str, version: int, *, alias: str = "champion") -> bool:
+    """Point the alias at the registered version that shows `version`; False if MLflow does not have it."""
+    client = connect(home)
+    found = _version(client, name, "rapport.version", str(version))
+    if found is not None:
+        client.set_registered_model_alias(name, alias, found)
+    return found is not None
+
+
+def connect(home: Path) -> "MlflowClient":
+    """A client of the home's database, which is created on first use; no global MLflow state is touched."""
+    silence_telemetry()
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # stderr belongs to the command line
+    path = home / "mlflow" / "mlflow.db"
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    uri = f"sqlite:///{path.resolve()}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if is_new:
+        client.search_experiments(max_results=1)  # makes the tables
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA journal_mode=WAL")  # stays with the file; writers then wait less for each other
+    return client
+
+
+def commit() -> dict[str, str]:
+    """Tags that name the code: the commit of this product's own repository, "unknown" where it is installed without one."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != _ROOT:
+        return {"git.commit": "unknown"}
+    return {"git.commit": _git("rev-parse", "HEAD") or "unknown", "code.dirty": str(bool(_git("status", "--porcelain"))).lower()}
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _logged_trials(client: "MlflowClient", experiment_id: str, parent: str) -> set[int]:
+    """Trials with a whole nested run; a half-written one is removed, to be written again."""
+    numbers: set[int] = set()
+    token: str | None = None
+    while True:
+        page = client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", max_results=1_000, page_token=token)
+        for run in page:
+            if run.info.status == "FINISHED":
+                numbers.add(int(run.data.tags["trial"]))
+            else:
+                client.delete_run(run.info.run_id)
+        token = page.token
+        if not token:
+            return numbers
+
+
+def _version(client: "MlflowClient", name: str, tag: str, value: str) -> str | None:
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(tag) == value:
+            return str(version.version)
+    return None
+
+
+def _create_model(client: "MlflowClient", name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+
+
+def _write_model(folder: Path, stored: Champion, *, features: pd.DataFrame, output: pd.DataFrame, run_id: str) -> None:
+    """The stored files with an MLmodel beside them; requirements are given, since to infer them takes half a minute."""
+    from mlflow.models import Model, infer_signature
+
+    shutil.copytree(stored.folder, folder)
+    model = Model(artifact_path=f"model-{stored.version}", run_id=run_id, signature=infer_signature(_open_types(features), output))
+    if (folder / BOOSTER).exists():
+        import lightgbm
+
+        model.add_flavor("lightgbm", data=BOOSTER, lgb_version=lightgbm.__version__, model_class="lightgbm.basic.Booster", code=None)
+    model.add_flavor(FLAVOR, learner=stored.manifest.get("learner"), manifest=MANIFEST, version=stored.version)
+    model.save(str(folder / "MLmodel"))
+    (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in stored.manifest.get("requirements", [])))
+
+
+def _open_types(features: pd.DataFrame) -> pd.DataFrame:
+    """Numbers as doubles and the rest as text: a whole-number column may hold nulls tomorrow, a category new values."""
+    return pd.DataFrame(
+        {
+            name: column.astype("float64") if pd.api.types.is_numeric_dtype(column) else column.astype("object").fillna("").astype(str)
+            for name, column in features.items()
+        }
+    )
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
