@@ -264,14 +264,14 @@ def status(as_json: AsJson = False) -> None:
     """Rows per table, champion versions, freshness. Example: rapport status --json"""
     from datetime import UTC, datetime
 
-    from pipelines import registry, tables
+    from pipelines import ingest, registry, tables
 
     home = _settings().home
     champions = registry.champions(home)
     built = tables.folder(home, tables.CUSTOMER_ACTIVITY)
     _show(
         {
-            "log": tables.ledger(home),
+            "log": ingest.ledger(home),
             "tables": {table.name: tables.count(home, table) for table in tables.TABLES if tables.exists(home, table)},
             "models": {name: entry["version"] for name, entry in champions.items()},
             "freshness_s": round(datetime.now(UTC).timestamp() - built.resolve().stat().st_mtime, 1) if built.exists() else None,
@@ -453,8 +453,11 @@ def _show_demo(result: dict[str, Any], outcome: Any, settings: Any, *, as_json: 
         out.print(f"  {endpoint:<12} p50 {latency['p50']:.2f} ms   p99 {latency['p99']:.2f} ms", highlight=False)
     out.print("\n[bold]Reports[/bold]")
     for name, verdict in result["reports"].items():
-        why = outcome.summary(name).get("why") or ""
-        out.print(f"  {name:<6} {verdict:<16} {home / 'reports' / f'{name}.html'}  {why}", highlight=False, soft_wrap=True)
+        out.print(f"  {name:<6} {verdict:<16} {home / 'reports' / f'{name}.html'}", highlight=False, soft_wrap=True)
+        judged = outcome.summary(name)
+        said = {model: f"{subject['verdict']}, {subject['why']}" for model, subject in judged["subjects"].items()}
+        for model, why in (said | {model: f"not judged, {why}" for model, why in judged["not_judged"].items()}).items():
+            out.print(f"         {model}: {why}", highlight=False, markup=False, soft_wrap=True)
     out.print(f"\n[bold]Try[/bold] (as of {_as_of(settings)}; the whole run took {result['took_s']:.0f} s)")
     curl = f'curl -s {result["urls"]["service"]}/recommend -H "Authorization: Bearer $(cat {home}/keys/decide.key)"'
     body = json.dumps({"customer_id": _known_customers(settings)[0], "k": 5})
@@ -470,20 +473,31 @@ def _as_of(settings: Any) -> str:
 
 
 def _show_models(models: dict[str, Any], as_json: bool) -> None:
+    from rich.table import Table as Grid
+
     if as_json:
         print(json.dumps({"models": models}))  # noqa: T201
         return
-    from rich.table import Table as Grid
-
     grid = Grid(box=None, pad_edge=True)
     for column in ("model", "metric", "value", "rival", "its value", "ahead by (95 %)", "optimum", "version"):
-        grid.add_column(column)
+        grid.add_column(column, no_wrap=column != "rival")
     for name, report in models.items():
         if report["trainable"]:
             grid.add_row(name, *_model_cells(report))
-        else:
-            grid.add_row(name, "not trainable, because " + report["why"])
     out.print(grid)
+    for name, report in models.items():
+        remark = _remark(report)
+        if remark:
+            out.print(f"  {name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _remark(report: dict[str, Any]) -> str:
+    """What the figures alone do not say."""
+    if not report["trainable"]:
+        return "not trainable, because " + report["why"]
+    if report["low"] <= 0:
+        return f"not shown to be ahead: the interval of the difference reaches {report['low']:+.3f}; more test rows would tell"
+    return ""
 
 
 def _model_cells(report: dict[str, Any]) -> tuple[str, ...]:

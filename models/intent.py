@@ -20,5 +20,6 @@ TASK = Task(
     metric="auc",
     rival_name="cart rule",
     rival=cart_rule,
-    excluded=("age_band", "gender"),
+    # A decision point lies right after an event; a request comes when it comes. These ages would say which of the two it is.
+    excluded=("age_band", "gender", "last_event_age_days", "session_last_event_age_days"),
 )

@@ -203,7 +203,7 @@ def _score(job: Job) -> Summary:
 
 
 _CLEAN = (
-    tables.EVENTS, tables.QUARANTINE, tables.IDENTITIES, tables.CONSENTS,
+    tables.EVENTS, tables.QUARANTINE, tables.INGESTS, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
     tables.ITEMS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
 )  # fmt: skip
 _FEATURES = (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)

@@ -93,6 +93,18 @@ QUARANTINE = Table(
     ),
     by_day=True,
 )
+INGESTS = Table(
+    "ingests",
+    ("files", "last_event"),
+    "last_event",
+    None,
+    _schema(
+        source=TEXT,
+        files=TEXT,  # names, in the order they were read
+        last_event=TIME,  # of the events table, then
+        **_whole("read", "accepted", "duplicate", "quarantined", "consent_dropped", "stored"),  # rows as read
+    ),
+)
 IDENTITIES = Table(
     "identities",
     ("identifier",),
@@ -234,7 +246,7 @@ RECOMMENDATIONS = Table(
 )
 
 TABLES = (
-    EVENTS, QUARANTINE, IDENTITIES, IDENTITY_LINKS, CONSENTS, ITEMS,
+    EVENTS, QUARANTINE, INGESTS, IDENTITIES, IDENTITY_LINKS, CONSENTS, ITEMS,
     CUSTOMER_PROFILE, CUSTOMER_CONSENT, CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
     TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, RECOMMENDATIONS,

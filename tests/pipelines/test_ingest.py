@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import consent, tables
+from pipelines import ingest as ingest_module
 from pipelines.errors import InputError, StoreError
 from pipelines.events import REASONS, email_identifier
 from pipelines.ingest import IngestReport, ingest
@@ -130,6 +131,15 @@ def test_the_same_file_twice_adds_nothing_and_says_so(shop: Shop) -> None:
     assert any("nothing was added" in note for note in second.notes)
     for table, frame in zip((*CLEAN, tables.QUARANTINE), before, strict=True):
         pd.testing.assert_frame_equal(shop.table(table), frame)
+
+
+def test_the_ledger_balances_over_several_runs(shop: Shop) -> None:
+    shop.run(call("m1"), call("m2", context=REFUSED, user="u2"), "not json", order("m3"), call("m1"))
+    shop.run(call("m1"), call("m4"), "not json either")
+    ledger = ingest_module.ledger(shop.home)
+    assert ledger == {"accepted": 6, "applied": 3, "quarantined": 2, "consent_dropped": 1, "erased": 0, "pending": 0, "duplicates": 2}
+    where = ("applied", "quarantined", "consent_dropped", "erased", "pending")
+    assert ledger["accepted"] == sum(ledger[name] for name in where)
 
 
 def test_a_retry_is_a_duplicate_and_the_first_arrival_stays(shop: Shop) -> None:

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import lines, mapping, sources
+from pipelines import sources
 from pipelines.errors import InputError
 from pipelines.events import TYPES
+from pipelines.sources import lines, mapping
 
 MAPPING = """
 [source]

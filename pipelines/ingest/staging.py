@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.events import NOBODY, ORDER_TYPES, UNREADABLE, validate
-from pipelines.projection import register
 from pipelines.settings import IngestSettings
 from pipelines.sources import RawBatch
+from pipelines.sources.projection import register
 
 _CHECKED = ("type", "event_id", "event_timestamp", "created_timestamp", "user_id", "anonymous_id", "item_id", "quantity", "price_cents")
 _PRODUCT = '[{"product_id":"VARCHAR","item_id":"VARCHAR","sku":"VARCHAR","quantity":"VARCHAR","price":"VARCHAR","category":"VARCHAR"}]'

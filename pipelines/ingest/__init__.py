@@ -16,15 +16,16 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from pipelines import cleaning, consent, staging, tables
-from pipelines.cleaning import Basis
+from pipelines import consent, tables
 from pipelines.engine import connect
 from pipelines.errors import InputError, StoreError
 from pipelines.events import REASONS
-from pipelines.mapping import Mapping, load_mapping
+from pipelines.ingest import cleaning, staging
+from pipelines.ingest.cleaning import Basis
+from pipelines.ingest.staging import Arrival, FileCount
 from pipelines.settings import Settings
 from pipelines.sources import SEGMENT, read
-from pipelines.staging import Arrival, FileCount
+from pipelines.sources.mapping import Mapping, load_mapping
 
 _PIECE_ROWS = 100_000  # of events, written at a time
 
@@ -73,9 +74,36 @@ def ingest(
             cleaning.attach(db, home)
             _read_items(db, items_file)
             counts = _stage_files(db, home, [Path(file) for file in files], plan, settings, received)
-            return _publish(db, home, counts, plan, settings)
+            report = _publish(db, home, counts, plan, settings)
+            _note_down(home, report, counts, plan.source.name if plan else SEGMENT)
+            return report
     except duckdb.IOException as error:
         raise StoreError(f"ingest: working space under {home} was refused ({error}); free space, then run again") from error
+
+
+def ledger(home: Path) -> dict[str, int]:
+    """Where every row ever received is: accepted = applied + quarantined + consent_dropped + erased + pending; duplicates beside it.
+
+    Rows as read; `accepted` are those received for the first time. Nothing waits or is erased yet: files are read to their end.
+    """
+    runs = tables.read(home, tables.INGESTS)
+    total = {name: int(runs[name].sum()) for name in ("read", "duplicate", "quarantined", "consent_dropped", "stored")}
+    return {
+        "accepted": total["read"] - total["duplicate"],
+        "applied": total["stored"],
+        "quarantined": total["quarantined"],
+        "consent_dropped": total["consent_dropped"],
+        "erased": 0,
+        "pending": 0,
+        "duplicates": total["duplicate"],
+    }
+
+
+def _note_down(home: Path, report: IngestReport, counts: list[FileCount], source: str) -> None:
+    counted = ("read", "accepted", "duplicate", "quarantined", "consent_dropped", "stored")
+    row = {name: [getattr(report, name)] for name in counted}
+    files = ", ".join(count.path.name for count in counts)
+    tables.append(home, tables.INGESTS, pa.table({"source": [source], "files": [files], "last_event": [report.last_event], **row}))
 
 
 def _stage_files(

@@ -8,7 +8,7 @@ import duckdb
 import pyarrow as pa
 
 from pipelines.events import SEGMENT_CALLS, SEGMENT_NAMES
-from pipelines.mapping import TRAITS, Mapping, Resolved
+from pipelines.sources.mapping import TRAITS, Mapping, Resolved
 
 _TIME, _TEXT = pa.timestamp("us", tz="UTC"), pa.string()
 CANONICAL = pa.schema(

@@ -18,9 +18,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from pipelines.errors import InputError
-from pipelines.lines import REJECTED, Lines, read_lines, reject, rejected_rows
-from pipelines.mapping import Mapping, Resolved, load_mapping, resolve
-from pipelines.projection import CANONICAL, json_table, mapped_rows, register, segment_rows, unit_of
+from pipelines.sources.lines import REJECTED, Lines, read_lines, reject, rejected_rows
+from pipelines.sources.mapping import Mapping, Resolved, load_mapping, resolve
+from pipelines.sources.projection import CANONICAL, json_table, mapped_rows, register, segment_rows, unit_of
 
 __all__ = ["CANONICAL", "SEGMENT", "Mapping", "RawBatch", "connect", "load_mapping", "read"]
 
