@@ -1,0 +1,142 @@
+"""Champion models -> probabilities and recommendations for everybody who allows it, as of now. Never trains or decides.
+
+Features come through the same retrieval as in training. A model that is not trainable leaves nulls and empty tables; one
+that is damaged stops the run.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from models.classifier import Classifier
+from models.recommender import Recommender
+from pipelines import consent, features, labels, registry, tables
+from pipelines.registry import Champion
+from pipelines.settings import Settings
+from pipelines.training.classifiers import with_protected
+
+INTENT_DAYS = 7  # decision points this young show what the intent model meets now
+LIST_LENGTH = 50
+CUSTOMERS_AT_A_TIME = 20_000
+
+_EVENT_COLUMNS = ["type", "event_timestamp", "created_timestamp", "customer_id", "session_id"]
+_KEYS = ["customer_id", "event_timestamp"]
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """Rows written, by table, and the version that scored, by model; None where there is no champion."""
+
+    rows: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, int | None] = field(default_factory=dict)
+
+
+def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
+    """Write customer_scores, scored_churn, scored_intent and recommendations. Raises RegistryError on a damaged champion."""
+    champions = {name: _champion(home, name) for name in ("churn", "intent", "recommender")}
+    events, consents = _known_events(home, as_of), tables.read(home, tables.CONSENTS)
+    everybody = pd.DataFrame({"customer_id": np.sort(events["customer_id"].unique()), "event_timestamp": pd.Timestamp(as_of)})
+    allowed = _allowed(everybody, consents, settings=settings)
+    churn, intent = (probabilities(home, champions[name], allowed) for name in ("churn", "intent"))
+    population = labels.churn_population(events, as_of, settings=settings)["customer_id"]
+    points = recent_decision_points(events, settings=settings, as_of=as_of)
+    points = _allowed(points[points["customer_id"].isin(allowed["customer_id"])], consents, settings=settings)
+    rows = {
+        "customer_scores": tables.write(home, tables.CUSTOMER_SCORES, _scores(allowed, churn, intent, champions)),
+        "scored_churn": tables.write(home, tables.SCORED_CHURN, _watched(home, churn[churn["customer_id"].isin(population)])),
+        "scored_intent": tables.write(home, tables.SCORED_INTENT, _watched(home, probabilities(home, champions["intent"], points))),
+        "recommendations": tables.write(
+            home, tables.RECOMMENDATIONS, _recommendations(champions["recommender"], set(allowed["customer_id"]), as_of)
+        ),
+    }
+    return ScoreReport(rows=rows, versions={name: champion.version if champion else None for name, champion in champions.items()})
+
+
+def probabilities(home: Path, champion: Champion | None, rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` (customer_id, event_timestamp) with the champion's features and `probability`; null without a champion."""
+    keys = rows[_KEYS].reset_index(drop=True)
+    if champion is None or keys.empty:
+        return keys.assign(probability=np.full(len(keys), np.nan))
+    frame = features.training_frame(home, keys, service=champion.manifest["feature_service"])
+    learner = Classifier.load(champion.folder)
+    return frame.assign(probability=learner.predict_proba(frame[learner.feature_names_])[:, 1])
+
+
+def recent_decision_points(events: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
+    """Decision points of the last days, those of sessions still open included: customer_id, event_timestamp."""
+    since, now = pd.Timestamp(as_of) - timedelta(days=INTENT_DAYS), pd.Timestamp(as_of)
+    sessions = events.loc[events["event_timestamp"] > since, "session_id"].dropna().unique()
+    points = labels.decision_points(events[events["session_id"].isin(sessions)], settings=settings)
+    return points.loc[(points["event_timestamp"] > since) & (points["event_timestamp"] <= now), _KEYS].reset_index(drop=True)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _champion(home: Path, name: str) -> Champion | None:
+    """The verified champion; None where the data could not train one. Raises RegistryError if it is damaged."""
+    if registry.champions(home).get(name, {}).get("version") is None:
+        return None
+    return registry.load_champion(home, name)
+
+
+def _known_events(home: Path, as_of: datetime) -> pd.DataFrame:
+    events, now = tables.read(home, tables.EVENTS, _EVENT_COLUMNS), pd.Timestamp(as_of)
+    return events[(events["event_timestamp"] <= now) & (events["created_timestamp"] <= now) & events["customer_id"].notna()]
+
+
+def _allowed(rows: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings) -> pd.DataFrame:
+    if rows.empty:
+        return rows
+    return rows[np.asarray(consent.state_at(consents, rows[_KEYS], purpose=settings.consent.purpose), dtype=bool)].reset_index(drop=True)
+
+
+def _scores(allowed: pd.DataFrame, churn: pd.DataFrame, intent: pd.DataFrame, champions: dict[str, Champion | None]) -> pd.DataFrame:
+    version = {name: None if champion is None else str(champion.version) for name, champion in champions.items()}
+    return pd.DataFrame(
+        {
+            "customer_id": allowed["customer_id"],
+            "event_timestamp": allowed["event_timestamp"],
+            "churn_probability": churn["probability"].to_numpy(dtype=float),
+            "churn_version": pd.Series([version["churn"]] * len(allowed), dtype="object"),
+            "intent_probability": intent["probability"].to_numpy(dtype=float),
+            "intent_version": pd.Series([version["intent"]] * len(allowed), dtype="object"),
+        }
+    )
+
+
+def _watched(home: Path, scored: pd.DataFrame) -> pd.DataFrame:
+    """The scored rows as those who watch read them; none where nothing was scored."""
+    if scored["probability"].isna().all():
+        return scored.iloc[:0]
+    frame = with_protected(home, scored.reset_index(drop=True))
+    return frame[[*(name for name in frame.columns if name != "probability"), "probability"]]
+
+
+def _recommendations(champion: Champion | None, allowed: set[str], as_of: datetime) -> Iterator[pa.RecordBatch]:
+    """The best items of each customer whom the model knows and who allows it, best first, some customers at a time."""
+    if champion is None:
+        return
+    learner = Recommender.load(champion.folder)
+    names, items = (np.load(champion.folder / f"{label}.npy", allow_pickle=False).astype(object) for label in ("customer_ids", "item_ids"))
+    chosen = np.flatnonzero(pd.Index(names).isin(list(allowed)))
+    length = min(LIST_LENGTH, len(items))
+    for start in range(0, len(chosen), CUSTOMERS_AT_A_TIME):
+        part = chosen[start : start + CUSTOMERS_AT_A_TIME]
+        best, scores = (values.ravel() for values in learner.recommend(part, length))
+        frame = pd.DataFrame(
+            {
+                "customer_id": np.repeat(names[part], length),
+                "event_timestamp": pd.Timestamp(as_of),
+                "rank": np.tile(np.arange(1, length + 1), len(part)),
+                "item_id": items[best],
+                "score": scores.astype(float),
+                "version": str(champion.version),
+            }
+        )
+        yield pa.RecordBatch.from_pandas(frame[best >= 0], preserve_index=False)

@@ -1,0 +1,202 @@
+"""A fitted and tested learner -> a signed version, its record in MLflow, and the decision who is champion.
+
+Each step finds what an interrupted earlier run already did: nothing is registered, logged or counted twice.
+"""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipelines import registry, tracking
+from pipelines.errors import RegistryError
+from pipelines.registry import Champion
+from pipelines.settings import Settings
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What training one model came to. Without labels `trainable` is False and `why` says what they lack.
+
+    value, rival_value, optimum: `metric` on the same test rows, higher is better. low, high: interval of value minus
+    rival_value, resampled by customer. version: the one this training made; details["champion"] is the one that serves.
+    """
+
+    name: str
+    trainable: bool
+    why: str | None = None
+    metric: str | None = None
+    value: float | None = None
+    rival: str | None = None
+    rival_value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    optimum: float | None = None
+    version: int | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The winner against its rival, and where the truth is known the best there is, on the test rows."""
+
+    metric: str
+    value: float
+    rival: str
+    rival_value: float
+    low: float
+    high: float
+    optimum: float | None
+    others: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A tuned learner that has passed its test and waits to be registered."""
+
+    name: str
+    learner: Any
+    params: dict[str, Any]
+    quality: Quality
+    data_sha256: str
+    manifest: dict[str, Any]  # what describes it beyond the above
+    features: pd.DataFrame  # a few rows of what it takes
+    output: pd.DataFrame  # and what it gives for them
+    judge: Callable[[Champion], float | None]  # the metric of another version on the same test; None if it cannot be compared
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    evidence: pd.DataFrame | None = None  # rows with label, split and probability, for those who watch
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the version is champion now, who is, and why."""
+
+    is_champion: bool
+    champion: int | None
+    why: str
+
+
+def publish(home: Path, fitted: Fitted, run: tracking.Run, *, as_of: datetime) -> ModelReport:
+    """Register, record, and make champion unless the present one is better on the same test."""
+    manifest = _manifest(fitted, as_of=as_of)
+    version = registry.register(home, fitted.name, learner=fitted.learner, arrays=fitted.arrays, manifest=manifest)
+    stored = registry.load_version(home, fitted.name, version)
+    tracking.add_version(run, stored, features=fitted.features, output=fitted.output)
+    tracking.close_run(run, params=fitted.params, metrics=_metrics(fitted.quality))
+    decision = decide(home, fitted, version)
+    if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
+        registry.promote(home, fitted.name, version, why=decision.why)
+    return _report(fitted, version, manifest, decision)
+
+
+def decide(home: Path, fitted: Fitted, version: int) -> Decision:
+    """A new version leads if it is not worse on the same test than the champion; not if a person has rolled it back."""
+    entry = registry.champions(home).get(fitted.name, {})
+    present = entry.get("version")
+    if present == version:
+        return Decision(True, version, str(entry.get("why", "it is the champion")))
+    if version in entry.get("rolled_back", []):
+        return Decision(False, present, f"version {version} was rolled back; promote it by name")
+    if present is None:
+        return Decision(True, version, "there was no champion")
+    try:
+        other = fitted.judge(registry.load_champion(home, fitted.name))
+    except RegistryError as error:
+        return Decision(True, version, f"the champion could not be verified: {error}")
+    metric, value = fitted.quality.metric, fitted.quality.value
+    if other is None:
+        return Decision(True, version, f"version {present} cannot be compared: it needs other features or parameters")
+    compared = f"{metric} {value:.4f} against {other:.4f} of version {present} on the same test"
+    return Decision(True, version, compared) if value >= other else Decision(False, present, compared)
+
+
+def code_hash(learner_class: type) -> str:
+    """SHA-256 of the learner's source and of the libraries it calculates with: other code, other study, other version."""
+    source = Path(inspect.getfile(learner_class)).read_bytes()
+    return hashlib.sha256(source + json.dumps(requirements()).encode()).hexdigest()
+
+
+def requirements() -> list[str]:
+    """What a stored model needs to be loaded, pinned."""
+    return [f"{name}=={importlib.metadata.version(name)}" for name in ("lightgbm", "implicit", "numpy", "scipy", "pandas")]
+
+
+def finite(value: float | None) -> float | None:
+    """None for what JSON cannot hold."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _manifest(fitted: Fitted, *, as_of: datetime) -> dict[str, Any]:
+    """Everything a reader of the version needs; `training_key` names the model by what decides it: data, parameters, code."""
+    kind = type(fitted.learner)
+    parts = [fitted.name, fitted.data_sha256, fitted.params, code_hash(kind)]
+    return {
+        **fitted.manifest,
+        "learner": f"{kind.__module__}.{kind.__qualname__}",
+        "params": fitted.params,
+        "metrics": {key: finite(value) for key, value in _metrics(fitted.quality).items()},
+        "metric": fitted.quality.metric,
+        "data.sha256": fitted.data_sha256,
+        "as_of": pd.Timestamp(as_of).isoformat(),
+        "requirements": requirements(),
+        "training_key": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        **tracking.commit(),
+    }
+
+
+def _metrics(quality: Quality) -> dict[str, float]:
+    found = {
+        quality.metric: quality.value,
+        f"rival_{quality.metric}": quality.rival_value,
+        "gain_low": quality.low,
+        "gain_high": quality.high,
+        **({} if quality.optimum is None else {f"optimum_{quality.metric}": quality.optimum}),
+        **quality.others,
+    }
+    return {key.replace("@", "_at_"): value for key, value in found.items() if math.isfinite(value)}
+
+
+def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision: Decision) -> ModelReport:
+    quality = fitted.quality
+    return ModelReport(
+        name=fitted.name,
+        trainable=True,
+        metric=quality.metric,
+        value=finite(quality.value),
+        rival=quality.rival,
+        rival_value=finite(quality.rival_value),
+        low=finite(quality.low),
+        high=finite(quality.high),
+        optimum=finite(quality.optimum),
+        version=version,
+        details={
+            "champion": decision.champion,
+            "is_champion": decision.is_champion,
+            "why": decision.why,
+            "params": fitted.params,
+            **{key: finite(value) for key, value in quality.others.items()},
+            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit") if key in manifest},
+        },
+    )
+
+
+def signature_rows(frame: pd.DataFrame, *, n: int = 5) -> pd.DataFrame:
+    """A few rows, spread over the frame, as an example of its columns."""
+    return frame.iloc[np.unique(np.linspace(0, len(frame) - 1, n).astype(int))].reset_index(drop=True)
+
+
+def settings_fit(settings: Settings) -> dict[str, float]:
+    """The costs that a classifier's threshold weighs."""
+    return {"cost_false_positive": settings.training.cost_false_positive, "cost_false_negative": settings.training.cost_false_negative}

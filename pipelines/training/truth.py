@@ -1,0 +1,42 @@
+"""The simulated shop's truth -> the best that any model could score on the same rows; nothing for real data."""
+
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipelines import tables
+from pipelines.settings import Settings
+
+
+def path(home: Path) -> Path:
+    """Where the simulator keeps its truth."""
+    return home / "raw" / "truth.parquet"
+
+
+def probability(home: Path, name: str, rows: pd.DataFrame, *, settings: Settings) -> np.ndarray | None:
+    """Bayes-optimal probability of each row (customer_id, event_timestamp); None where the truth is not known."""
+    if not path(home).exists():
+        return None
+    from pipelines import optimum
+
+    known, events, identities = optimum.Truth.load(path(home)), tables.read(home, tables.EVENTS), tables.read(home, tables.IDENTITIES)
+    if name == "churn":
+        return np.asarray(
+            optimum.churn_probability(
+                known, events, rows, horizon_days=settings.labels.churn_horizon_days, gap_days=settings.labels.churn_gap_days,
+                identities=identities,
+            )
+        )  # fmt: skip
+    return np.asarray(optimum.intent_probability(known, events, rows, identities=identities))
+
+
+def item_scores(home: Path, customers: np.ndarray, items: np.ndarray, *, at: datetime) -> np.ndarray | None:
+    """Expected purchases (n_customers, n_items) in the window after `at`; None where the truth is not known."""
+    if not path(home).exists():
+        return None
+    from pipelines import optimum
+
+    known, events = optimum.Truth.load(path(home)), tables.read(home, tables.EVENTS)
+    return np.asarray(optimum.item_scores(known, events, customers, items, at=at, identities=tables.read(home, tables.IDENTITIES)))

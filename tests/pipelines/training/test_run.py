@@ -1,0 +1,253 @@
+"""Training one model from its labels to its place in the registry, on the small shop of conftest.py."""
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models import evaluation
+from models.classifier import Classifier
+from models.recommender import Recommender
+from pipelines import features, labels, registry, scoring, tables, tracking, training
+from pipelines.errors import InputError, RegistryError
+from pipelines.settings import Settings
+from pipelines.training import classifiers, publishing, recommenders
+
+NAMES = ("churn", "intent", "recommender")
+
+
+def runs(home, name):
+    client = tracking.connect(home)
+    experiment = client.get_experiment_by_name(name).experiment_id
+    found = client.search_runs([experiment])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return client, parents, [run for run in found if run not in parents]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_reports_registers_and_promotes(trained, name):
+    home, reports = trained.home, trained.reports
+    report = reports[name]
+    assert report.trainable
+    assert report.version == 1
+    assert report.low <= report.value - report.rival_value <= report.high
+    assert report.optimum is None  # nothing is known of the truth of a real shop
+    champion = registry.load_champion(home, name)
+    assert champion.version == 1
+    assert champion.manifest["metrics"][report.metric.replace("@", "_at_")] == report.value
+    json.dumps(asdict(report), allow_nan=False)
+
+
+def test_report_of_a_classifier_holds_calibration_and_base_rate(trained):
+    details = trained.reports["churn"].details
+    assert 0 < details["base_rate"] < 1
+    assert {"ece", "brier", "log_loss", "mean_probability", "params", "cutoffs", "rows"} <= set(details)
+
+
+def test_recommender_that_knows_tastes_beats_popularity(trained):
+    assert trained.reports["recommender"].low > 0
+    assert trained.reports["recommender"].details["own_history_ndcg@5"] > trained.reports["recommender"].rival_value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_parent_run_holds_the_trials_and_names_data_and_code(trained, name):
+    home, settings, reports = trained.home, trained.settings, trained.reports
+    client, parents, trials = runs(home, name)
+    assert len(parents) == 1
+    assert len(trials) == settings.training.trials
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parents[0].info.run_id}
+    assert all("loss" in run.data.metrics and run.info.status == "FINISHED" for run in trials)
+    assert {"data.sha256", "git.commit", "feature_service", "cutoffs"} <= set(parents[0].data.tags)
+    version = client.get_model_version_by_alias(name, "champion")
+    assert version.tags["rapport.version"] == "1"
+    assert version.run_id == parents[0].info.run_id
+    metric = reports[name].metric.replace("@", "_at_")
+    assert parents[0].data.metrics[metric] == pytest.approx(reports[name].value)
+
+
+def test_champion_of_mlflow_loads_without_pickle_and_gives_the_signed_scores(trained, monkeypatch):
+    import mlflow
+
+    home = trained.home
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{home}/mlflow/mlflow.db")
+    mlflow.set_registry_uri(f"sqlite:///{home}/mlflow/mlflow.db")
+    try:
+        booster = mlflow.lightgbm.load_model("models:/churn@champion")
+        info = mlflow.models.get_model_info("models:/churn@champion")
+    finally:
+        mlflow.set_tracking_uri(before[0])
+        mlflow.set_registry_uri(before[1])
+    champion = registry.load_champion(home, "churn")
+    learner = Classifier.load(champion.folder)
+    assert booster.model_to_string() == learner.booster_.model_to_string()
+    assert info.signature.inputs.input_names() == learner.feature_names_
+    golden = champion.manifest["golden"]
+    assert learner.predict_proba(pd.DataFrame(golden["features"]))[:, 1] == pytest.approx(golden["probability"], abs=0)
+
+
+def test_database_of_runs_is_in_wal_mode(trained):
+    with closing(sqlite3.connect(trained.home / "mlflow" / "mlflow.db")) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+
+
+@pytest.mark.parametrize("name", ["churn", "recommender"])
+def test_training_again_makes_no_second_version_run_or_trial(copied, name):
+    home, settings, reports = copied.home, copied.settings, copied.reports
+    again = training.train(name, home, settings=settings, as_of=copied.as_of)
+    assert again == reports[name]
+    assert registry.versions(home, name) == (1,)
+    client, parents, trials = runs(home, name)
+    assert (len(parents), len(trials)) == (1, settings.training.trials)
+    assert len(client.search_model_versions(f"name = '{name}'")) == 1
+    assert len(client.get_metric_history(parents[0].info.run_id, reports[name].metric.replace("@", "_at_"))) == 1
+
+
+@pytest.mark.parametrize("stops_at", ["tracking.add_version", "tracking.close_run", "registry.promote"])
+def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, monkeypatch, stops_at):
+    home = copied.home
+    options = copied.settings.training.model_copy(update={"seed": 8})  # another search, so another version
+    settings = copied.settings.model_copy(update={"training": options})
+    module, function = stops_at.split(".")
+
+    def die(*arguments, **named):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(publishing, module), function, die)
+        patch.setattr(publishing, "decide", lambda home, fitted, version: publishing.Decision(True, version, "for the test"))
+        with pytest.raises(KeyboardInterrupt):
+            training.train("churn", home, settings=settings, as_of=copied.as_of)
+    assert registry.load_champion(home, "churn").version == 1
+    report = training.train("churn", home, settings=settings, as_of=copied.as_of)
+    assert report.version == 2
+    assert registry.versions(home, "churn") == (1, 2)
+    client, parents, trials = runs(home, "churn")
+    assert (len(parents), len(trials)) == (2, 4)
+    assert len(client.search_model_versions("name = 'churn'")) == 2
+    assert client.get_model_version_by_alias("churn", "champion").tags["rapport.version"] == str(report.details["champion"])
+
+
+def test_better_version_leads_and_a_worse_one_does_not(copied):
+    home, settings = copied.home, copied.settings
+    fitted, _ = classifiers.fit("churn", home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
+    value = fitted.quality.value
+    for other, is_champion in ((value + 0.01, False), (value, True), (value - 0.01, True), (None, True)):
+        object.__setattr__(fitted, "judge", lambda champion, other=other: other)
+        decision = publishing.decide(home, fitted, 2)
+        assert decision.is_champion is is_champion
+        assert decision.champion == (2 if is_champion else 1)
+    (registry.load_champion(home, "churn").folder / "model.lgb").write_text("tree")
+    assert publishing.decide(home, fitted, 2).is_champion
+
+
+def test_champion_is_judged_by_its_own_model_on_the_same_test(copied):
+    home, settings, reports = copied.home, copied.settings, copied.reports
+    for family, name in ((classifiers, "churn"), (recommenders, "recommender")):
+        words = (name, home) if name == "churn" else (home,)
+        fitted, _ = family.fit(*words, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
+        assert fitted.judge(registry.load_champion(home, name)) == pytest.approx(reports[name].value)
+
+
+def test_version_rolled_back_by_a_person_is_not_promoted_by_training_again(copied):
+    home, settings = copied.home, copied.settings
+    worse = registry.register(home, "churn", learner=Classifier.load(registry.load_champion(home, "churn").folder), manifest={})
+    registry.promote(home, "churn", worse)
+    registry.promote(home, "churn", 1)
+    registry.rollback(home, "churn")
+    report = training.train("churn", home, settings=settings, as_of=copied.as_of)
+    assert report.details["champion"] == worse
+    assert "rolled back" in report.details["why"]
+    assert registry.load_champion(home, "churn").version == worse
+
+
+def test_alias_of_mlflow_follows_promotion_and_rollback(copied):
+    home = copied.home
+    options = copied.settings.training.model_copy(update={"seed": 8})
+    report = training.train("churn", home, settings=copied.settings.model_copy(update={"training": options}), as_of=copied.as_of)
+    assert report.version == 2
+
+    def alias():
+        return tracking.connect(home).get_model_version_by_alias("churn", "champion").tags["rapport.version"]
+
+    registry.promote(home, "churn", 1)
+    registry.promote(home, "churn", 2)
+    assert alias() == "2"
+    registry.rollback(home, "churn")
+    assert alias() == "1"
+    registry.register(home, "churn", learner=Classifier.load(registry.load_champion(home, "churn").folder), manifest={})
+    registry.promote(home, "churn", 3)  # MLflow does not have it: the alias stays, the registry decides
+    assert alias() == "1"
+
+
+def test_rows_kept_for_those_who_watch_hold_protected_traits_that_no_model_reads(trained):
+    home = trained.home
+    for name, table in (("churn", tables.TRAINING_CHURN), ("intent", tables.TRAINING_INTENT)):
+        frame = tables.read(home, table)
+        assert {"age_band", "gender", "region", "label", "split", "probability"} <= set(frame)
+        assert set(frame["split"]) == {"train", "validation", "test"}
+        assert frame["probability"].between(0, 1).all()
+        assert not {"age_band", "gender", "label", "split"} & set(registry.load_champion(home, name).manifest["features"])
+        test = frame[frame["split"] == "test"]
+        assert evaluation.auc(test["label"], test["probability"]) == pytest.approx(trained.reports[name].value)
+
+
+def test_features_of_a_label_row_do_not_move_when_the_future_is_cut_off(copied):
+    home = copied.home
+    wanted = tables.read(home, tables.LABELS_CHURN, ["customer_id", "event_timestamp"]).iloc[::7].reset_index(drop=True)
+    cut = wanted["event_timestamp"].max()
+    full = features.training_frame(home, wanted, service="churn_v1")
+    events = tables.read(home, tables.EVENTS)
+    tables.write(home, tables.EVENTS, events[events["event_timestamp"] < cut])
+    features.build(home)
+    pd.testing.assert_frame_equal(features.training_frame(home, wanted, service="churn_v1"), full)
+
+
+def test_planted_leak_is_named_among_the_suspects():
+    rng = np.random.default_rng(0)
+    label = (rng.random(400) < 0.3).astype(float)
+    frame = pd.DataFrame({"honest": label + rng.normal(0, 2, 400), "leak": label + rng.normal(0, 0.1, 400), "region": "north"})
+    assert list(classifiers.suspects(frame, label)) == ["leak"]
+
+
+def test_data_that_cannot_carry_labels_are_reported_and_recorded(copied):
+    home, settings = copied.home, copied.settings
+    events = tables.read(home, tables.EVENTS)
+    tables.write(home, tables.EVENTS, events[events["type"] == "purchase"])
+    (home / "models" / "champions.json").unlink()
+    labels.build(home, settings=settings, as_of=copied.as_of)
+    report = training.train("intent", home, settings=settings, as_of=copied.as_of)
+    assert (report.trainable, report.version) == (False, None)
+    assert "no view" in report.why
+    assert registry.champions(home)["intent"]["why"] == report.why
+    with pytest.raises(RegistryError, match="no view"):
+        registry.load_champion(home, "intent")
+    scored = scoring.score(home, settings=settings, as_of=copied.as_of)
+    assert scored.versions == {"churn": None, "intent": None, "recommender": None}
+    assert tables.read(home, tables.CUSTOMER_SCORES)[["churn_probability", "intent_version"]].isna().all(axis=None)
+    assert {name: rows for name, rows in scored.rows.items() if name != "customer_scores"} == dict.fromkeys(
+        ("scored_churn", "scored_intent", "recommendations"), 0
+    )
+    assert all(tables.exists(home, table) for table in (tables.SCORED_CHURN, tables.SCORED_INTENT, tables.RECOMMENDATIONS))
+
+
+def test_unknown_model_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'ranker'"):
+        training.train("ranker", tmp_path, settings=Settings(), as_of=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_recommender_served_knows_everybody_of_today(trained):
+    home = trained.home
+    champion = registry.load_champion(home, "recommender")
+    learner = Recommender.load(champion.folder)
+    customers = np.load(champion.folder / "customer_ids.npy", allow_pickle=False)
+    assert len(learner.customer_factors_) == len(customers) == tables.read(home, tables.INTERACTIONS)["customer_id"].nunique()
+    golden = champion.manifest["golden"]
+    items, _ = learner.recommend(golden["customers"], golden["k"])
+    assert items.tolist() == golden["items"]
