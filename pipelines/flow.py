@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import tables
-from pipelines.errors import PipelineError, StoreError
+from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.settings import Settings, clock
 from pipelines.tables import Table
 
@@ -94,12 +94,12 @@ def run(
 ) -> Outcome:
     """Run the steps in order, skipping those that are finished. Raises PipelineError as the step raised it.
 
-    One run at a time per home: a second one is refused, not queued. A run that ingests owns its home (see `_claim`).
+    One run at a time per home: a second one is refused, not queued. A run that ingests owns its home (see `_check_own`).
     """
     finished: dict[str, StepRun] = {}
     with _lock(job.home):
         if any(step.name == "ingest" for step in steps):
-            _claim(job)
+            _check_own(job)
         for step in steps:
             on_start(step)
             finished[step.name] = _run_step(step, job, is_forced=step.name in force)
@@ -150,12 +150,20 @@ def _simulate(job: Job) -> Summary:
 
 
 def _ingest(job: Job) -> Summary:
+    """The loop's events are those of its files alone (`rapport ingest` is the one that adds): read aside, then put in place."""
     from pipelines import ingest
 
+    aside = job.home / "flow" / "incoming"
+    shutil.rmtree(aside, ignore_errors=True)
     items = job.items_file or (None if job.files else job.home / "raw" / "items.jsonl")
-    for table in _CLEAN:  # the loop starts from its files alone; `rapport ingest` is the one that adds
-        tables.drop(job.home, table)
-    report = ingest.ingest(job.home, list(job.inputs()), mapping=job.mapping, items_file=items, settings=job.settings)
+    try:
+        report = ingest.ingest(aside, list(job.inputs()), mapping=job.mapping, items_file=items, settings=job.settings)
+    except InputError:
+        tables.adopt(job.home, tables.QUARANTINE, aside)  # the rows that explain the refusal
+        raise
+    _claim(job)
+    for table in _CLEAN:
+        tables.adopt(job.home, table, aside)
     write_clock(job.settings, report.last_event, datetime.now(UTC))
     return _plain(report)
 
@@ -245,22 +253,23 @@ STEPS: tuple[Step, ...] = (
 # -- the runner --------------------------------------------------------------------------------------------------------
 
 
-def _claim(job: Job) -> None:
-    """Make the home this job's: what an earlier loop over other files left there is cleared, models' history excepted.
-
-    Raises PipelineError where the home holds events that no loop put there: those are somebody's data.
-    """
-    path, mine = job.home / "flow" / "claim.json", {"files": [_content(file, job.home) for file in job.files], "mapping": job.mapping}
-    held = json.loads(path.read_text()) if path.exists() else None
-    if held == mine:
-        return
-    if held is None and tables.exists(job.home, tables.EVENTS):
+def _check_own(job: Job) -> None:
+    """Raises PipelineError where the home holds events that no loop put there: those are somebody's data, not to be replaced."""
+    is_used = any(tables.exists(job.home, table) for table in (tables.EVENTS, tables.QUARANTINE))
+    if is_used and not (job.home / "flow" / "claim.json").exists():
         raise PipelineError(f"flow: {job.home} already holds events of your own; set RAPPORT_HOME to another folder for this run")
-    if held is not None:
-        for name in ("tables", "raw", "feature_store", "reports"):
+
+
+def _claim(job: Job) -> None:
+    """Make the home this job's: what an earlier loop over other files derived is cleared; stored model versions stay."""
+    path, mine = job.home / "flow" / "claim.json", {"files": [_content(file, job.home) for file in job.files], "mapping": job.mapping}
+    held = json.loads(path.read_text()) if path.exists() else mine
+    if held != mine:
+        for name in ("feature_store", "reports", *(["raw"] if job.files else [])):
             shutil.rmtree(job.home / name, ignore_errors=True)
-        for file in (job.home / "clock.json", job.home / "models" / "champions.json", *(job.home / "flow").glob("*.json")):
-            file.unlink(missing_ok=True)
+        (job.home / "models" / "champions.json").unlink(missing_ok=True)
+        for table in tables.TABLES:
+            tables.drop(job.home, table)
     _replace(path, mine)
 
 

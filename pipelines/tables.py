@@ -308,6 +308,19 @@ def append(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa
     return _publish(home, table, data, keep=files(home, table) if exists(home, table) else [])
 
 
+def adopt(home: Path, table: Table, other: Path) -> None:
+    """Move the table of the home `other`, on the same disk, into this one, in place of what is here. None there: nothing happens."""
+    if not exists(other, table):
+        return
+    link, version = folder(home, table), folder(other, table).resolve()
+    old = link.resolve() if link.exists() else None
+    link.parent.mkdir(parents=True, exist_ok=True)
+    _point(link, version.rename(link.parent / version.name))
+    folder(other, table).unlink()
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
 def drop(home: Path, table: Table) -> None:
     """Remove the table and its files; nothing happens if it does not exist."""
     link = folder(home, table)
@@ -342,9 +355,7 @@ def _publish(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[
         for number, batch in enumerate(_batches(table, data), start=len(keep)):
             _write_files(table, batch, version, number)
             rows += batch.num_rows
-        swap = version.with_suffix(".link")
-        swap.symlink_to(version.name)
-        swap.replace(link)
+        _point(link, version)
     except OSError as error:
         shutil.rmtree(version, ignore_errors=True)
         raise StoreError(
@@ -357,6 +368,13 @@ def _publish(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     return rows
+
+
+def _point(link: Path, version: Path) -> None:
+    """Move the link to a version beside it, in one step."""
+    swap = version.with_suffix(".link")
+    swap.symlink_to(version.name)
+    swap.replace(link)
 
 
 def _batches(table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

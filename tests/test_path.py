@@ -13,7 +13,7 @@ import pytest
 from pipelines import tables
 
 ROOT = Path(__file__).parents[1]
-CUSTOMERS = 500
+CUSTOMERS = 700
 
 pytestmark = pytest.mark.slow
 

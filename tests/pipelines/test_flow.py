@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines import flow, tables
-from pipelines.errors import PipelineError, StoreError
+from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.settings import Settings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -100,22 +100,54 @@ def test_second_run_beside_a_running_one_is_refused(job):
         flow.run((flow.Step("outer", nested),), job)
 
 
-def test_home_with_events_of_its_own_is_never_cleared(job):
+def event_line(message, when="2026-01-01T10:00:00Z"):
+    who = {"userId": "u1", "context": {"consent": {"categoryPreferences": {"personalization": True}}}}
+    seen = {"type": "track", "event": "Product Viewed", "properties": {"product_id": "i1", "price": 2}}
+    return json.dumps({"messageId": message, "timestamp": when, "receivedAt": when, **seen, **who})
+
+
+def ingest_only(job, *lines, name="events.jsonl"):
+    path = job.home.parent / name
+    path.write_text("\n".join(lines) + "\n")
+    mine = flow.Job(job.settings, files=(path,))
+    return flow.run(tuple(step for step in flow.STEPS if step.name == "ingest"), mine).summary("ingest")
+
+
+def test_home_with_events_of_its_own_is_never_replaced(job):
     tables.write(job.home, tables.EVENTS, tables.EVENTS.schema.empty_table())
     with pytest.raises(PipelineError, match="events of your own"):
-        flow.run((flow.Step("ingest", lambda job: {}),), job)
+        ingest_only(job, event_line("m1"))
     assert tables.exists(job.home, tables.EVENTS)
 
 
-def test_loop_over_other_files_clears_what_the_earlier_loop_left(job, tmp_path):
-    step = flow.Step("ingest", lambda job: {"rows": tables.write(job.home, tables.ITEMS, items(1))})
-    flow.run((step,), job)
-    other = tmp_path / "other.csv"
-    other.write_text("a")
-    seen = []
-    look = flow.Step("ingest", lambda job: seen.append(tables.exists(job.home, tables.ITEMS)) or {})
-    flow.run((look,), flow.Job(job.settings, files=(other,)))
-    assert seen == [False]
+def test_loop_over_other_files_replaces_what_the_earlier_loop_left(job):
+    ingest_only(job, event_line("m1"), event_line("m2"))
+    champions = job.home / "models" / "champions.json"
+    champions.parent.mkdir()
+    champions.write_text("{}")
+    tables.write(job.home, tables.ITEM_ACTIVITY, tables.ITEM_ACTIVITY.schema.empty_table())
+    ingest_only(job, event_line("m3"), name="other.jsonl")
+    assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m3"]
+    assert not champions.exists()
+    assert not tables.exists(job.home, tables.ITEM_ACTIVITY)
+
+
+def test_loop_whose_files_are_refused_leaves_the_earlier_one_whole(job):
+    ingest_only(job, event_line("m1"))
+    with pytest.raises(InputError, match="none among"):
+        ingest_only(job, "not json", name="bad.jsonl")
+    assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m1"]
+    assert tables.read(job.home, tables.QUARANTINE)["raw"].tolist() == ["not json"]
+    with pytest.raises(InputError, match=r"gone\.jsonl"):
+        flow.run(tuple(s for s in flow.STEPS if s.name == "ingest"), flow.Job(job.settings, files=(job.home / "gone.jsonl",)))
+    assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m1"]
+
+
+def test_same_file_again_counts_nothing_twice(job):
+    one = ingest_only(job, event_line("m1"), event_line("m1"))
+    assert (one["accepted"], one["duplicate"]) == (1, 1)
+    assert ingest_only(job, event_line("m1"), event_line("m1")) == one
+    assert tables.count(job.home, tables.EVENTS) == 1
 
 
 def test_clock_of_an_old_log_is_its_last_event_and_of_a_live_one_the_wall(job):
