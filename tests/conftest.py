@@ -29,7 +29,7 @@ GUARD = textwrap.dedent(
         host = host.decode() if isinstance(host, bytes) else host
         if host in (None, "", "unix", "localhost", "::1", "0.0.0.0", socket.gethostname()) or host.startswith("127."):
             return
-        with open(os.environ["RAPPORT_TEST_CONNECTIONS"], "a") as log:
+        with open(os.environ["CONNECTIONS_LOG"], "a") as log:
             log.write(f"{event} {host} by {' '.join(sys.orig_argv)[:200]}\\n")
         raise ConnectionRefusedError(f"outside connection to {host}")
 
@@ -53,4 +53,5 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(GUARD)
     log = folder / "connections.log"
     log.touch()
-    return os.environ | {"PYTHONPATH": str(folder), "RAPPORT_TEST_CONNECTIONS": str(log)}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "RAPPORT_"))}
+    return clean | {"PYTHONPATH": str(folder), "CONNECTIONS_LOG": str(log)}

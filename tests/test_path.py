@@ -49,18 +49,18 @@ def test_demo_prints_what_other_programs_read(walked):
 
 
 def test_no_process_of_the_loop_connects_outside(walked):
-    assert Path(walked["env"]["RAPPORT_TEST_CONNECTIONS"]).read_text() == ""
+    assert Path(walked["env"]["CONNECTIONS_LOG"]).read_text() == ""
 
 
 def test_guard_sees_a_connection_when_there_is_one(guarded, tmp_path):
-    env = guarded | {"RAPPORT_TEST_CONNECTIONS": str(tmp_path / "log")}
+    env = guarded | {"CONNECTIONS_LOG": str(tmp_path / "log")}
     attempt = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=1)"
     assert subprocess.run([sys.executable, "-c", attempt], env=env, capture_output=True, check=False).returncode != 0
     assert "192.0.2.1" in (tmp_path / "log").read_text()
 
 
 def test_every_line_received_is_accounted_for(walked):
-    received = sum(1 for _ in (walked["home"] / "raw" / "events.jsonl").open("rb"))
+    received = (walked["home"] / "raw" / "events.jsonl").read_bytes().count(b"\n")
     events = walked["result"]["events"]
     assert events["accepted"] + events["duplicate"] + events["quarantined"] == received
     assert events["duplicate"] > 0
@@ -87,22 +87,22 @@ def test_second_run_repeats_no_step_and_counts_nothing_twice(walked):
 
 
 def test_champions_are_registered_with_signature_data_hash_and_commit(walked):
-    script = f"""
+    script = """
 import json, mlflow
-from mlflow import MlflowClient
-mlflow.set_tracking_uri("sqlite:///{walked["home"]}/mlflow/mlflow.db")
-client = MlflowClient()
-found = {{}}
+client = mlflow.MlflowClient()
+found = {}
 for name in ("churn", "intent", "recommender"):
     version = client.get_model_version_by_alias(name, "champion")
     run = client.get_run(version.run_id)
-    info = mlflow.models.get_model_info(f"models:/{{name}}/{{version.version}}")
-    trials = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{{version.run_id}}'")
+    info = mlflow.models.get_model_info(f"models:/{name}/{version.version}")
+    trials = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{version.run_id}'")
     tags = run.data.tags | version.tags
-    found[name] = {{"tags": tags, "metrics": run.data.metrics, "signed": info.signature is not None, "trials": len(trials)}}
+    found[name] = {"tags": tags, "metrics": run.data.metrics, "signed": info.signature is not None, "trials": len(trials)}
 print(json.dumps(found))
 """
-    done = subprocess.run([sys.executable, "-c", script], env=walked["env"], cwd=ROOT, capture_output=True, text=True, check=False)
+    uri = f"sqlite:///{walked['home']}/mlflow/mlflow.db"
+    env = walked["env"] | {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": uri}
+    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=walked["home"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     for name, version in json.loads(done.stdout.splitlines()[-1]).items():
         assert version["signed"], name
