@@ -57,8 +57,8 @@ class LabelSettings(_Group):
     intent_points: tuple[int, ...] = Field((1, 3, 6, 10), description="decision points: after the n-th event of a session")
     intent_test_share: float = Field(0.2, gt=0, lt=0.5, description="newest share of the log's time kept for the test")
     ranking_horizon_days: int = Field(28, ge=1, description="purchases in this window after the cut-off are relevant")
-    min_rows: int = Field(200, ge=10, description="rows that a split needs, else the model is not trainable")
-    min_class_rows: int = Field(30, ge=5, description="rows of each class that a split needs")
+    min_rows: int = Field(100, ge=10, description="rows that a split needs, else the model is not trainable")
+    min_class_rows: int = Field(20, ge=5, description="rows of each class that a split needs")
 
 
 class TrainingSettings(_Group):

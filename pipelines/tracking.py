@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -125,9 +126,11 @@ def connect(home: Path) -> "MlflowClient":
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{path.resolve()}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*noload", category=DeprecationWarning)  # of MLflow's own mapping
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)  # the first call makes the tables where there are none
     if is_new:
-        client.search_experiments(max_results=1)  # makes the tables
         with closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA journal_mode=WAL")  # stays with the file; writers then wait less for each other
     return client
