@@ -496,7 +496,8 @@ def _remark(report: dict[str, Any]) -> str:
     if not report["trainable"]:
         return "not trainable, because " + report["why"]
     if report["low"] <= 0:
-        return f"not shown to be ahead: the interval of the difference reaches {report['low']:+.3f}; more test rows would tell"
+        judged = int(report["details"].get("judged_customers", 0)) or report["details"]["rows"]["test"]
+        return f"not shown to be ahead: {judged:,} judged in the test window leave an interval that reaches {report['low']:+.3f}"
     return ""
 
 

@@ -5,6 +5,7 @@ outputs still stand. Outputs are published atomically by the steps themselves, s
 Never decides what a step does: that is in the module the step names.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -13,7 +14,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -161,6 +162,9 @@ def _ingest(job: Job) -> Summary:
     except InputError:
         tables.adopt(job.home, tables.QUARANTINE, aside)  # the rows that explain the refusal
         raise
+    except StoreError:
+        shutil.rmtree(aside, ignore_errors=True)  # what was read so far only takes the space that was lacking
+        raise
     _claim(job)
     for table in _CLEAN:
         tables.adopt(job.home, table, aside)
@@ -282,12 +286,26 @@ def _run_step(step: Step, job: Job, *, is_forced: bool) -> StepRun:
     try:
         summary = step.run(job)
     except BaseException as error:
-        _log_run(job, step, key, started, f"failed: {type(error).__name__}")
+        with suppress(sqlite3.OperationalError):  # a disk too full for this line, too: the error itself is what is to be told
+            _log_run(job, step, key, started, f"failed: {type(error).__name__}")
+        if _is_disk_full(error) and not isinstance(error, StoreError):
+            raise StoreError(
+                f"flow: {step.name} found no space left under {job.home}; free some and run again, finished steps stay"
+            ) from error
         raise
     # Inputs a step itself moves (the champion pointer) are part of the key it finished with.
     _replace(_record_path(step, job), {"key": _key(step, job), "outputs": _outputs(step, job), "summary": summary})
     _log_run(job, step, key, started, "done")
     return StepRun(step.name, summary, is_skipped=False, took_s=time.time() - started)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or what it came from, is a full disk: of the files, of SQLite, or as a library words it."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _key(step: Step, job: Job) -> str:

@@ -1,6 +1,7 @@
 """The runner: what is finished is not repeated, what changed is, and what was interrupted resumes."""
 
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -176,3 +177,20 @@ def test_unwritable_home_is_one_sentence(tmp_path):
     blocked.write_text(json.dumps({}))
     with pytest.raises(StoreError, match="RAPPORT_HOME"):
         flow.run((), flow.Job(Settings(home=blocked / "home")))
+
+
+@pytest.mark.parametrize("cause", [OSError(28, "No space left on device"), sqlite3.OperationalError("database or disk is full")])
+def test_full_disk_in_any_library_is_one_sentence(job, cause):
+    def breaks(job):
+        raise RuntimeError("of a library") from cause
+
+    with pytest.raises(StoreError, match="no space left under"):
+        flow.run((flow.Step("train", breaks),), job)
+
+
+def test_other_defect_is_not_taken_for_a_full_disk(job):
+    def breaks(job):
+        raise RuntimeError("of our own")
+
+    with pytest.raises(RuntimeError, match="of our own"):
+        flow.run((flow.Step("train", breaks),), job)
