@@ -38,6 +38,10 @@ from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores,
 log = logging.getLogger("rapport.serving")
 
 POLL_S = 2.0
+ABOUT = """Recommendations, churn and purchase intent for the customers of a shop.
+
+Every valid request gets a usable answer: `source` names the rung of the ladder that gave it, `degraded` is true when a better rung
+should have answered and could not, `causes` says why, and `as_of` is the instant that the answer holds for."""
 
 
 class Served(Service):
@@ -141,7 +145,8 @@ def _json(body: bytes) -> Response:
 
 
 def _described(document: dict[str, Any]) -> bytes:
-    """The OpenAPI document with what BentoML does not say: the key, and the shape of a refusal."""
+    """The OpenAPI document with what BentoML does not say: whose service it is, the key, and the shape of a refusal."""
+    document["info"] = {"title": "Rapport", "version": "1", "description": ABOUT}
     components = document.setdefault("components", {})
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "a key of the role decide or admin"}}
     text = {"type": "string"}
