@@ -7,6 +7,7 @@ duplicate + quarantined; accepted = stored + consent_dropped. Nothing is publish
 A file without a time of receipt is history: received when it happened, unless the caller says otherwise.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,26 +85,34 @@ def ingest(
 def ledger(home: Path) -> dict[str, int]:
     """Where every row ever received is: accepted = applied + quarantined + consent_dropped + erased + pending; duplicates beside it.
 
-    Rows as read; `accepted` are those received for the first time. Nothing waits or is erased yet: files are read to their end.
+    Rows as read; `accepted` are those received for the first time. Files given again are duplicates, but for what they newly
+    stored. Nothing waits or is erased yet: files are read to their end.
     """
     runs = tables.read(home, tables.INGESTS)
-    total = {name: int(runs[name].sum()) for name in ("read", "duplicate", "quarantined", "consent_dropped", "stored")}
+    first = ~runs.duplicated(["source", "sha256"])
+    quarantined, dropped = (int(runs.loc[first, name].sum()) for name in ("quarantined", "consent_dropped"))
+    applied, again = int(runs["stored"].sum()), runs.loc[~first, "read"] - runs.loc[~first, "stored"]
     return {
-        "accepted": total["read"] - total["duplicate"],
-        "applied": total["stored"],
-        "quarantined": total["quarantined"],
-        "consent_dropped": total["consent_dropped"],
+        "accepted": applied + quarantined + dropped,
+        "applied": applied,
+        "quarantined": quarantined,
+        "consent_dropped": dropped,
         "erased": 0,
         "pending": 0,
-        "duplicates": total["duplicate"],
+        "duplicates": int(runs.loc[first, "duplicate"].sum() + again.sum()),
     }
 
 
 def _note_down(home: Path, report: IngestReport, counts: list[FileCount], source: str) -> None:
     counted = ("read", "accepted", "duplicate", "quarantined", "consent_dropped", "stored")
     row = {name: [getattr(report, name)] for name in counted}
+    digest = hashlib.sha256()
+    for count in counts:
+        with count.path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     files = ", ".join(count.path.name for count in counts)
-    tables.append(home, tables.INGESTS, pa.table({"source": [source], "files": [files], "last_event": [report.last_event], **row}))
+    told = {"source": [source], "files": [files], "sha256": [digest.hexdigest()], "last_event": [report.last_event]}
+    tables.append(home, tables.INGESTS, pa.table(told | row))
 
 
 def _stage_files(

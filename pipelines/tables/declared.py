@@ -85,6 +85,7 @@ INGESTS = Table(
     _schema(
         source=TEXT,
         files=TEXT,  # names, in the order they were read
+        sha256=TEXT,  # of their content
         last_event=TIME,  # of the events table, then
         **_whole("read", "accepted", "duplicate", "quarantined", "consent_dropped", "stored"),  # rows as read
     ),
