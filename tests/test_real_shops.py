@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 def demo(events, mapping, home):
     words = ("demo", "--events", str(events), "--mapping", mapping, "--trials", "1", "--no-serve", "--json")
-    env = os.environ | {"RAPPORT_HOME": str(home)}
+    quick = {"RAPPORT_TRAINING__BOOTSTRAP_DRAWS": "100", "RAPPORT_MONITORING__SAMPLE_ROWS": "1000"}
+    env = os.environ | quick | {"RAPPORT_HOME": str(home)}
     done = subprocess.run(
         [sys.executable, str(ROOT / "rapport.py"), *words], env=env, cwd=home, capture_output=True, text=True, timeout=280, check=False
     )
