@@ -8,8 +8,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, is_dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,7 +72,7 @@ def demo(
             service.wait_ready()
             latency = service.measure(_probes(settings))
         url = service.url if serve else f"http://{settings.serving.host}:{settings.serving.port}"
-        result = _demo_result(outcome, _as_dict(latency), url, time.monotonic() - started)
+        result = _demo_result(outcome, flow.plain(latency), url, time.monotonic() - started)
         _show_demo(result, outcome, settings, as_json=as_json)
         if not serve and not as_json:
             out.print("  (start the service first: rapport serve)")
@@ -312,12 +312,12 @@ def _monitors() -> tuple[Any, ...]:
     def drift(job: flow.Job) -> dict[str, Any]:
         from monitoring import drift
 
-        return _as_dict(drift.run(job.home, settings=job.settings, as_of=job.as_of()))
+        return flow.plain(drift.run(job.home, settings=job.settings, as_of=job.as_of()))
 
     def bias(job: flow.Job) -> dict[str, Any]:
         from monitoring import bias
 
-        return _as_dict(bias.run(job.home, settings=job.settings, as_of=job.as_of()))
+        return flow.plain(bias.run(job.home, settings=job.settings, as_of=job.as_of()))
 
     return step("drift", drift), step("bias", bias)
 
@@ -365,22 +365,14 @@ def _until_interrupted(service: Any) -> None:
 @contextmanager
 def _step(label: str) -> Iterator[None]:
     """A spinner on a terminal while something long happens."""
-    with err.status(label) if err.is_terminal else _nothing():
+    with err.status(label) if err.is_terminal else nullcontext():
         yield
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def _as_dict(report: Any) -> dict[str, Any]:
-    plain = asdict(report) if is_dataclass(report) and not isinstance(report, type) else report
-    return json.loads(json.dumps(plain, default=str))
-
-
 def _show(report: Any, as_json: bool) -> None:
-    plain = _as_dict(report)
+    from pipelines import flow
+
+    plain = flow.plain(report)
     if as_json:
         print(json.dumps(plain))  # noqa: T201
         return

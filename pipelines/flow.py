@@ -140,6 +140,13 @@ def history(home: Path) -> list[Summary]:
         return [dict(row) for row in db.execute("SELECT * FROM runs ORDER BY started")]
 
 
+def plain(report: Any) -> Summary:
+    """A report as JSON would hold it, so that a skipped step reports exactly what the finished one did."""
+    summary = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
+    summary_as_read: Summary = json.loads(json.dumps(summary, default=str))
+    return summary_as_read
+
+
 # -- the steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +154,7 @@ def _simulate(job: Job) -> Summary:
     from pipelines import simulate
 
     s = job.settings.simulation
-    return _plain(simulate.simulate(job.home / "raw", customers=s.customers, days=s.days, seed=s.seed))
+    return plain(simulate.simulate(job.home / "raw", customers=s.customers, days=s.days, seed=s.seed))
 
 
 def _ingest(job: Job) -> Summary:
@@ -169,13 +176,13 @@ def _ingest(job: Job) -> Summary:
     for table in _CLEAN:
         tables.adopt(job.home, table, aside)
     write_clock(job.settings, report.last_event, datetime.now(UTC))
-    return _plain(report)
+    return plain(report)
 
 
 def _features(job: Job) -> Summary:
     from pipelines import features
 
-    return _plain(features.build(job.home, session_gap_minutes=job.settings.ingest.session_gap_minutes))
+    return plain(features.build(job.home, session_gap_minutes=job.settings.ingest.session_gap_minutes))
 
 
 def _apply(job: Job) -> Summary:
@@ -188,14 +195,14 @@ def _apply(job: Job) -> Summary:
 def _labels(job: Job) -> Summary:
     from pipelines import labels
 
-    return _plain(labels.build(job.home, settings=job.settings, as_of=job.as_of()))
+    return plain(labels.build(job.home, settings=job.settings, as_of=job.as_of()))
 
 
 def _train(name: str) -> Callable[[Job], Summary]:
     def step(job: Job) -> Summary:
         from pipelines import training
 
-        return _plain(training.train(name, job.home, settings=job.settings, as_of=job.as_of()))
+        return plain(training.train(name, job.home, settings=job.settings, as_of=job.as_of()))
 
     return step
 
@@ -209,7 +216,7 @@ def _materialize(job: Job) -> Summary:
 def _score(job: Job) -> Summary:
     from pipelines import features, scoring
 
-    report = _plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
+    report = plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
     features.materialize(job.home, as_of=job.as_of(), views=["customer_scores"])
     return report
 
@@ -383,10 +390,3 @@ def _replace(path: Path, content: Mapping[str, Any]) -> None:
     fresh = path.with_suffix(f".{os.getpid()}.tmp")
     fresh.write_text(json.dumps(content, indent=1, default=str))
     fresh.replace(path)
-
-
-def _plain(report: Any) -> Summary:
-    """A report as JSON would hold it, so that a skipped step reports exactly what the finished one did."""
-    summary = asdict(report) if is_dataclass(report) and not isinstance(report, type) else dict(report)
-    plain: Summary = json.loads(json.dumps(summary, default=str))
-    return plain

@@ -480,7 +480,8 @@ def test_no_files_are_refused(shop: Shop) -> None:
 
 
 def test_what_the_simulated_shop_planted_is_what_is_counted(shop: Shop) -> None:
-    simulate = pytest.importorskip("pipelines.simulate")
+    from pipelines import simulate
+
     planted = simulate.simulate(shop.folder / "raw", customers=80, days=40, seed=3)
     report = shop.ingest(shop.folder / "raw" / "events.jsonl", items_file=shop.folder / "raw" / "items.jsonl")
     assert conserved(report)
