@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,12 @@ features_app = typer.Typer(no_args_is_help=True, help="The feature store: declar
 models_app = typer.Typer(no_args_is_help=True, help="Model versions: list, promote, roll back.")
 monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that were set aside, and why.")
-for name, group in (("features", features_app), ("models", models_app), ("monitor", monitor_app), ("quarantine", quarantine_app)):
+identity_app = typer.Typer(no_args_is_help=True, help="Which identifiers are one person, and why.")
+release_app = typer.Typer(no_args_is_help=True, help="Aggregates that may be published, under differential privacy.")
+for name, group in (
+    ("quarantine", quarantine_app), ("identity", identity_app), ("features", features_app), ("models", models_app),
+    ("monitor", monitor_app), ("release", release_app),
+):  # fmt: skip
     app.add_typer(group, name=name)
 
 PIPED_WIDTH = 132  # of a table that no terminal limits
@@ -34,6 +39,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the las
 Mapping = Annotated[
     str | None, typer.Option(help="A mapping file, or the name of a shipped one: retailrocket, online_retail, rees46, taobao.")
 ]
+Person = Annotated[str, typer.Argument(help="A customer_id, a user id, an e-mail address, or kind:value.")]
 Items = Annotated[Path | None, typer.Option(help="The catalogue: JSON lines of item_id, category, price, available_from.")]
 
 
@@ -67,7 +73,7 @@ def demo(
     settings = _settings(simulation={"customers": customers}, training={"trials": trials})
     job = flow.Job(settings, (events.resolve(),) if events else (), mapping, items.resolve() if items else None)
     outcome = _run((*flow.steps_for(job), *_monitors()), job)
-    with process.start(settings, port=None if serve else 0) as service:
+    with process.start(settings, port=None if serve else 0, is_alone=not serve) as service:
         with _step("serve"):
             service.wait_ready()
             latency = service.measure(_probes(settings))
@@ -110,12 +116,12 @@ def simulate(
 
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(help="Event files: JSON lines, CSV, Parquet.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Event files: JSON, CSV, XML, Parquet; none: what the log holds.")] = None,
     mapping: Mapping = None,
     items: Items = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add event files to the clean events; what is refused goes to quarantine with a reason.
+    """Add event files, or what was collected, to the clean events; what is refused goes to quarantine with a reason.
 
     Example: rapport ingest events.csv --mapping retailrocket
     """
@@ -125,18 +131,27 @@ def ingest(
     from pipelines import ingest as arrow
 
     settings = _settings()
-    with _step("ingest"):
-        report = arrow.ingest(settings.home, files, mapping=mapping, items_file=items, settings=settings)
+    with _rows_done() as progress:
+        if files:
+            report = arrow.ingest(settings.home, files, mapping=mapping, items_file=items, settings=settings, progress=progress)
+        else:
+            report = arrow.drain(settings.home, settings=settings)
+    if report.last_event is not None:
         flow.write_clock(settings, report.last_event, datetime.now(UTC))
     _show(report, as_json)
 
 
 @quarantine_app.command("list")
-def quarantine_list(as_json: AsJson = False) -> None:
-    """Counts by source and reason. Example: rapport quarantine list"""
+def quarantine_list(
+    source: Annotated[str | None, typer.Option(help="The rows of one source, one by one.")] = None, as_json: AsJson = False
+) -> None:
+    """Counts by source and reason, or a source's rows. Example: rapport quarantine list --source segment"""
     from pipelines import events, tables
 
-    rows = tables.read(_settings().home, tables.QUARANTINE, ["source", "reason"])
+    rows = tables.read(_settings().home, tables.QUARANTINE, ["quarantine_id", "source", "file", "row", "reason", "detail"])
+    if source is not None:
+        _show_rows(rows[rows["source"] == source].to_dict("records"), as_json)
+        return
     counts = rows.value_counts(["source", "reason"]).reset_index()
     counts["meaning"] = counts["reason"].map(events.REASONS)
     _show_rows(counts.to_dict("records"), as_json)
@@ -147,13 +162,214 @@ def quarantine_show(quarantine_id: Annotated[str, typer.Argument(help="As listed
     """One row as received, with the reason. Example: rapport quarantine show ID"""
     from pipelines import tables
 
-    rows = tables.read(_settings().home, tables.QUARANTINE)
+    settings = _settings()
+    rows = tables.read(settings.home, tables.QUARANTINE)
     found = rows[rows["quarantine_id"] == quarantine_id]
     if found.empty:
         raise PipelineError(
-            f"quarantine: expected the id of a row set aside, found none called {quarantine_id!r}; see `rapport quarantine list`"
+            f"quarantine: expected the id of a row set aside, found none called {quarantine_id!r}; see `rapport quarantine list --source`"
         )
-    _show(found.iloc[0].astype(str).to_dict(), as_json)
+    with _vault(settings) as vault:
+        (raw,) = vault.unseal(found["subject"].tolist(), found["raw"].tolist())
+    text = None if raw is None else raw.decode("utf-8", "backslashreplace")
+    _show(found.drop(columns="subject").iloc[0].astype(str).to_dict() | {"raw": text}, as_json)
+
+
+@quarantine_app.command("replay")
+def quarantine_replay(
+    ids: Annotated[list[str] | None, typer.Argument(help="Rows; none: all of them.")] = None,
+    mapping: Mapping = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read the rows again after a rule or a mapping was mended; each is applied once. Example: rapport quarantine replay"""
+    from pipelines import ingest as arrow
+
+    settings = _settings()
+    with _step("replay"):
+        report = arrow.replay(settings.home, settings=settings, mapping=mapping, ids=ids or None)
+    _show(report, as_json)
+
+
+@identity_app.command("resolve")
+def identity_resolve(as_json: AsJson = False) -> None:
+    """Find people under several names by what they said of themselves; the sure ones are joined. Example: rapport identity resolve"""
+    from pipelines import ingest as arrow
+    from pipelines.identity import linkage
+
+    settings = _settings()
+    with _step("resolve"):
+        with _vault(settings) as vault:
+            found = linkage.run(settings.home, vault=vault)
+        arrow.reassign(settings.home, settings=settings)
+    _show(found, as_json)
+
+
+@identity_app.command("explain")
+def identity_explain(customer: Person, as_json: AsJson = False) -> None:
+    """Why this person's identifiers are one. Example: rapport identity explain anna@example.org"""
+    from pipelines.identity import graph
+
+    settings = _settings()
+    with _vault(settings) as vault:
+        found = graph.explain(settings.home, customer, vault=vault)
+    if as_json:
+        _show(found, as_json)
+        return
+    out.print(f"{found.customer_id} is", *found.identifiers, sep="\n  ", highlight=False)
+    shown = ("link_id", "left", "right", "kind", "state", "weight", "created_timestamp")
+    for title, links in (("linked by", found.path), ("also decided", found.others), ("waiting for review", found.reviews)):
+        if links:
+            out.print(f"\n{title}")
+            _show_rows([{name: getattr(link, name) for name in shown} for link in links], as_json=False)
+
+
+@identity_app.command("unmerge")
+def identity_unmerge(link: Annotated[str, typer.Argument(help="A link, as `explain` shows it.")], as_json: AsJson = False) -> None:
+    """Take a link back: both people get their own events and features again. Example: rapport identity unmerge LINK"""
+    from pipelines import ingest as arrow
+    from pipelines.identity import graph
+
+    settings = _settings()
+    with _step("unmerge"):
+        decision = graph.unmerge(settings.home, link, by=_who())
+        _record(settings, "unmerge", link=link)
+        arrow.reassign(settings.home, settings=settings)
+    _show(decision, as_json)
+    if decision.is_one:
+        err.print("other links still join the two; see `rapport identity explain`", highlight=False)
+
+
+@identity_app.command("reviews")
+def identity_reviews(as_json: AsJson = False) -> None:
+    """Pairs that a person has to decide. Example: rapport identity reviews"""
+    from pipelines.identity import graph
+
+    _show_rows(graph.reviews(_settings().home).to_dict("records"), as_json)
+
+
+@identity_app.command("decide")
+def identity_decide(
+    link: Annotated[str, typer.Argument(help="A pair, as `reviews` lists it.")],
+    accept: Annotated[bool, typer.Option("--same/--different", help="Whether the two are one person.")],
+    as_json: AsJson = False,
+) -> None:
+    """Decide a pair of the review queue. Example: rapport identity decide LINK --same"""
+    from pipelines import ingest as arrow
+    from pipelines.identity import graph
+
+    settings = _settings()
+    decision = graph.decide(settings.home, link, accept=accept, by=_who())
+    _record(settings, "decide link", link=link, same=accept)
+    arrow.reassign(settings.home, settings=settings)
+    _show(decision, as_json)
+
+
+@app.command()
+def export(customer: Person, to: Annotated[Path | None, typer.Option("--out", help="A file; none: printed.")] = None) -> None:
+    """Everything held about a person, as JSON. Example: rapport export anna@example.org --out anna.json"""
+    from pipelines import erasure
+
+    settings = _settings()
+    _drain(settings)
+    held = json.dumps(erasure.export(settings.home, customer, settings=settings, by=_who()), indent=1, default=str, ensure_ascii=False)
+    if to is None:
+        print(held)  # noqa: T201
+    else:
+        to.touch(mode=0o600)
+        to.write_text(held + "\n")
+
+
+@app.command()
+def erase(customer: Person, as_json: AsJson = False) -> None:
+    """Forget a person everywhere, and give a signed receipt. Example: rapport erase anna@example.org"""
+    from datetime import UTC, datetime
+
+    from pipelines import erasure
+
+    settings = _settings()
+    with _step("erase"):
+        _drain(settings)
+        receipt = erasure.erase(settings.home, customer, settings=settings, by=_who(), as_of=datetime.now(UTC))
+    _show(receipt, as_json)
+
+
+@app.command()
+def retain(as_json: AsJson = False) -> None:
+    """Remove what is older than it may be kept (RAPPORT_PRIVACY__RETENTION_DAYS). Example: rapport retain"""
+    from datetime import UTC, datetime
+
+    from pipelines import retention
+
+    settings = _settings()
+    with _step("retain"):
+        report = retention.apply(settings.home, settings=settings, as_of=datetime.now(UTC))
+    _record(settings, "retain", **{key: str(value) for key, value in asdict(report).items()})
+    _show(report, as_json)
+
+
+@app.command("audit")
+def audit_trail(as_json: AsJson = False) -> None:
+    """Who exported, erased, promoted or changed what; exit 1 where the trail was tampered with. Example: rapport audit"""
+    from pipelines import audit
+
+    home = _settings().home
+    found = audit.verify(home)
+    _show_rows([entry if isinstance(entry, dict) else asdict(entry) for entry in audit.entries(home)], as_json)
+    if found.problems:
+        raise PipelineError(f"audit: the trail is not as it was written: {'; '.join(found.problems)}")
+
+
+@release_app.command("customers")
+def release_customers(
+    groups: Annotated[list[str], typer.Argument(help="The groups to tell, by name: they are not taken from the data.")],
+    by: Annotated[str, typer.Option(help="region, age_band or gender.")] = "region",
+    epsilon: Annotated[float, typer.Option(help="What the release may cost of the budget.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """How many customers each group has, with noise. Example: rapport release customers north south --by region"""
+    from pipelines import flow, tables
+    from pipelines import release as published
+
+    if by not in ("region", "age_band", "gender"):
+        raise typer.BadParameter(f"expected region, age_band or gender; found {by!r}", param_hint="--by")
+    settings = _settings()
+    profile = tables.read(settings.home, tables.CUSTOMER_PROFILE, ["customer_id", "event_timestamp", by])
+    newest = profile.sort_values("event_timestamp").drop_duplicates("customer_id", keep="last").set_index("customer_id")[by]
+    at = flow.read_clock(settings)
+    found = published.counts(
+        settings.home, f"customers by {by}", newest, groups=groups, epsilon=epsilon, settings=settings, by=_who(), as_of=at
+    )
+    _show(found, as_json)
+
+
+@release_app.command("revenue")
+def release_revenue(
+    bound: Annotated[int, typer.Option(help="Cents that one customer counts for at most.")],
+    days: Annotated[int, typer.Option(help="Of the log's newest days.")] = 28,
+    epsilon: Annotated[float, typer.Option(help="What the release may cost of the budget.")] = 0.5,
+    as_json: AsJson = False,
+) -> None:
+    """Cents taken in the last days, with noise. Example: rapport release revenue --days 28 --bound 50000"""
+    from datetime import timedelta
+
+    from pipelines import flow, tables
+    from pipelines import release as published
+
+    settings = _settings()
+    at = flow.read_clock(settings)
+    events = tables.read(settings.home, tables.EVENTS, ["customer_id", "event_timestamp", "revenue_cents"])
+    recent = events[events["event_timestamp"] > at - timedelta(days=days)].groupby("customer_id")["revenue_cents"].sum()
+    name = f"revenue of {days} days"
+    _show(published.total(settings.home, name, recent, bound=bound, epsilon=epsilon, settings=settings, by=_who(), as_of=at), as_json)
+
+
+@release_app.command("budget")
+def release_budget(as_json: AsJson = False) -> None:
+    """What of the privacy budget is spent. Example: rapport release budget"""
+    from pipelines import release as published
+
+    settings = _settings()
+    _show({"spent": published.spent(settings.home), "of": settings.privacy.epsilon_total}, as_json)
 
 
 @features_app.command("apply")
@@ -207,7 +423,9 @@ def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
     """Make a version the champion. Example: rapport models promote churn 3"""
     from pipelines import registry
 
-    registry.promote(_settings().home, name, version)
+    settings = _settings()
+    registry.promote(settings.home, name, version)
+    _record(settings, "promote", model=name, version=version)
     _show({"model": name, "champion": version}, as_json)
 
 
@@ -216,7 +434,10 @@ def models_rollback(name: str, as_json: AsJson = False) -> None:
     """Return to the champion before. Example: rapport models rollback churn"""
     from pipelines import registry
 
-    _show({"model": name, "champion": registry.rollback(_settings().home, name)}, as_json)
+    settings = _settings()
+    champion = registry.rollback(settings.home, name)
+    _record(settings, "rollback", model=name, champion=champion)
+    _show({"model": name, "champion": champion}, as_json)
 
 
 @app.command()
@@ -280,6 +501,35 @@ def status(as_json: AsJson = False) -> None:
     )
 
 
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="ingest.")],
+    as_json: AsJson = False,
+) -> None:
+    """How fast it is here, each figure beside a named rival in the same run. Example: rapport bench ingest --json"""
+    import tempfile
+
+    from pipelines import bench as files
+    from serving import load
+
+    if what != "ingest":
+        raise typer.BadParameter(f"expected ingest; found {what!r}", param_hint="WHAT")
+    settings = _settings()
+    settings.home.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(dir=settings.home, prefix=".bench-") as folder:
+        with _step("files"):
+            rows += [asdict(row) for row in files.ingest_rows(Path(folder) / "files")]
+        with _step("log"):
+            rows += [asdict(row) for row in files.log_rows(Path(folder) / "log")]
+        with _step("http"):
+            rows += load.measure_collect(settings)
+    if as_json:
+        print(json.dumps({"bench": what, "rows": rows}))  # noqa: T201
+    else:
+        _show_rows(rows, as_json=False)
+
+
 # -- what the verbs share ----------------------------------------------------------------------------------------------
 
 
@@ -299,6 +549,34 @@ def _settings(**groups: dict[str, Any]) -> Any:
         first = error.errors()[0]
         place = "__".join(str(part) for part in first["loc"]).upper()
         raise InputError(f"settings: RAPPORT_{place} is not usable: {first['msg']}; found {first['input']!r}; mend or unset it") from None
+
+
+def _drain(settings: Any) -> None:
+    """Put what the log still holds into the tables: somebody may be known from there alone."""
+    from pipelines import ingest as arrow
+
+    if (settings.home / "log").is_dir():
+        arrow.drain(settings.home, settings=settings)
+
+
+def _vault(settings: Any) -> Any:
+    """The home's vault, closed at the end of the block."""
+    from pipelines.vault import open_vault
+
+    return closing(open_vault(settings.home, master=settings.master_key))
+
+
+def _who() -> str:
+    """Who sits at this terminal, for the audit trail."""
+    import getpass
+
+    return f"{getpass.getuser()} at the command line"
+
+
+def _record(settings: Any, action: str, **details: Any) -> None:
+    from pipelines import audit
+
+    audit.record(settings.home, action, by=_who(), details=details)
 
 
 def _monitors() -> tuple[Any, ...]:
@@ -360,6 +638,17 @@ def _until_interrupted(service: Any) -> None:
     err.print(f"serving on {service.url}; Ctrl-C stops it", highlight=False)
     with suppress(KeyboardInterrupt):
         service.child.wait()
+
+
+@contextmanager
+def _rows_done() -> Iterator[Callable[[int, int | None], None]]:
+    """A bar of rows on a terminal, and the call that moves it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -77,8 +77,11 @@ identifier_customer = _view(
 customer_profile = _view(
     customer_profile_source,
     customer,
-    {"age_band": String, "gender": String, "region": String},
-    "What customers said about themselves.",
+    {
+        **{"age_band": String, "gender": String, "region": String},
+        **{"is_age_band_imputed": Bool, "is_gender_imputed": Bool, "is_region_imputed": Bool},
+    },
+    "What customers said about themselves, and which of it is a guess.",
 )
 customer_consent = _view(
     customer_consent_source,

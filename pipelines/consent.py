@@ -13,15 +13,18 @@ import pyarrow as pa
 
 from pipelines.sources import connect
 
+Purpose = str | tuple[str, ...]  # of several, any one is enough
+
 STATED = "consent"  # the basis of a row that the customer gave
 DECLARED = "declared: "  # what the basis of a source's declaration starts with
+_SAID = "{'source': source, 'policy_version': policy_version, 'evidence': evidence}"
 
 
-def state_at(consents: pd.DataFrame, rows: pd.DataFrame, *, purpose: str) -> np.ndarray:
-    """Whether `purpose` was allowed for each row: (n,) of bool, False where nothing is known.
+def state_at(consents: pd.DataFrame, rows: pd.DataFrame, *, purpose: Purpose) -> np.ndarray:
+    """Whether `purpose` was allowed for each row: (n,) of bool, False where nothing is known; of several, whether any was.
 
-    consents: the columns of the consents table, any order. rows: customer_id, event_timestamp (UTC, when); a statement made at
-    that very instant counts. Same order as `rows`.
+    consents: customer_id, purpose, is_allowed, basis, event_timestamp of the consents table, any order. rows: customer_id,
+    event_timestamp (UTC, when); a statement made at that very instant counts. Same order as `rows`.
     """
     asked = pa.table({"customer_id": _text(rows["customer_id"]), "event_timestamp": _instants(rows["event_timestamp"])})
     told = pa.table(
@@ -38,52 +41,85 @@ def state_at(consents: pd.DataFrame, rows: pd.DataFrame, *, purpose: str) -> np.
     return np.asarray(found["is_allowed"], dtype=bool)
 
 
-def allowed_sql(rows: str, consents: str, *, purpose: str, is_stated: bool = False) -> str:
-    """SQL: the relation `rows` (customer_id, event_timestamp) with is_allowed, never null.
+def policies(consents: pd.DataFrame, customers: pd.Series, *, purpose: str) -> dict[str, int]:
+    """Under which version of the privacy notice the customers last allowed `purpose`: version, or declared basis -> customers.
+
+    consents: the consents table. What a model's version records of the people it was trained with. "none" counts those without.
+    """
+    asked = pa.table({"customer_id": _text(customers.drop_duplicates())})
+    with connect() as db:
+        db.register("asked", asked)
+        db.register("told", consents)
+        found = db.sql(f"""
+            WITH words AS (
+                SELECT customer_id, arg_max(
+                    {{'allows': is_allowed, 'policy': coalesce(policy_version, basis)}}, (event_timestamp, NOT is_allowed)) AS word
+                FROM ({_holding("told", purpose)}) GROUP BY customer_id)
+            SELECT CASE WHEN word.allows THEN word.policy ELSE 'none' END AS policy, count(*)
+            FROM asked LEFT JOIN words USING (customer_id) GROUP BY policy ORDER BY policy""").fetchall()
+    return {str(policy): int(count) for policy, count in found}
+
+
+def allowed_sql(rows: str, consents: str, *, purpose: Purpose, is_stated: bool = False) -> str:
+    """SQL: the relation `rows` (customer_id, event_timestamp) with is_allowed, never null: whether any of the purposes is.
 
     is_stated: whether the customer's own statements alone count, and no declared basis.
     """
-    return f"""
-        SELECT asked.*, coalesce(state.is_allowed, false) AS is_allowed FROM {rows} asked ASOF LEFT JOIN
-            ({_states(consents, purpose, is_stated)}) state
-        ON asked.customer_id = state.customer_id AND asked.event_timestamp >= state.event_timestamp"""
+    purposes = _purposes(purpose)
+    joins = "".join(
+        f"""
+        ASOF LEFT JOIN ({_states(consents, name, is_stated)}) state{at}
+        ON asked.customer_id = state{at}.customer_id AND asked.event_timestamp >= state{at}.event_timestamp"""
+        for at, name in enumerate(purposes)
+    )
+    allowed = " OR ".join(f"coalesce(state{at}.is_allowed, false)" for at in range(len(purposes)))
+    return f"SELECT asked.*, {allowed} AS is_allowed FROM {rows} asked {joins}"
 
 
-def refused_sql(rows: str, consents: str, *, purpose: str) -> str:
-    """SQL: the rows of the relation `rows` at whose time the customer's own latest statement is a refusal."""
+def refused_sql(rows: str, consents: str, *, purpose: Purpose) -> str:
+    """SQL: the rows of the relation `rows` at whose time none of the purposes is allowed, because the customer refused one."""
+    named = ", ".join(_literal(name) for name in _purposes(purpose))
     return f"""
-        SELECT asked.* FROM {rows} asked ASOF JOIN ({_states(consents, purpose, is_stated=True)}) state
-        ON asked.customer_id = state.customer_id AND asked.event_timestamp >= state.event_timestamp WHERE NOT state.is_allowed"""
+        WITH refusals AS (
+            SELECT customer_id, min(event_timestamp) AS refused_at FROM {consents}
+            WHERE basis = '{STATED}' AND purpose IN ({named}) AND NOT coalesce(is_allowed, false) GROUP BY customer_id)
+        SELECT judged.* EXCLUDE (is_allowed) FROM ({allowed_sql(rows, consents, purpose=purpose)}) judged JOIN refusals USING (customer_id)
+        WHERE NOT judged.is_allowed AND judged.event_timestamp >= refusals.refused_at"""
 
 
 def statements_sql(rows: str) -> str:
-    """SQL: events (customer_id, event_timestamp, created_timestamp, consent: JSON object) -> rows of the consents table.
+    """SQL: events -> rows of the consents table, one per purpose named, where an identifier's word differs from its last.
 
-    One row per purpose named, where the customer's object differs from that of the event before.
+    rows: customer_id, identifier, source, message_id, policy_version, consent (JSON object: purpose -> allowed),
+    event_timestamp, created_timestamp.
     """
     return f"""
         WITH told AS (
-            SELECT customer_id, event_timestamp, created_timestamp, TRY_CAST(consent AS JSON) AS said
-            FROM {rows} WHERE consent IS NOT NULL QUALIFY consent IS DISTINCT FROM
-                lag(consent) OVER (PARTITION BY customer_id ORDER BY event_timestamp, created_timestamp, consent))
-        SELECT customer_id, key AS purpose, CAST(value AS VARCHAR) = 'true' AS is_allowed, '{STATED}' AS basis,
-            event_timestamp, created_timestamp
+            SELECT customer_id, identifier, source, message_id, policy_version, event_timestamp, created_timestamp,
+                TRY_CAST(consent AS JSON) AS said
+            FROM {rows} WHERE consent IS NOT NULL QUALIFY (consent, policy_version) IS DISTINCT FROM
+                lag((consent, policy_version)) OVER (
+                    PARTITION BY identifier ORDER BY event_timestamp, created_timestamp, consent, message_id))
+        SELECT customer_id, identifier, key AS purpose, CAST(value AS VARCHAR) = 'true' AS is_allowed, '{STATED}' AS basis, source,
+            policy_version, message_id AS evidence, event_timestamp, created_timestamp
         FROM told, json_each(CASE WHEN json_type(told.said) = 'OBJECT' THEN told.said END) WHERE key IS NOT NULL"""
 
 
 def changes_sql(statements: str) -> str:
-    """SQL: rows of the consents table, repeated and in any order -> one row per change, and no declaration after a statement."""
+    """SQL: rows of the consents table, repeated and in any order -> one row per change of an identifier's word.
+
+    By identifier and not by customer, so that people who were taken for one can be told apart again.
+    """
     return f"""
-        WITH own AS (SELECT customer_id, purpose, min(event_timestamp) AS since FROM {statements} WHERE basis = '{STATED}' GROUP BY ALL),
-        holding AS (
-            SELECT told.* FROM {statements} told LEFT JOIN own USING (customer_id, purpose)
-            WHERE told.basis = '{STATED}' OR own.since IS NULL OR told.event_timestamp < own.since),
-        instants AS (
-            SELECT customer_id, purpose, bool_and(is_allowed) AS is_allowed, min(basis) AS basis, event_timestamp,
-                min(created_timestamp) AS created_timestamp
-            FROM holding GROUP BY customer_id, purpose, event_timestamp)
-        SELECT * FROM instants QUALIFY (is_allowed, basis) IS DISTINCT FROM
-            lag((is_allowed, basis)) OVER (PARTITION BY customer_id, purpose ORDER BY event_timestamp)"""
+        WITH instants AS (
+            SELECT min(customer_id) AS customer_id, identifier, purpose, bool_and(coalesce(is_allowed, false)) AS is_allowed, basis,
+                arg_min({_SAID}, (is_allowed, created_timestamp, evidence)) AS said,
+                event_timestamp, min(created_timestamp) AS created_timestamp
+            FROM {statements} GROUP BY identifier, purpose, basis, event_timestamp)
+        SELECT customer_id, identifier, purpose, is_allowed, basis, said.source, said.policy_version, said.evidence,
+            event_timestamp, created_timestamp
+        FROM instants QUALIFY (is_allowed, said.policy_version) IS DISTINCT FROM lag((is_allowed, said.policy_version)) OVER (
+            PARTITION BY identifier, purpose, basis ORDER BY event_timestamp)"""
 
 
 def known_sql(consents: str, *, purpose: str) -> str:
@@ -94,18 +130,31 @@ def known_sql(consents: str, *, purpose: str) -> str:
     return f"""
         WITH told AS (
             SELECT customer_id, greatest(event_timestamp, created_timestamp) AS known, event_timestamp AS made, is_allowed
-            FROM {consents} WHERE purpose = {_literal(purpose)}),
+            FROM ({_holding(consents, purpose)})),
         states AS (
-            SELECT DISTINCT customer_id, known, arg_max(is_allowed, made) OVER (
+            SELECT DISTINCT customer_id, known, arg_max(is_allowed, (made, NOT is_allowed)) OVER (
                 PARTITION BY customer_id ORDER BY known RANGE UNBOUNDED PRECEDING) AS is_allowed FROM told)
         SELECT customer_id, known AS event_timestamp, is_allowed AS is_personalization_allowed FROM states
         QUALIFY is_allowed IS DISTINCT FROM lag(is_allowed) OVER (PARTITION BY customer_id ORDER BY known)"""
 
 
 def _states(consents: str, purpose: str, is_stated: bool) -> str:
-    only = f" AND basis = '{STATED}'" if is_stated else ""
-    return f"""SELECT customer_id, event_timestamp, bool_and(coalesce(is_allowed, false)) AS is_allowed
-        FROM {consents} WHERE purpose = {_literal(purpose)}{only} GROUP BY customer_id, event_timestamp"""
+    only = f"WHERE basis = '{STATED}'" if is_stated else ""
+    return f"""SELECT customer_id, event_timestamp, bool_and(is_allowed) AS is_allowed
+        FROM ({_holding(consents, purpose)}) {only} GROUP BY customer_id, event_timestamp"""
+
+
+def _holding(consents: str, purpose: str) -> str:
+    """The rows about one purpose that count: no declaration from the customer's own first word on."""
+    return f"""
+        SELECT * EXCLUDE (own_since) REPLACE (coalesce(is_allowed, false) AS is_allowed) FROM (
+            SELECT *, min(event_timestamp) FILTER (WHERE basis = '{STATED}') OVER (PARTITION BY customer_id) AS own_since
+            FROM {consents} WHERE purpose = {_literal(purpose)})
+        WHERE basis = '{STATED}' OR own_since IS NULL OR event_timestamp < own_since"""
+
+
+def _purposes(purpose: Purpose) -> tuple[str, ...]:
+    return (purpose,) if isinstance(purpose, str) else purpose
 
 
 def _text(column: pd.Series) -> pa.Array:

@@ -5,6 +5,7 @@ drops or mends a row: whoever calls decides what becomes of the rejected ones.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -20,7 +21,7 @@ TYPES = (
     "click", "exposure", "identify", "consent", "page", "custom",
 )  # fmt: skip
 ITEM_TYPES = ("view", "cart_add", "cart_remove", "wishlist", "purchase")  # mean nothing without an item
-ORDER_TYPES = ("purchase", "return")  # carry revenue; a return without items is that of the whole order
+ORDER_TYPES = ("purchase", "return")  # carry revenue; without an item they are those of a whole order
 
 # https://segment.com/docs/connections/spec/ecommerce/v2/ ; compared without regard to case. Unknown names are `custom`.
 SEGMENT_NAMES = {
@@ -57,23 +58,39 @@ REASONS = {
     "not_text": "the line holds bytes that are not text in the file's encoding",
     "too_long": "the line is longer than any event can be",
     "not_json": "the line is not one JSON object",
+    "too_deep": "the event is nested more deeply than any event can be",
     "column_count": "the row has another number of columns than the file",
     "unbalanced_quotes": "the row opens a quote that it does not close",
     "type_unknown": "the row's type is not one that the mapping or the Segment spec names",
+    "field_missing": "the call lacks a field that the Segment spec demands of its type",
+    "field_invalid": "a field of the call is of another kind than the Segment spec says",
     "event_id_missing": "the row has no message id",
     "time_unreadable": "the event's time is missing or cannot be read",
     "time_in_future": "the event lies further after its arrival than a clock may be wrong",
     "time_too_old": "the event lies further before its arrival than events are accepted for",
-    "identifier_missing": "the row names no user, anonymous visitor or e-mail address",
+    "identifier_missing": "the row names no user, anonymous visitor, e-mail address or phone number",
     "item_missing": "the row's type needs an item and names none",
+    "order_empty": "the order names neither its products nor what was paid",
+    "return_empty": "the return names neither an item nor an order",
+    "consent_missing": "the consent event states no purpose",
+    "quantity_missing": "the source says how many were bought or returned, and this row does not",
     "quantity_invalid": "the quantity is not a whole number from 1 to 1,000,000",
     "price_invalid": "the price is not a number from 0 to 10,000,000,000",
+    "return_unmatched": "nobody bought before what the row returns",
+    "tries_used_up": "applying the event failed as often as it may be tried",
+    "damaged": "the bytes in the log are not those that were written",
 }
 
 UNREADABLE = -(2**62)  # stands for a quantity or price that was given but is not a number
 MAX_QUANTITY = 1_000_000
 MAX_PRICE_CENTS = 1_000_000_000_000  # times the largest quantity it still fits 64 bits
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)  # no shop kept events before; a clock that was never set says 1970
+
+# What is judged of a row; the last two where there are such columns.
+CHECKED = (
+    "type", "event_id", "event_timestamp", "created_timestamp", "user_id", "anonymous_id", "item_id", "quantity", "price_cents",
+    "order_id", "consent",
+)  # fmt: skip
 
 # Values that programs send where they know nobody: joining on them would make one person out of thousands.
 NOBODY = ("", "null", "none", "nil", "nan", "undefined", "unknown", "anonymous", "guest", "[object object]", "n/a")
@@ -97,7 +114,8 @@ def validate(frame: pd.DataFrame, limits: IngestSettings | None = None) -> Check
 
     frame: the columns of CLEAN, any others untouched; `created_timestamp` is the receipt, null where nobody noted it (the
     event is then judged by its own time alone). A unique index. All checks run, on whole columns.
-    Raises KeyError if the frame lacks a column.
+    `order_id` and `consent` are judged where the frame has them. A return without its purchase is not seen here: see `quality`.
+    Raises KeyError if the frame lacks another column.
     """
     limits = limits or IngestSettings()
     try:
@@ -108,6 +126,29 @@ def validate(frame: pd.DataFrame, limits: IngestSettings | None = None) -> Check
         rejected = _first_reasons(error.failure_cases)
         return Checked(frame.loc[~frame.index.isin(rejected["index"])], rejected)
     return Checked(frame, _REJECTED.copy())
+
+
+def passes_sql(limits: IngestSettings | None = None, columns: Mapping[str, str] | None = None) -> str:
+    """SQL: whether a row is sure to pass `validate`; true or false, never null. False means that `validate` has to say.
+
+    columns: names of CHECKED that are called something else -> their expressions; "NULL" for one that there is not.
+    """
+    limits = limits or IngestSettings()
+    names = {name: name for name in CHECKED} | dict(columns or {})
+    kind, lead = names["type"], f"epoch_us({names['event_timestamp']}) - epoch_us({names['created_timestamp']})"
+    return f"""coalesce({kind} IN {TYPES} AND {names["event_id"]} IS NOT NULL AND {names["event_timestamp"]} >= TIMESTAMPTZ '{EARLIEST}'
+        AND ({names["user_id"]} IS NOT NULL OR {names["anonymous_id"]} IS NOT NULL)
+        AND ({names["item_id"]} IS NOT NULL OR {kind} NOT IN {(*ITEM_TYPES, "return")} OR {names["order_id"]} IS NOT NULL
+            AND ({kind} = 'return' OR {kind} = 'purchase' AND {names["price_cents"]} IS NOT NULL))
+        AND ({kind} <> 'consent' OR {names["consent"]} IS NOT NULL)
+        AND CASE WHEN {names["quantity"]} IS NULL THEN {kind} NOT IN {ORDER_TYPES} ELSE {names["quantity"]} BETWEEN 1 AND {MAX_QUANTITY} END
+        AND coalesce({names["price_cents"]} BETWEEN 0 AND {MAX_PRICE_CENTS}, true)
+        AND coalesce({lead} BETWEEN {-limits.max_age_days * 86_400_000_000} AND {limits.max_future_minutes * 60_000_000}, true), false)"""
+
+
+def suspects_sql(rows: str, limits: IngestSettings | None = None) -> str:
+    """SQL: the rows of the relation `rows` (columns CHECKED) that `validate` has to look at; it would let all others pass."""
+    return f"SELECT * FROM {rows} WHERE NOT {passes_sql(limits)}"
 
 
 _REJECTED = pd.DataFrame({"index": pd.Series(dtype="int64"), "reason": pd.Series(dtype="str"), "detail": pd.Series(dtype="str")})
@@ -139,6 +180,10 @@ def _schema(max_future_minutes: int, max_age_days: int) -> pa.DataFrameSchema:
             "has_time": _holds("time_unreadable"),
             "has_identifier": _holds("identifier_missing"),
             "has_item": _holds("item_missing"),
+            "has_order": _holds("order_empty"),
+            "has_return": _holds("return_empty"),
+            "has_consent": _holds("consent_missing"),
+            "has_quantity": _holds("quantity_missing"),
         },
         parsers=pa.Parser(_with_derived),
     )
@@ -149,13 +194,20 @@ def _with_derived(rows: pd.DataFrame) -> pd.DataFrame:
 
     pandera reports a failed frame-wide check once for every column, and nulls among its failure cases cost it warnings.
     """
+    item, kind = rows["item_id"].notna(), rows["type"]
+    has_order = rows["order_id"].notna() if "order_id" in rows else pd.Series(False, rows.index)
+    is_of_order = kind.isin(["purchase"]) & has_order & ~item  # known by its amount alone
     return rows.assign(
         lead=rows["event_timestamp"] - rows["created_timestamp"],  # null, and not judged, where nobody noted the receipt
-        has_type=rows["type"].notna(),
+        has_type=kind.notna(),
         has_id=rows["event_id"].notna(),
         has_time=rows["event_timestamp"].notna(),
         has_identifier=rows["user_id"].notna() | rows["anonymous_id"].notna(),
-        has_item=rows["item_id"].notna() | ~rows["type"].isin(ITEM_TYPES),
+        has_item=item | ~kind.isin(ITEM_TYPES) | is_of_order,
+        has_order=~is_of_order | rows["price_cents"].notna(),
+        has_return=~kind.isin(["return"]) | item | has_order | ("order_id" not in rows),
+        has_consent=~kind.isin(["consent"]) | (rows["consent"].notna() if "consent" in rows else True),
+        has_quantity=~kind.isin(ORDER_TYPES) | rows["quantity"].notna() | ~item,
     )
 
 

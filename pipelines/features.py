@@ -3,6 +3,10 @@
 In: the tables `events` and, where there is one, `items`. Out: customer_activity, customer_session and item_activity as change
 points; Feast's registry and online store; frames of features as they were strictly before given instants.
 Reads no clock and never changes a clean event. Consent was applied when the events were ingested.
+
+What the stream writes online as events come (identifiers, consent) is often newer than the tables: a load never overrides a newer
+row of those views. Every other view is what its table says, no row more. Feast's own writer knows neither rule (SQLite: the older
+overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
 """
 
 import contextlib
@@ -11,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +25,7 @@ import pyarrow as pa
 
 from pipelines import engine, tables, windows
 from pipelines.errors import StoreError
+from pipelines.online_writer import CONSENT_VIEW, IDENTIFIER_VIEW, OnlineWriter
 from pipelines.settings import IngestSettings
 from pipelines.tables import Table
 
@@ -31,6 +36,8 @@ if TYPE_CHECKING:
 SESSION_GAP_MINUTES = IngestSettings().session_gap_minutes
 BUCKET_EVENTS = 200_000  # events worked on at a time: about 1.5 GB at the peak
 BATCH_ROWS = 500_000
+ONLINE_ROWS = 1_000  # written in one transaction: a tenth of a second in which the stream waits
+STREAMED_VIEWS = (IDENTIFIER_VIEW, CONSENT_VIEW)  # have rows that no table knows yet
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -98,7 +105,7 @@ def materialize(home: Path, *, as_of: datetime, start: datetime | None = None, v
     """Bring the online store to the state strictly before `as_of`; returns the rows that the views then hold online.
 
     `start`: only what changed since then; none: everything. `views`: by name; none: all. A view whose table was never written
-    is left out. Raises StoreError where a name is unknown or nothing was applied.
+    is left out. What the stream wrote since stays: see above. Raises StoreError where a name is unknown or nothing was applied.
     """
     feast = store(home)
     known: dict[str, Any] = {view.name: view for view in feast.list_feature_views()}
@@ -108,9 +115,13 @@ def materialize(home: Path, *, as_of: datetime, start: datetime | None = None, v
     wanted = [name for name in (views or known) if (home / known[name].batch_source.path).exists()]
     if not wanted:
         return 0
-    with _quiet():
-        # Feast's end is inclusive: one microsecond earlier is strictly before.
-        feast.materialize(start or EPOCH, as_of.astimezone(UTC) - timedelta(microseconds=1), feature_views=wanted)
+    begin, end = start or EPOCH, as_of.astimezone(UTC)
+    with closing(engine.connect(home)) as con, closing(OnlineWriter(home)) as online:
+        for name in wanted:
+            _load(con, online, home, known[name], begin, end, is_whole=start is None)
+            feast.registry.apply_materialization(known[name], feast.project, begin, end)
+        if start is None and IDENTIFIER_VIEW in wanted:
+            _forget_orphans(online)
     return _online_rows(home, [f"{feast.project}_{name}" for name in wanted])
 
 
@@ -151,6 +162,63 @@ def _online_rows(home: Path, names: list[str]) -> int:
     with closing(sqlite3.connect(home / "feature_store" / "online.db")) as db:
         counts = [db.execute(f'SELECT count(DISTINCT entity_key) FROM "{name}"').fetchone()[0] for name in names]
     return sum(counts)
+
+
+def _load(con: Any, online: OnlineWriter, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool) -> None:
+    """Write the newest row of each key within [begin, end) of the view's table."""
+    join_key = view.entity_columns[0].name
+    is_streamed = view.name in STREAMED_VIEWS
+    _newest(con, home, view, join_key, begin, end)
+    for batch in con.sql(f"SELECT * FROM newest ORDER BY {join_key}").to_arrow_reader(ONLINE_ROWS):
+        with online.transaction():
+            online.load(view.name, batch, join_key=join_key, is_guarded=is_streamed)
+    if is_whole and not is_streamed:
+        kept = (key for batch in con.sql(f"SELECT {join_key} FROM newest").to_arrow_reader(BATCH_ROWS) for key in batch[0].to_pylist())
+        with online.transaction():
+            online.clear(view.name, kept, join_key=join_key)
+
+
+def _newest(con: Any, home: Path, view: Any, join_key: str, begin: datetime, end: datetime) -> None:
+    """Create `newest`: join key, features, event_us, created_us. First when, then what: wide columns are read only for rows kept."""
+    source = view.batch_source
+    time, created = source.timestamp_field, source.created_timestamp_column
+    names = ", ".join(f'"{field.name}"' for field in view.features)
+    by = f"{time} DESC" + (f", {created} DESC NULLS LAST" if created else "")
+    event_us, created_us = f"epoch_us({time})", f"epoch_us({created})" if created else "NULL"
+    if view.name == IDENTIFIER_VIEW:  # a late event may move the first sight back: online it counts when we knew
+        event_us = created_us = _known_us(con, home)
+    pattern = str((home / source.path).resolve() / "**" / "*.parquet").replace("'", "''")
+    con.execute(
+        f"""CREATE OR REPLACE TEMP TABLE newest AS
+        WITH source AS (SELECT * FROM read_parquet('{pattern}', hive_partitioning = false)),
+        latest AS (SELECT {join_key}, max({time}) AS {time} FROM source WHERE {time} >= $begin AND {time} < $end GROUP BY {join_key})
+        SELECT {join_key}, {names}, CAST({event_us} AS BIGINT) AS event_us, CAST({created_us} AS BIGINT) AS created_us
+        FROM source SEMI JOIN latest USING ({join_key}, {time})
+        QUALIFY row_number() OVER (PARTITION BY {join_key} ORDER BY {by}) = 1""",
+        {"begin": begin, "end": end},
+    )
+
+
+def _known_us(con: Any, home: Path) -> str:
+    """SQL: when we knew whose an identifier is; of people whom a decision split or joined, no earlier than that decision."""
+    known = "epoch_us(greatest(event_timestamp, created_timestamp))"
+    if not tables.count(home, tables.IDENTITY_EDGES):
+        return known
+    edges, identities = (
+        f"read_parquet('{tables.glob(home, table)}', hive_partitioning = false)".replace("''", "'")
+        for table in (tables.IDENTITY_EDGES, tables.IDENTITIES)
+    )
+    con.execute(f"""CREATE OR REPLACE TEMP TABLE decided AS
+        SELECT customer_id, epoch_us(max(edges.created_timestamp)) AS decided_us
+        FROM (SELECT unnest(["left", "right"]) AS identifier, created_timestamp FROM {edges} WHERE state IN ('cut', 'link')) edges
+        JOIN {identities} identities USING (identifier) GROUP BY customer_id""")
+    return f"greatest({known}, (SELECT decided_us FROM decided WHERE decided.customer_id = source.customer_id))"
+
+
+def _forget_orphans(online: OnlineWriter) -> None:
+    """Take out the consent of customers whom nobody's identifier names any more: they were merged into another."""
+    with online.transaction():
+        online.clear_orphans()
 
 
 def _with_catalogue(con: Any, home: Path, events: "ibis.Table") -> "ibis.Table":

@@ -15,7 +15,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,9 @@ def run(
 
 
 def steps_for(job: Job) -> tuple[Step, ...]:
-    """The steps of this job: the shop is simulated only where no files were given."""
-    return tuple(step for step in STEPS if not (job.files and step.name == "simulate"))
+    """The steps of this job: the shop is simulated only where no files were given, traits are guessed only where a plan says how."""
+    is_off = {"simulate": bool(job.files), "impute": not job.settings.ingest.imputation}
+    return tuple(_aware_of_guesses(step, job) for step in STEPS if not is_off.get(step.name, False))
 
 
 def read_clock(settings: Settings) -> datetime:
@@ -160,21 +161,25 @@ def _simulate(job: Job) -> Summary:
 def _ingest(job: Job) -> Summary:
     """The loop's events are those of its files alone (`rapport ingest` is the one that adds): read aside, then put in place."""
     from pipelines import ingest
+    from pipelines.vault import open_vault
 
     aside = job.home / "flow" / "incoming"
     shutil.rmtree(aside, ignore_errors=True)
     items = job.items_file or (None if job.files else job.home / "raw" / "items.jsonl")
     try:
-        report = ingest.ingest(aside, list(job.inputs()), mapping=job.mapping, items_file=items, settings=job.settings)
+        # the home's own vault: its pseudonyms are to be those of its other tables, and who was erased from it stays away
+        with closing(open_vault(job.home, master=job.settings.master_key)) as vault:
+            report = ingest.ingest(aside, list(job.inputs()), mapping=job.mapping, items_file=items, settings=job.settings, vault=vault)
     except InputError:
-        tables.adopt(job.home, tables.QUARANTINE, aside)  # the rows that explain the refusal
+        ingest.keep_refusal(job.home, aside)  # the rows that explain it
         raise
     except StoreError:
         shutil.rmtree(aside, ignore_errors=True)  # what was read so far only takes the space that was lacking
         raise
-    _claim(job)
-    for table in _CLEAN:
-        tables.adopt(job.home, table, aside)
+    with tables.locked(job.home):
+        _claim(job)
+        for table in _CLEAN:
+            tables.adopt(job.home, table, aside)
     write_clock(job.settings, report.last_event, datetime.now(UTC))
     return plain(report)
 
@@ -183,6 +188,12 @@ def _features(job: Job) -> Summary:
     from pipelines import features
 
     return plain(features.build(job.home, session_gap_minutes=job.settings.ingest.session_gap_minutes))
+
+
+def _impute(job: Job) -> Summary:
+    from pipelines import imputation
+
+    return plain(imputation.run(job.home, settings=job.settings, as_of=job.as_of()))
 
 
 def _apply(job: Job) -> Summary:
@@ -222,8 +233,8 @@ def _score(job: Job) -> Summary:
 
 
 _CLEAN = (
-    tables.EVENTS, tables.QUARANTINE, tables.INGESTS, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
-    tables.ITEMS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
+    tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.INGESTS, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
+    tables.TRAITS, tables.ITEMS, tables.ALERTS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
 )  # fmt: skip
 _FEATURES = (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)
 _SCORES = (tables.CUSTOMER_SCORES, tables.SCORED_CHURN, tables.SCORED_INTENT, tables.RECOMMENDATIONS)
@@ -236,6 +247,10 @@ STEPS: tuple[Step, ...] = (
     ),
     Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "as_of"), reads_files=True),
     Step("features", _features, reads=(tables.EVENTS, tables.ITEMS), writes=_FEATURES, settings=("ingest",)),
+    Step(
+        "impute", _impute, reads=(tables.CUSTOMER_PROFILE, tables.CUSTOMER_ACTIVITY), writes=(tables.CUSTOMER_PROFILE,),
+        settings=("ingest",),
+    ),
     Step("apply", _apply, reads=_FEATURES, writes=("feature_store/registry.db",)),
     Step(
         "labels", _labels, reads=(tables.EVENTS, tables.CONSENTS, "clock.json"),
@@ -282,6 +297,13 @@ def _claim(job: Job) -> None:
         for table in tables.TABLES:
             tables.drop(job.home, table)
     _replace(path, mine)
+
+
+def _aware_of_guesses(step: Step, job: Job) -> Step:
+    """Where guesses are added to the profile after ingest, its version is no longer the one by which ingest knows that it is done."""
+    if step.name != "ingest" or not job.settings.ingest.imputation:
+        return step
+    return replace(step, writes=tuple(item for item in step.writes if item is not tables.CUSTOMER_PROFILE))
 
 
 def _run_step(step: Step, job: Job, *, is_forced: bool) -> StepRun:

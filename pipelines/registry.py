@@ -9,20 +9,19 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from pipelines.errors import RegistryError
+from pipelines.errors import RegistryError, StoreError
+from pipelines.signing import signing_key
 
 MANIFEST = "manifest.json"
-KEY_BYTES = 32
 
 
 class Learner(Protocol):
@@ -62,6 +61,41 @@ def register(
         return _publish(home, name, staging, dict(manifest))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def amend(
+    home: Path, name: str, version: int, *, why: str, change: Callable[[Path, dict[str, Any]], Mapping[str, Any] | None]
+) -> Champion | None:
+    """The version with some of its content changed, under its old number and signed anew; None where nothing had to be changed.
+
+    change: gets a copy of the folder, to change files in, and the manifest; returns the manifest's values that change, None for
+    leave all as it is. The manifest's `amendments` tell each `why`. Whoever serves the champion sees `amended` count up in
+    `champions`. Raises RegistryError if the version is not sound.
+    """
+    folder = _folder(home, name) / str(version)
+    aside = folder.with_name(f".amended-{version}")
+    if aside.exists() and not folder.exists():
+        aside.rename(folder)  # an amendment was killed between its two moves
+    shutil.rmtree(aside, ignore_errors=True)
+    held = load_version(home, name, version)
+    staging = folder.with_name(f".staging-{uuid.uuid4().hex[:12]}")
+    try:
+        shutil.copytree(folder, staging)
+        values = change(staging, held.manifest)
+        if values is not None:
+            (staging / MANIFEST).unlink()
+            amendments = [*held.manifest.get("amendments", []), {"why": why}]
+            _sign(home, staging, {**held.manifest, **values, "amendments": amendments, "name": name, "version": version})
+            folder.rename(aside)
+            staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+    amended, entry = load_version(home, name, version), champions(home).get(name, {})
+    told = {**entry, "amended": len(amended.manifest.get("amendments", []))}
+    if entry.get("version") == version and told != {"amended": 0, **entry}:
+        _set_champion(home, name, told)
+    return None if values is None else amended
 
 
 def versions(home: Path, name: str) -> tuple[int, ...]:
@@ -187,15 +221,9 @@ def _save_array(folder: Path, label: str, values: np.ndarray) -> None:
 
 def _publish(home: Path, name: str, staging: Path, manifest: dict[str, Any]) -> int:
     """Number, describe and sign the staged files, then move them in place; the next number if another run took this one."""
-    for path in staging.rglob("*"):
-        if path.is_file():
-            _flush(path)
-    files = {_relative(path, staging): _digest(path) for path in _files(staging)}
     while True:
         version = max(versions(home, name), default=0) + 1
-        unsigned = {**json.loads(json.dumps(manifest, allow_nan=False)), "name": name, "version": version, "files": files}
-        content = _signed(_key(home, create=True), unsigned)
-        _replace(staging / MANIFEST, content)
+        _sign(home, staging, {**manifest, "name": name, "version": version})
         try:
             staging.rename(_folder(home, name) / str(version))
         except OSError:
@@ -203,6 +231,16 @@ def _publish(home: Path, name: str, staging: Path, manifest: dict[str, Any]) -> 
                 raise
             continue
         return version
+
+
+def _sign(home: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest of what lies in the folder; all of it is on disk then."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    files = {_relative(path, folder): _digest(path) for path in _files(folder)}
+    unsigned = {**json.loads(json.dumps(manifest, allow_nan=False)), "files": files}
+    _replace(folder / MANIFEST, _signed(_key(home, create=True), unsigned))
 
 
 def _read_manifest(home: Path, folder: Path) -> dict[str, Any]:
@@ -250,31 +288,10 @@ def _signed(key: bytes, unsigned: Mapping[str, Any]) -> bytes:
 
 
 def _key(home: Path, *, create: bool = False) -> bytes:
-    """This home's signing key, made with its first version. Another key makes every stored version foreign."""
-    path = home / "keys" / "signing.key"
-    if create and not path.exists():
-        _create_key(path)
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except (OSError, ValueError) as error:
-        raise RegistryError(f"registry: {path} should hold this home's signing key ({error}); restore it, or train again") from error
-    if len(key) != KEY_BYTES:
-        raise RegistryError(f"registry: {path} holds {len(key)} bytes, a signing key has {KEY_BYTES}; restore it, or train without it")
-    return key
-
-
-def _create_key(path: Path) -> None:
-    """Written whole before it gets its name, and never over another's: two first runs agree on one key."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(KEY_BYTES))
-    try:
-        os.link(fresh, path)
-    except FileExistsError:
-        pass  # another run was first; its key is the home's
-    finally:
-        fresh.unlink()
+        return signing_key(home, create=create)
+    except StoreError as error:
+        raise RegistryError(f"registry: {error}, or train again") from error
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,7 @@ import ibis
 from ibis import Table
 
 from pipelines.changepoints import LARGEST, make_timestamptz, timed
-from pipelines.ingest.cleaning import SESSION
+from pipelines.ingest.forming import SESSION
 from pipelines.windows import SESSION_COUNTS
 
 _KEY = "customer_id"

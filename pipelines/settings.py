@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Several of the libraries call home unless told otherwise; "true" is the literal that all of them understand.
@@ -37,13 +37,86 @@ class IngestSettings(_Group):
     max_future_minutes: int = Field(60, ge=0, description="an event may lie this far after its arrival, else it is refused")
     max_age_days: int = Field(3_650, ge=1, description="an event may lie this far before its arrival, else it is refused")
     outlier_z: float = Field(6.0, gt=0, description="robust z-score of log revenue beyond which a row is flagged")
+    outlier_iqr: float = Field(6.0, gt=0, description="interquartile ranges beyond the quartiles after which a row is flagged")
+    near_duplicate_s: float = Field(
+        1.0, ge=0, le=3_600, description="same customer, type and item within this many seconds: flagged; 0: off"
+    )
+    anomaly_weeks: int = Field(4, ge=1, le=52, description="weeks of the same hour that an hour's volume and nulls are held against")
+    anomaly_z: float = Field(6.0, gt=0, description="robust z-score of an hour's volume or null rate that raises an alert")
+    trait_sources: tuple[str, ...] = Field(
+        (), description="sources in the order they are believed where traits conflict; the rest by recency"
+    )
+    imputation: dict[str, Literal["median", "mode", "model"]] = Field(
+        {}, description="traits that are filled where nothing is known of them -> how; none: they stay null"
+    )
+    unmatched_returns: Literal["flag", "refuse"] = Field(
+        "flag", description="what becomes of a return of which no purchase is known; it may lie before the log"
+    )
+    return_tolerance_days: int = Field(
+        90, ge=0, description="so soon after its source's first purchase a return may be of one before the log"
+    )
+
+
+class CollectSettings(_Group):
+    """What the collector takes, and how much of it."""
+
+    max_event_bytes: int = Field(32 * 1024, ge=1_024, description="a larger event is refused (Segment's limit)")
+    max_batch_bytes: int = Field(500 * 1024, ge=1_024, description="a larger body is refused (Segment's limit); also once unpacked")
+    max_batch_events: int = Field(2_500, ge=1, description="events in one batch")
+    max_depth: int = Field(32, ge=4, le=200, description="nesting of an event")
+    group_events: int = Field(1_000, ge=1, le=10_000, description="events in one commit; more bring latency and hardly any speed")
+    queue_events: int = Field(20_000, ge=1_000, description="events waiting for a commit; beyond it 503")
+    rate_per_s: float = Field(50_000, gt=0, description="events a second that one source may send for long")
+    burst: int = Field(100_000, ge=1, description="events that a source may send at once")
+    origins: tuple[str, ...] = Field((), description="web origins that browsers may send from (CORS); '*': any")
+    segment_hours: int = Field(24, ge=1, description="a part of the log is closed after this long, so that retention unlinks whole files")
+
+
+class EdgeSettings(_Group):
+    """Brokers that events may come from. None: not used."""
+
+    redis_url: SecretStr | None = Field(None, description="redis://...: a stream is read")
+    kafka_servers: str | None = Field(None, description="host:port,host:port")
+    kafka_security: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field("PLAINTEXT", description="as the brokers' listener")
+    kafka_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field("PLAIN", description="of SASL")
+    kafka_user: str | None = Field(None, description="of SASL")
+    kafka_password: SecretStr | None = Field(None, description="of SASL")
+    rabbitmq_url: SecretStr | None = Field(None, description="amqp://...: a quorum queue is read")
+    name: str = Field("rapport-events", min_length=1, description="the stream, topic or queue")
+    group: str = Field("rapport", min_length=1, description="the consumer group")
+    batch_events: int = Field(500, ge=1, le=10_000, description="events asked of the broker at once")
+    max_tries: int = Field(5, ge=1, le=100, description="deliveries of an event before it is set aside")
+    takeover_s: float = Field(5.0, gt=0, le=60, description="silence of a consumer after which others take its work")
 
 
 class ConsentSettings(_Group):
     """What personal data may be used for."""
 
     purpose: str = Field("personalization", description="the purpose that features, training and personal answers need")
+    purposes: tuple[str, ...] = Field(
+        ("analytics", "personalization", "marketing"),
+        description="purposes that statements may name; others are kept, but allow nothing",
+    )
+    stored_for: tuple[str, ...] = Field(("personalization",), description="an event is stored if one of these purposes is allowed")
+    policy_version: str = Field("1", description="of the privacy notice in force, for statements that name none")
     legal_basis: str | None = Field(None, description="declared basis for sources that carry no consent; none: fail closed")
+
+    @model_validator(mode="after")
+    def _purposes_are_known(self) -> "ConsentSettings":
+        unknown = {self.purpose, *self.stored_for} - set(self.purposes)
+        if unknown or not self.stored_for:
+            raise ValueError(
+                f"expected purpose and stored_for to name some of {', '.join(self.purposes)}; found {', '.join(unknown) or 'none'}"
+            )
+        return self
+
+
+class PrivacySettings(_Group):
+    """How long things are kept, and how much may be told of everybody."""
+
+    retention_days: dict[str, int] = Field({}, description="by event type, or '*': days after which events are removed; none: kept")
+    log_retention_days: int = Field(30, ge=1, description="days that the raw log keeps what was applied")
+    epsilon_total: float = Field(10.0, gt=0, description="privacy budget of all published aggregates together")
 
 
 class LabelSettings(_Group):
@@ -117,8 +190,13 @@ class Settings(BaseSettings):
     collect_key: SecretStr | None = Field(None, description="key of the role collect; none: generated into the home folder")
     decide_key: SecretStr | None = Field(None, description="key of the role decide")
     admin_key: SecretStr | None = Field(None, description="key of the role admin")
+    sources: dict[str, SecretStr] = Field({}, description="write keys of further sources, by their names; collect_key is that of `segment`")
+    master_key: SecretStr | None = Field(None, description="wraps the keys of all people; none: generated into the home folder")
     ingest: IngestSettings = IngestSettings()
+    collect: CollectSettings = CollectSettings()
+    edges: EdgeSettings = EdgeSettings()
     consent: ConsentSettings = ConsentSettings()
+    privacy: PrivacySettings = PrivacySettings()
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()

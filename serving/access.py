@@ -2,7 +2,8 @@
 
 In: settings, the `Authorization` header, the path. Out: a role, or the reason for a refusal. Keys come from the settings,
 else they are generated once into `keys/<role>.key` of the home folder. Never logs or returns a key except to whoever
-generated it, and never compares keys in a time that depends on them.
+generated it, and never compares keys in a time that depends on them. A write key is public, for web pages carry it: it
+opens collection and nothing else.
 """
 
 import hashlib
@@ -12,14 +13,18 @@ import os
 import secrets
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote_to_bytes
 
 from pydantic import SecretStr
 
 from pipelines.settings import Settings
+
+N = TypeVar("N", bound=str)
 
 
 class Role(StrEnum):
@@ -34,8 +39,10 @@ class Need(StrEnum):
     """What a route asks of its caller."""
 
     NOTHING = "nothing"
-    ANY_KEY = "any key"  # or none at all from this machine, while the service listens on loopback only
+    READ = "read"  # a key of the shop's own programs, or none at all from this machine while the service listens on loopback only
     DECIDE = "decide"
+    ADMIN = "admin"
+    COLLECT = "collect"  # the key may also stand in the body or the query: a web page's beacon can set no header
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,17 @@ class Route:
 
 
 _READ = ("GET", "HEAD")
+_EVENTS = Route(("POST", "OPTIONS"), Need.COLLECT)
+# The Segment HTTP API: path -> the call that it takes. The short forms are those of its browser and mobile SDKs, `import` that of
+# older mobile and server ones, of which the Java one ends in a slash.
+COLLECTION: Mapping[str, str] = {
+    "/v1/track": "track", "/v1/identify": "identify", "/v1/page": "page", "/v1/screen": "screen", "/v1/group": "group",
+    "/v1/alias": "alias", "/v1/batch": "batch", "/v1/t": "track", "/v1/i": "identify", "/v1/p": "page", "/v1/s": "screen",
+    "/v1/g": "group", "/v1/a": "alias", "/v1/b": "batch", "/v1/import": "batch", "/v1/import/": "batch",
+}  # fmt: skip
+PIXEL = "/v1/pixel.gif"
+PROFILE = "/profile/{customer_id}"
+EXPORT, ERASURE = f"{PROFILE}/export", f"{PROFILE}/erasure"
 ROUTES: Mapping[str, Route] = {
     "/recommend": Route(("POST",), Need.DECIDE),
     "/churn": Route(("POST",), Need.DECIDE),
@@ -54,18 +72,27 @@ ROUTES: Mapping[str, Route] = {
     "/healthz": Route(_READ, Need.NOTHING),
     "/readyz": Route(_READ, Need.NOTHING),
     "/livez": Route(_READ, Need.NOTHING),
-    "/": Route(_READ, Need.ANY_KEY),
-    "/docs": Route(_READ, Need.ANY_KEY),
-    "/docs.json": Route(_READ, Need.ANY_KEY),
-    "/schema.json": Route(_READ, Need.ANY_KEY),
-    "/metrics": Route(_READ, Need.ANY_KEY),
+    "/": Route(_READ, Need.READ),
+    "/docs": Route(_READ, Need.READ),
+    "/docs.json": Route(_READ, Need.READ),
+    "/schema.json": Route(_READ, Need.READ),
+    "/metrics": Route(_READ, Need.READ),
+    PROFILE: Route(("GET", "DELETE"), Need.ADMIN),
+    EXPORT: Route(("GET",), Need.ADMIN),
+    ERASURE: Route(("GET",), Need.ADMIN),
+    **dict.fromkeys(COLLECTION, _EVENTS),
+    PIXEL: Route(("GET", "OPTIONS"), Need.COLLECT),
 }
-ASSETS = Route(_READ, Need.ANY_KEY)  # style and script of the documentation page
+MAX_NAME_BYTES = 256  # of the name in a path, decoded
+SOURCE = "segment"  # whose events come with the key of the role collect
+ASSETS = Route(_READ, Need.READ)  # style and script of the documentation page
 ASSETS_PREFIX = "/static_content/"
 
 _ALLOWED: Mapping[Need, frozenset[Role]] = {
-    Need.ANY_KEY: frozenset(Role),
+    Need.READ: frozenset({Role.DECIDE, Role.ADMIN}),
     Need.DECIDE: frozenset({Role.DECIDE, Role.ADMIN}),
+    Need.ADMIN: frozenset({Role.ADMIN}),
+    Need.COLLECT: frozenset({Role.COLLECT, Role.ADMIN}),
 }
 
 
@@ -84,21 +111,56 @@ FORBIDDEN = Refusal(403, "forbidden", "this key's role may not do this; use a ke
 
 @dataclass(frozen=True)
 class Keys:
-    """The digest of each role's key; strongest role first, so that a shared key means the stronger one."""
+    """The digest of each role's key; strongest role first, so that a shared key means the stronger one. `sources`: of their write keys."""
 
     digests: tuple[tuple[Role, bytes], ...]
+    sources: tuple[tuple[str, bytes], ...] = ()
 
     def role_of(self, authorization: bytes | None) -> Role | None:
         """The role of the key in the header: Bearer, or the user name of Basic. None if there is no valid one."""
-        given = _key_in(authorization)
-        if not given:
-            return None
-        digest = hashlib.sha256(given).digest()
-        found = None
-        for role, expected in reversed(self.digests):  # all of them, always: the time says nothing
-            if hmac.compare_digest(digest, expected):
-                found = role
-        return found
+        return self.role_of_key(key_in(authorization))
+
+    def role_of_key(self, key: bytes) -> Role | None:
+        """The role of a key; None if it is not valid."""
+        of_sources = ((Role.COLLECT, expected) for _, expected in self.sources)
+        return _matching(key, (*self.digests, *of_sources))
+
+    def source_of(self, key: bytes) -> str:
+        """Whose events come with this valid key."""
+        return _matching(key, self.sources) or SOURCE
+
+
+def key_in(authorization: bytes | None) -> bytes:
+    """The key in the header: Bearer, or the user name of Basic; empty where there is none."""
+    scheme, _, value = (authorization or b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return value.strip()
+    if scheme.lower() != b"basic":
+        return b""
+    try:
+        return b64decode(value.strip(), validate=True).partition(b":")[0]
+    except Base64Error:
+        return b""
+
+
+def person_in(raw_path: bytes) -> tuple[str, str] | None:
+    """The declared path below /profile that this one is of, and the name in it; None for any other.
+
+    From the path as it came: in the decoded one, a slash of the name could not be told from one of the path.
+    """
+    if not raw_path.startswith(b"/profile/"):
+        return None
+    steps = raw_path.split(b"/")[1:]
+    if len(steps) not in (2, 3):
+        return None
+    path = "/".join([PROFILE, *(step.decode("latin-1") for step in steps[2:])])
+    name = unquote_to_bytes(steps[1])
+    if path not in ROUTES or not 0 < len(name) <= MAX_NAME_BYTES:
+        return None
+    try:
+        return path, name.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def route_of(path: str) -> Route | None:
@@ -108,7 +170,7 @@ def route_of(path: str) -> Route | None:
 
 def refuse(route: Route, role: Role | None, *, is_local: bool) -> Refusal | None:
     """Why this role may not use the route; None if it may. `is_local`: bound to loopback and called from it."""
-    if route.need is Need.NOTHING or (route.need is Need.ANY_KEY and is_local):
+    if route.need is Need.NOTHING or (route.need is Need.READ and is_local):
         return None
     if role is None:
         return UNAUTHENTICATED
@@ -139,7 +201,22 @@ def read_key(settings: Settings, role: Role) -> str:
 def load_keys(settings: Settings) -> Keys:
     """The keys to compare callers with. Raises FileNotFoundError where one is missing (see `ensure_keys`)."""
     strongest_first = (Role.ADMIN, Role.DECIDE, Role.COLLECT)
-    return Keys(tuple((role, hashlib.sha256(read_key(settings, role).encode()).digest()) for role in strongest_first))
+    written = {name: secret.get_secret_value().strip() for name, secret in settings.sources.items()}
+    return Keys(
+        tuple((role, _digest(read_key(settings, role).encode())) for role in strongest_first),
+        tuple((name, _digest(key.encode())) for name, key in written.items() if key),
+    )
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _matching(key: bytes, expected: Iterable[tuple[N, bytes]]) -> N | None:
+    """The first name whose key this is. All of them are compared, always: the time says nothing."""
+    digest = _digest(key)
+    found = [name for name, other in expected if hmac.compare_digest(digest, other)]
+    return found[0] if found and key else None
 
 
 def _given(settings: Settings, role: Role) -> str:
@@ -164,15 +241,3 @@ def _create(path: Path, key: str) -> bool:
     finally:
         draft.unlink()
     return True
-
-
-def _key_in(authorization: bytes | None) -> bytes:
-    scheme, _, value = (authorization or b"").partition(b" ")
-    if scheme.lower() == b"bearer":
-        return value.strip()
-    if scheme.lower() != b"basic":
-        return b""
-    try:
-        return b64decode(value.strip(), validate=True).partition(b":")[0]
-    except Base64Error:
-        return b""

@@ -6,6 +6,7 @@ part that cannot be loaded is a rung that does not answer. Never holds a request
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipelines.settings import Settings
+from pipelines.vault import Vault, open_vault
 from serving import catalogue, fallbacks
 from serving.candidates import Recommendations
 from serving.catalogue import Catalogue
@@ -49,6 +51,11 @@ class Answers:
         )
         self.scoring = Scoring(guard=self.guard, bundle=lambda: self.champions.bundle, clock=self.clock)
 
+    @functools.cached_property
+    def vault(self) -> Vault:
+        """What turns names into pseudonyms; opened on first use. Raises StoreError for a key that is not this home's."""
+        return open_vault(self.settings.home, master=self.settings.master_key)
+
     def open(self) -> None:
         """Load everything there is, answer a few requests into the void, and take what is now there out of the collector's rounds."""
         with ThreadPoolExecutor(2) as both:  # the models are rehearsed in a child while Feast is imported here
@@ -65,7 +72,8 @@ class Answers:
         self.champions.refresh()
         self.refresh_catalogue()
         self.refresh_store()
-        if before != (self.champions.bundle, self.catalogue, self.guard.profiles):
+        after = (self.champions.bundle, self.catalogue, self.guard.profiles)
+        if any(old is not new for old, new in zip(before, after, strict=True)):  # they hold arrays, which have no one answer to "equal?"
             _settle()
 
     def refresh_catalogue(self) -> None:
@@ -83,7 +91,9 @@ class Answers:
             if stamp is None or self._stamps.get("store") == stamp:
                 return
             try:
-                self.guard.profiles = self._open_store(self.settings.home, max_age_hours=self.settings.serving.max_feature_age_hours)
+                self.guard.profiles = self._open_store(
+                    self.settings.home, max_age_hours=self.settings.serving.max_feature_age_hours, pseudonym=self.vault.pseudonym
+                )
                 self._stamps["store"] = stamp
             except StoreFailure as error:
                 log.warning("%s", error)

@@ -83,14 +83,25 @@ class Recommendations:
         if not case.person.is_allowed:
             raise Declined(fallbacks.CONSENT)
         model = _model(case)
-        row = model.customers.get(case.person.customer_id)
-        if row is None:
-            raise Declined(fallbacks.NOT_IN_MODEL)
+        rows = self._rows(case, model, case.person.customer_id)
         case.deadline.check()
         barred = np.flatnonzero(~self._eligible(case, model))
         exclude = sparse.csr_matrix((np.ones(barred.size, np.int8), barred, [0, barred.size]), (1, model.item_ids.size))
-        items, scores = model.learner.recommend(np.array([row]), case.request.k, exclude)
+        if len(rows) == 1:
+            items, scores = model.learner.recommend(rows, case.request.k, exclude)
+        else:  # parts of one person that the model met as several: what they did counts together, their tastes alike
+            factors = model.learner.customer_factors_[rows].mean(axis=0, keepdims=True)
+            history = sparse.csr_matrix(model.learner.history_[rows].sum(axis=0))
+            items, scores = model.learner.recommend_factors(factors, history, case.request.k, exclude)
         return _picks(model.item_ids, items[0], scores[0], "suits what this customer did")
+
+    def _rows(self, case: _Case, model: Recommending, customer: str) -> NDArray[np.int64]:
+        """Where the model holds the customer, and what was merged into them since it was trained. Raises Declined where it does not."""
+        formers = self._guard.ask(lambda profiles: profiles.formers(customer, deadline=case.deadline))
+        rows = [model.customers[name] for name in (customer, *formers) if name in model.customers]
+        if not rows:
+            raise Declined(fallbacks.NOT_IN_MODEL)
+        return np.array(rows)
 
     def _similar(self, case: _Case) -> Picks:
         model = _model(case)
@@ -122,8 +133,8 @@ class Recommendations:
         if request.customer_id is not None:
             names = [request.customer_id]
             return self._guard.ask(lambda profiles: profiles.people(names, at=at, deadline=deadline)[0])
-        identifiers = [f"anonymous_id:{request.anonymous_id}"]
-        return self._guard.ask(lambda profiles: profiles.owners(identifiers, at=at, deadline=deadline)[0])
+        device = request.anonymous_id or ""
+        return self._guard.ask(lambda profiles: profiles.owners("anonymous_id", [device], at=at, deadline=deadline)[0])
 
     def _eligible(self, case: _Case, model: Recommending) -> Flags:
         """Which of the model's items the request may get (n_items,)."""

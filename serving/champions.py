@@ -81,6 +81,7 @@ class Champions:
         self.home = home
         self.bundle = Bundle()
         self.refused: set[tuple[str, int]] = set()
+        self._amended: dict[str, int] = {}  # how often each version in use had been amended when it was loaded
         self._rehearse = rehearse or rehearse_in_child
 
     def refresh(self) -> None:
@@ -109,7 +110,7 @@ class Champions:
         version = entry.get("version")
         if version is None:
             return _without(bundle, name, NOT_TRAINABLE if entry.get("why") else MODEL_MISSING)
-        if str(version) == bundle.version(name):
+        if str(version) == bundle.version(name) and entry.get("amended", 0) <= self._amended.get(name, 0):
             return bundle
         if (name, version) not in self.refused:
             try:
@@ -143,6 +144,7 @@ class Champions:
         except Exception as error:
             self._refuse(name, version, trace(error))
             return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
+        self._amended[name] = len(champion.manifest.get("amendments", []))
         log.warning("champions: %s version %s answers now", name, version)
         why = {other: cause for other, cause in bundle.why.items() if other != name}
         if isinstance(loaded, Recommending):

@@ -54,6 +54,9 @@ class Source(Protocol):
     def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
         """Whether each key has a row of whatever age; reads no value. Raises StoreFailure."""
 
+    def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
+        """The keys whose row holds this text; none where the store cannot find them quickly. Raises StoreFailure."""
+
 
 class SqliteSource:
     """Feast's SQLite online store, read directly. Follows the file when it is replaced; sees every commit of a writer."""
@@ -90,6 +93,14 @@ class SqliteSource:
             found.update(key for (key,) in self._execute(statement, some, deadline))
         return [key in found for key in encoded]
 
+    def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
+        """See Source. The stream keeps an index for it."""
+        start, index = len(key_encoder(view.join_key)("")) + 1, f"{view.table}_owner"
+        if not self._execute("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?", (index,), deadline):
+            return []
+        statement = f'SELECT CAST(substr(entity_key, {start}) AS TEXT) FROM "{view.table}" INDEXED BY "{index}" WHERE value_text = ?'
+        return [key for (key,) in self._execute(statement, (text,), deadline)]
+
     def some_keys(self, table: str, n: int) -> list[bytes]:
         """Encoded keys of up to `n` rows."""
         statement = f'SELECT entity_key FROM "{table}" GROUP BY entity_key LIMIT {int(n)}'
@@ -100,7 +111,7 @@ class SqliteSource:
         statement = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key IN ({marks})'
         return self._execute(statement, keys, deadline)
 
-    def _execute(self, statement: str, values: Sequence[bytes], deadline: Deadline) -> list[Any]:
+    def _execute(self, statement: str, values: Sequence[bytes | str], deadline: Deadline) -> list[Any]:
         deadline.check()
         try:
             connection = self._connection()
@@ -155,6 +166,10 @@ class FeastSource:
         times = [max(found[f"{column}__ts"][i] for column in view.columns) for i in range(len(keys))]
         rows = [{column: found[column][i] for column in view.columns} for i in range(len(keys))]
         return [(float(then), row) if then else (None, {}) for then, row in zip(times, rows, strict=True)]
+
+    def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
+        """See Source: Feast cannot."""
+        return []
 
     def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
         """See Source."""

@@ -1,4 +1,4 @@
-"""The service as a child process: start it, wait until it is ready, measure it, stop it.
+"""The service and what runs beside it as child processes: start, wait until it is ready, measure, stop.
 
 In: settings. Out: a running service with an address, or one sentence about why there is none, with the end of its log.
 Works from any folder and for an installed package. Never leaves a process behind: not after `stop`, nor when its starter dies.
@@ -24,7 +24,9 @@ from pydantic import BaseModel, SecretStr
 import serving
 from pipelines.errors import PipelineError
 from pipelines.settings import QUIET_ENVIRONMENT, Settings
+from serving import companions
 from serving.access import Role, ensure_keys, read_key
+from serving.companions import Companion
 
 SERVICE = "serving.service:Personalization"
 WARM_UP = 30
@@ -46,6 +48,7 @@ class Process:
     port: int
     settings: Settings
     output: Path | None  # its log; None where it writes to this process's own output
+    companions: tuple[Companion, ...] = ()  # what runs beside it
 
     @property
     def url(self) -> str:
@@ -89,7 +92,9 @@ class Process:
             raise ServiceError(f"serve: the service ended with code {code}{self._tail()}")
 
     def stop(self, timeout_s: float = 15.0) -> None:
-        """End the service and everything it started: asked first, then made to. A second call does nothing."""
+        """End the service, what runs beside it, and everything they started: asked first, then made to. A second call does nothing."""
+        for companion in self.companions:
+            companion.stop()
         if self.child.poll() is None:
             self.child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -128,10 +133,11 @@ class Process:
         return f"; the end of {self.output}:\n" + "\n".join(lines) if lines else ""
 
 
-def start(settings: Settings, port: int | None = None, *, to_console: bool = False) -> Process:
+def start(settings: Settings, port: int | None = None, *, to_console: bool = False, is_alone: bool = False) -> Process:
     """Start the service. `port`: the setting's where None; 0 picks a free one. Returns at once: see `Process.wait_ready`.
 
-    Its log goes to `serving/service.log` under the home, or with `to_console` to this process's own output.
+    Its log goes to `serving/service.log` under the home, or with `to_console` to this process's own output. Beside it run the stream
+    worker and, where a broker is configured, the edges, with logs of their own there; not with `is_alone`. It does not wait for them.
     """
     home = settings.home.resolve()
     ensure_keys(settings)
@@ -140,18 +146,22 @@ def start(settings: Settings, port: int | None = None, *, to_console: bool = Fal
     folder = home / "serving"
     folder.mkdir(parents=True, exist_ok=True)
     output = None if to_console else folder / "service.log"
+    variables = environment(settings, folder)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(output.open("wb")) if output else None
         child = subprocess.Popen(
             [sys.executable, "-m", "bentoml", "serve", SERVICE, "--working-dir", str(_root()), "--host", host, "--port", str(chosen)],
             cwd=_root(),
-            env=environment(settings, folder),
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT if sink else None,
             start_new_session=True,  # Ctrl-C is for this process, which then stops the service in order
         )
-    return Process(child, host, chosen, settings, output)
+    beside = [] if is_alone else companions.wanted(settings)
+    logs = {module: None if to_console else folder / f"{module.rpartition('.')[2]}.log" for module in beside}
+    started = [Companion(module, environment=variables, folder=_root(), output=logs[module]).start() for module in beside]
+    return Process(child, host, chosen, settings, output, tuple(started))
 
 
 def starter_lives() -> bool:

@@ -1,14 +1,17 @@
 """What is known about customers at this moment: who they are, what may be used, features, last scores.
 
-In: names and an instant. Out: columns of values, None where missing or too old. Feature services are resolved once, through
-Feast; rows then come from its online store, read directly if a self-check finds that read equal to Feast's own, else through
-Feast. Never writes, and never decides what may be used: consent is the caller's to ask first.
+In: names as callers have them, and an instant. Out: columns of values, None where missing or too old. The store knows names by
+their pseudonyms alone. Feature services are resolved once, through Feast; rows then come from its online store, read directly if a
+self-check finds that read equal to Feast's own, else through Feast. Never writes, and never decides what may be used: consent is
+the caller's to ask first.
 """
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,11 +21,16 @@ from serving.online_store import EncodingChanged, FeastSource, Source, SqliteSou
 log = logging.getLogger("rapport.serving")
 
 T = TypeVar("T")
+Pseudonym = Callable[[str, str], str]  # kind, raw name -> what the store knows it by
 
 SERVICES = ("churn_v1", "intent_v1")
 VIEWS = ("identifier_customer", "customer_consent", "customer_scores")
 AGELESS = ("identifier_customer", "customer_consent")  # true until revoked, however long ago
 SELF_CHECK_ROWS = 3
+NAMES_REMEMBERED = 10_000
+FORMER = "customer_id"  # the kind of an identifier that was a customer's id before a merge
+
+_CUSTOMER = re.compile(r"c[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,9 @@ class Person:
 class Profiles:
     """Reads by feature service or view. Safe to use from several threads."""
 
-    def __init__(self, views: Mapping[str, tuple[View, ...]], source: Source) -> None:
+    def __init__(self, views: Mapping[str, tuple[View, ...]], source: Source, *, pseudonym: Pseudonym) -> None:
         self.views, self.source = views, source
+        self._pseudonym = lru_cache(NAMES_REMEMBERED)(pseudonym)
 
     def read(self, name: str, keys: Sequence[str], *, at: datetime, deadline: Deadline) -> Rows:
         """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
@@ -63,20 +72,35 @@ class Profiles:
         return Rows(columns, changed)
 
     def people(self, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
-        """Who each name is: a customer_id, or else the shop's own user id. Raises StoreFailure."""
+        """Who each name is: a customer_id, one of before a merge, or else the shop's own user id. Raises StoreFailure."""
         people = self._customers(names, at=at, deadline=deadline)
         strangers = [i for i, person in enumerate(people) if person.customer_id is None]
-        for i, person in zip(strangers, self.owners([f"user_id:{names[i]}" for i in strangers], at=at, deadline=deadline), strict=True):
-            people[i] = person
+        for spelled in (_as_former, lambda name: self.identifier("user_id", name)):
+            asked = [(i, key) for i in strangers if people[i].customer_id is None and (key := spelled(names[i]))]
+            for (i, _), person in zip(asked, self._owners([key for _, key in asked], at=at, deadline=deadline), strict=True):
+                people[i] = person
         return people
 
-    def owners(self, identifiers: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
-        """Whose each identifier is ("anonymous_id:...", "user_id:..."). Raises StoreFailure."""
+    def owners(self, kind: str, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
+        """Whose each identifier is. `kind`: user_id or anonymous_id; an address is one whatever it was given as. Raises StoreFailure."""
+        return self._owners([self.identifier(kind, name) for name in names], at=at, deadline=deadline)
+
+    def formers(self, customer_id: str, *, deadline: Deadline) -> list[str]:
+        """The ids that this customer's parts had before they were merged since the last ingest. Raises StoreFailure."""
+        (view,) = self.views["identifier_customer"]
+        names = self.source.keys_with(view, customer_id, deadline)
+        return [name.removeprefix(f"{FORMER}:") for name in names if name.startswith(f"{FORMER}:")]
+
+    def _owners(self, identifiers: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
         if not identifiers:
             return []
         owners = self.read("identifier_customer", identifiers, at=at, deadline=deadline).columns["customer_id"]
         known = iter(self._customers([str(owner) for owner in owners if owner is not None], at=at, deadline=deadline))
         return [STRANGER if owner is None else next(known) for owner in owners]
+
+    def identifier(self, kind: str, name: str) -> str:
+        """The pseudonym under which events with this name are kept."""
+        return self._pseudonym("email" if "@" in name else kind, name)
 
     def _customers(self, ids: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
         if not ids:
@@ -92,6 +116,10 @@ class Profiles:
     def _is_present(self, ids: Sequence[str], deadline: Deadline) -> list[bool]:
         found = [self.source.present(view, ids, deadline) for view in self.views["churn_v1"]] if ids else []
         return [any(flags) for flags in zip(*found, strict=True)]
+
+
+def _as_former(name: str) -> str | None:
+    return f"{FORMER}:{name}" if _CUSTOMER.fullmatch(name) else None
 
 
 STRANGER = Person(None, is_allowed=False)
@@ -122,14 +150,14 @@ class Guard:
         return answer
 
 
-def open_profiles(home: Path, *, max_age_hours: float) -> Profiles:
+def open_profiles(home: Path, *, max_age_hours: float, pseudonym: Pseudonym) -> Profiles:
     """Resolve the services through Feast and choose how to read. Raises StoreFailure where nothing was applied yet."""
     try:
         store = feature_store(home)
         views = _resolve(store, max_age_hours * 3600)
     except Exception as error:  # Feast raises whatever its parts raise
         raise StoreFailure(f"feature store under {home} could not be opened ({type(error).__name__}: {error}); apply it first") from error
-    return Profiles(views, _choose(store, views))
+    return Profiles(views, _choose(store, views), pseudonym=pseudonym)
 
 
 def feature_store(home: Path) -> Any:

@@ -1,4 +1,4 @@
-"""The BentoML service `serving.service:Personalization`: /recommend, /churn, /intent.
+"""The BentoML service `serving.service:Personalization`: /recommend, /churn, /intent, and the collection of events.
 
 The endpoints are declared to BentoML, which serves their documentation, health and metrics. The calls themselves are answered
 by the gateway in front of it, from the same core (`Answers`), without BentoML's middleware. This module is an entry point: it
@@ -21,6 +21,7 @@ import json
 import logging
 import random
 import signal
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import bentoml
@@ -30,8 +31,11 @@ from starlette.responses import Response
 from serving import access
 from serving.answers import Answers
 from serving.champions import Rehearse
+from serving.collect import Collector
 from serving.fallbacks import Deadline, trace
 from serving.gateway import BUCKETS, Gateway
+from serving.openapi import describe_collection, describe_people
+from serving.people import People
 from serving.process import starter_lives
 from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, encode
 
@@ -45,9 +49,11 @@ should have answered and could not, `causes` says why, and `as_of` is the instan
 
 
 class Served(Service):
-    """A BentoML service with the gateway in front. `core` is what both paths ask."""
+    """A BentoML service with the gateway in front. `core` is what both paths ask, `collector` where events go, `people` for one person."""
 
     core: Answers
+    collector: Collector
+    people: People
 
     def to_asgi(self, is_main: bool = True) -> Gateway:
         """The app of one worker: the gateway, BentoML's app behind it."""
@@ -62,6 +68,8 @@ class Served(Service):
                 "/intent": self.core.score_body("intent"),
             },
             pages={"/docs.json": functools.cache(lambda: _described(self.openapi_spec.asdict()))},
+            door=self.collector,
+            people=self.people,
             keys=lambda: keys,
             is_loopback_only=access.is_loopback(settings.serving.host),
             max_body_bytes=settings.serving.max_body_bytes,
@@ -72,6 +80,8 @@ class Served(Service):
 def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float = POLL_S) -> Served:
     """The service for these settings."""
     core = Answers(settings, rehearse=rehearse)
+    collector = Collector(settings)
+    people = People(settings, guard=core.guard, clock=core.clock, vault=lambda: core.vault)
     deadline_ms = settings.serving.deadline_ms
 
     @bentoml.service(
@@ -93,13 +103,16 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
         async def start(self) -> None:
             gc.set_threshold(50_000, 20, 50)
             parent = os.getppid()
+            await asyncio.to_thread(collector.open)
             await asyncio.to_thread(core.open)
-            self.watcher = asyncio.create_task(_watch(core, poll_s, parent))
+            self.watcher = asyncio.create_task(_watch([core.refresh, collector.open], poll_s, parent))
 
         @bentoml.on_shutdown
         async def stop(self) -> None:
             if self.watcher:
                 self.watcher.cancel()
+            await asyncio.to_thread(collector.close)
+            people.close()
             core.close()
 
         @bentoml.api
@@ -118,11 +131,11 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
             return _json(encode(await core.score("intent", request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
 
     service: Any = Personalization  # the decorator turns the class into a Served
-    service.core = core
+    service.core, service.collector, service.people = core, collector, people
     return service  # type: ignore[no-any-return]
 
 
-async def _watch(core: Answers, poll_s: float, parent: int) -> None:
+async def _watch(refreshes: Sequence[Callable[[], None]], poll_s: float, parent: int) -> None:
     """Follow what changes on disk, for as long as the worker lives and somebody wants it to."""
     while True:
         await asyncio.sleep(poll_s * random.uniform(0.8, 1.2))  # workers must not all load at once
@@ -133,10 +146,11 @@ async def _watch(core: Answers, poll_s: float, parent: int) -> None:
         if not starter_lives():
             os.kill(parent, signal.SIGTERM)  # the supervisor ends us in turn
             return
-        try:
-            await asyncio.to_thread(core.refresh)
-        except Exception as error:
-            log.error("the watcher failed and goes on: %s", trace(error))
+        for refresh in refreshes:
+            try:
+                await asyncio.to_thread(refresh)
+            except Exception as error:
+                log.error("the watcher failed and goes on: %s", trace(error))
 
 
 def _json(body: bytes) -> Response:
@@ -161,6 +175,8 @@ def _described(document: dict[str, Any]) -> bytes:
             **{str(code): answer for code, answer in operation["responses"].items() if str(code) == "200"},
             **{code: {"description": meaning, "content": body} for code, meaning in codes.items()},
         }
+    describe_collection(document)
+    describe_people(document)
     return json.dumps(document, default=str).encode()
 
 

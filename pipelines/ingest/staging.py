@@ -1,7 +1,9 @@
 """Raw batches -> lines that may become events, staged in DuckDB; and the rows that may not, with a reason.
 
-In: RawBatch. Out: the DuckDB table `staged` and rows for quarantine. An order becomes one line per product; if one of them is
-wrong, the whole row is set aside. E-mail addresses end here: from now on they are hashes. Never looks at other events.
+In: RawBatch. Out: rows of `staged`, and the refused ones. An order becomes one line per product; if one of them is wrong, the whole
+row is set aside. Identifiers end here: from now on they are numbers of `names`. Never looks at other events.
+
+Every row is judged in SQL; those that may not pass go to `events.validate`, whose word counts, and which says why.
 """
 
 from collections import Counter
@@ -13,149 +15,296 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipelines.events import NOBODY, ORDER_TYPES, UNREADABLE, validate
+from pipelines.events import CHECKED, EARLIEST, MAX_PRICE_CENTS, MAX_QUANTITY, ORDER_TYPES, UNREADABLE, passes_sql, validate
+from pipelines.ingest import names
+from pipelines.ingest.messages import message_sql
 from pipelines.settings import IngestSettings
 from pipelines.sources import RawBatch
 from pipelines.sources.projection import register
 
-_CHECKED = ("type", "event_id", "event_timestamp", "created_timestamp", "user_id", "anonymous_id", "item_id", "quantity", "price_cents")
+# Of the view `staged`, beside `place`, the row's own place. Columns that no batch has are in the view alone.
+_ALWAYS = {
+    "origin": "INTEGER", "source_no": "INTEGER", "row": "BIGINT", "line": "INTEGER", "message": "UHUGEINT", "event_id": "VARCHAR",
+    "type": "VARCHAR", "event_timestamp": "TIMESTAMPTZ", "who_no": "INTEGER", "is_good": "BOOLEAN",
+}  # fmt: skip
+_PLAIN = (
+    "name", "order_id", "session_id", "decision_id", "query", "age_band", "gender", "region", "direct", "consent", "policy_version",
+)  # fmt: skip
+_ASKED = {
+    **dict.fromkeys(_PLAIN, "VARCHAR"), "item_id": "VARCHAR", "category": "VARCHAR", "received_timestamp": "TIMESTAMPTZ",
+    **dict.fromkeys(("user_no", "email_no", "phone_no", "anonymous_no"), "INTEGER"), "quantity": "BIGINT", "price_cents": "BIGINT",
+    "is_listed": "BOOLEAN",
+}  # fmt: skip
+REFUSED = pa.schema(
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in ("reason", "detail", "raw", "subject", "message_id")),
+        ("is_erased", pa.bool_()),
+    ]
+)  # a row that did not pass; `subject`: null where it names nobody
 _PRODUCT = '[{"product_id":"VARCHAR","item_id":"VARCHAR","sku":"VARCHAR","quantity":"VARCHAR","price":"VARCHAR","category":"VARCHAR"}]'
+_ORDER = "CASE WHEN is_listed THEN NULL ELSE order_id END"  # an order's line has to name its item: the order alone is not enough
 _COUNTED_TYPES = ("cart_add", "cart_remove", *ORDER_TYPES)  # mean one piece where they name no quantity
 
 
 @dataclass
-class FileCount:
-    """What became of one file's rows so far."""
+class Origin:
+    """Where rows came from, and what became of them so far. `number`: its place in the run; rows of it are in one source."""
 
-    path: Path
-    accepted: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    unit: str | None = None
-
-    @property
-    def quarantined(self) -> int:
-        """Rows set aside."""
-        return sum(self.reasons.values())
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """When rows that carry no time of receipt were received: `told` by the caller, else no later than the file's own last change."""
-
-    told: datetime | None
-    written: datetime
+    number: int
+    source: str
+    name: str  # of the file
+    written: datetime  # the file's last change: no row can have been received after it
+    has_own_ids: bool = True  # else a row's id is the hash of its content
+    told: datetime | None = None  # when rows that carry no time of receipt were received, by the caller's word
+    read: int = 0
+    refused: Counter[str] = field(default_factory=Counter)  # reason -> rows that did not pass
+    unit: str | None = None  # of unix times: "s", "ms" or "us"
+    how: str = "{}"  # JSON: how its rows were read, for a replay
+    is_replay: bool = False  # its rows come from the quarantine
+    source_no: int = 0
 
     @classmethod
-    def of(cls, path: Path, received: datetime | None) -> "Arrival":
-        """The arrival of a file's rows."""
-        return cls(received, datetime.fromtimestamp(path.stat().st_mtime, UTC))
+    def of_file(cls, number: int, path: Path, source: str, *, received: datetime | None, has_own_ids: bool) -> "Origin":
+        """The origin of a file's rows."""
+        return cls(number, source, path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC), has_own_ids, received)
 
     @property
     def at(self) -> datetime:
-        """The instant at which the file's rows can be said to have been here."""
+        """The instant at which the rows can be said to have been here."""
         return self.told or self.written
 
 
-def stage(db: duckdb.DuckDBPyConnection, batch: RawBatch, *, count: FileCount, arrival: Arrival, limits: IngestSettings) -> pa.Table:
-    """Add the batch's good rows to the table `staged`; returns the others as rows of the quarantine table."""
+def prepare(db: duckdb.DuckDBPyConnection) -> None:
+    """Create `staged`, empty: one row per line. `row` is that of the file; who_no is the main one of the four names."""
+    db.execute(f"CREATE TABLE staged_rows ({', '.join(f'{name} {kind}' for name, kind in _ALWAYS.items())})").fetchall()
+    _show(db)
+
+
+def stage(db: duckdb.DuckDBPyConnection, batch: RawBatch, origin: Origin, limits: IngestSettings) -> pa.Table:
+    """Add the batch's rows to `staged`; returns those that do not pass, as REFUSED.
+
+    Among them, with the reason `return_unmatched`, are the returns of a run that has to refuse those of which no purchase is known.
+    """
     register(db, batch.rows)
-    has_products = batch.rows["products"].null_count < len(batch.rows)
-    lines = db.sql(_lines_sql(batch.number, arrival, has_products=has_products)).to_arrow_table()
-    checked = validate(lines.select(_CHECKED).to_pandas(types_mapper=pd.ArrowDtype), limits)
-    refused = _by_row(checked.rejected, lines)
-    good = lines
-    if len(refused):
-        good = lines.filter(pc.invert(pc.is_in(lines["row"], value_set=refused["row"].combine_chunks())))
-    register(db, good)
-    columns = "* EXCLUDE (created_timestamp, arrived), arrived AS created_timestamp"
-    is_first = not db.sql("SELECT 1 FROM duckdb_tables() WHERE table_name = 'staged'").fetchall()
-    db.execute(f"{'CREATE TABLE staged AS' if is_first else 'INSERT INTO staged'} SELECT {columns} FROM piece").fetchall()
-    rejected = pa.concat_tables([batch.rejected, _with_raw(refused, batch.rows)])
-    count.accepted += len(batch.rows) - len(refused)
-    count.reasons.update(rejected["reason"].to_pylist())
-    count.unit = count.unit or batch.unit
-    return _quarantined(db, rejected, batch, arrival)
+    first = int(db.sql("SELECT count(*) FROM staged_rows").fetchall()[0][0])
+    slots = tuple(slot for slot in names.SLOTS if _has(batch, slot))
+    if slots:
+        names.learn(db, "piece", slots)
+    columns = _columns(batch, origin, slots)
+    _widen(db, columns)
+    db.execute(f"INSERT INTO staged_rows BY NAME {_staged_sql(batch, origin, slots, columns, limits)}").fetchall()
+    origin.read += len(batch.rows) + len(batch.rejected)
+    origin.unit = origin.unit or batch.unit
+    refused = _refuse(db, first, origin, limits)
+    return pa.concat_tables([_unread(batch.rejected), _with_raw(refused, batch.rows)])
 
 
-def _lines_sql(file: int, arrival: Arrival, *, has_products: bool) -> str:
-    told = "NULL" if arrival.told is None else f"TIMESTAMPTZ '{arrival.told.isoformat()}'"
-    rows = "(SELECT *, NULL AS product, 0 AS line, false AS is_listed FROM piece)"
-    if has_products:
-        rows = f"""(
-            SELECT * EXCLUDE (listed, products), unnest(listed) AS product, unnest(range(len(listed))) AS line FROM (
-                SELECT *, coalesce(len(found) > 0, false) AS is_listed, CASE WHEN len(found) > 0 THEN found ELSE [NULL] END AS listed
-                FROM (SELECT *, CASE WHEN type IN {ORDER_TYPES} THEN from_json(TRY_CAST(products AS JSON), '{_PRODUCT}') END AS found
-                    FROM piece)))"""
-    item, quantity, price, category = ("item_id", "quantity", "price", "category")
-    if has_products:
-        item = "CASE WHEN is_listed THEN coalesce(product.product_id, product.item_id, product.sku) ELSE item_id END"
-        quantity, price, category = (f"CASE WHEN is_listed THEN product.{name} ELSE {name} END" for name in (quantity, price, category))
+def plain_type(kind: pa.DataType) -> pd.ArrowDtype | None:
+    """Arrow's own types in pandas, but for times: Arrow's difference of two nulls looks at what lies below them, and may overflow."""
+    return None if pa.types.is_timestamp(kind) else pd.ArrowDtype(kind)
+
+
+def own_id_sql() -> str:
+    """SQL: the message id of a row of `staged`, which its lines share."""
+    return "CASE WHEN is_listed THEN left(event_id, len(event_id) - len(':' || staged.line)) ELSE event_id END"
+
+
+def _has(batch: RawBatch, column: str) -> bool:
+    return bool(batch.rows[column].null_count < len(batch.rows))
+
+
+def _columns(batch: RawBatch, origin: Origin, slots: tuple[str, ...]) -> set[str]:
+    """The columns of `staged` that this batch has something for."""
+    found = {name for name in (*_PLAIN, "item_id", "category", "received_timestamp") if _has(batch, name)}
+    found |= {"user_no"} if slots else set()
+    found |= {name for slot, name in (("email", "email_no"), ("phone", "phone_no"), ("anonymous_id", "anonymous_no")) if slot in slots}
+    if origin.told is not None:
+        found.add("received_timestamp")
+    if _has(batch, "products"):
+        found |= {"is_listed", "item_id", "category", "price_cents"}
+    if _has(batch, "price"):
+        found.add("price_cents")
+    return found | {"quantity"}  # some types mean one piece
+
+
+def _widen(db: duckdb.DuckDBPyConnection, columns: set[str]) -> None:
+    there = _there(db)
+    for name in sorted(columns - there):
+        db.execute(f"ALTER TABLE staged_rows ADD COLUMN {name} {_ASKED[name]}").fetchall()
+    if columns - there:
+        _show(db)
+
+
+def _show(db: duckdb.DuckDBPyConnection) -> None:
+    there = _there(db)
+    rest = "".join(f", CAST(NULL AS {kind}) AS {name}" for name, kind in _ASKED.items() if name not in there)
+    db.execute(f"CREATE OR REPLACE VIEW staged AS SELECT rowid AS place, *{rest} FROM staged_rows").fetchall()
+
+
+def _staged_sql(batch: RawBatch, origin: Origin, slots: tuple[str, ...], columns: set[str], limits: IngestSettings) -> str:
+    """SQL: the rows of `piece` as those of `staged`, with the columns that are asked for."""
+    joins = "".join(f" LEFT JOIN named n_{slot} ON n_{slot}.slot = '{slot}' AND n_{slot}.raw = rows.{slot}" for slot in slots)
+    number = {slot: f"n_{slot}.number" for slot in slots}
     # Some shops give a visitor's address as the anonymous id: it is a known person then.
-    address = f"CASE WHEN contains(anonymous_id, '@') THEN {_identifier('anonymous_id')} END"
-    email = f"CASE WHEN contains(email, '@') THEN {_hashed('email')} END"
-    event_id = "CASE WHEN is_listed THEN message_id || ':' || line ELSE message_id END"
-    received = f"coalesce(received_timestamp, {told})"
+    address = ["CASE WHEN n_anonymous_id.kind = 'email' THEN n_anonymous_id.number END"] if "anonymous_id" in slots else []
+    user = [*(number[slot] for slot in ("user_id", "email", "phone") if slot in slots), *address]
+    told = "CAST(NULL AS TIMESTAMPTZ)" if origin.told is None else f"TIMESTAMPTZ '{origin.told.isoformat()}'"
+    rows, item, quantity, price, category = _lines_sql(is_ordered=_has(batch, "products"))
+    given = {
+        "origin": str(origin.number),
+        "source_no": str(origin.source_no),
+        "row": "row",
+        "line": "CAST(line AS INTEGER)",
+        # The hash of a row would tell whether a guess at its raw names is right, for the rest of it can be read: it is keyed.
+        "own_id": "message_id" if origin.has_own_ids else names.keyed_sql("message_id"),
+        "is_listed": "is_listed",
+        "type": "type",
+        "event_timestamp": "event_timestamp",
+        "received_timestamp": f"coalesce(received_timestamp, {told})",
+        "user_no": f"coalesce({', '.join(user)})" if user else "NULL",
+        "email_no": number.get("email", "NULL"),
+        "phone_no": number.get("phone", "NULL"),
+        "anonymous_no": "CASE WHEN n_anonymous_id.kind <> 'email' THEN n_anonymous_id.number END" if address else "NULL",
+        "item_id": f"nullif(trim({item}), '')",
+        "quantity": _whole(quantity),
+        "price_cents": _cents(price),
+        "category": f"nullif({category}, '')",
+        **{name: name for name in _PLAIN},
+    }
+    asked = {name: given.get(name, name) if name in columns else f"CAST(NULL AS {kind})" for name, kind in _ASKED.items()}
+    inner = ", ".join(
+        f"{expression} AS {name}" for name, expression in {**{n: e for n, e in given.items() if n not in asked}, **asked}.items()
+    )
+    judged = {"event_id": "own_id", "created_timestamp": _judged_sql(origin), "user_id": "user_no", "anonymous_id": "anonymous_no"}
+    passes = passes_sql(limits, judged | {"order_id": _ORDER})
+    plain = ", ".join(sorted((columns | set(_ALWAYS)) - {"message", "event_id", "who_no", "is_good"}))
     return f"""
-        SELECT {file} AS file, row, CAST(line AS BIGINT) AS line, message_id, {event_id} AS event_id, type, name, event_timestamp,
-            -- a row without a receipt can still not have been received after its file was written
-            coalesce({received}, CASE WHEN event_timestamp > TIMESTAMPTZ '{arrival.written.isoformat()}'
-                THEN TIMESTAMPTZ '{arrival.written.isoformat()}' END) AS created_timestamp,
-            coalesce({received}, event_timestamp) AS arrived,
-            CASE WHEN contains(anonymous_id, '@') THEN NULL ELSE {_known("anonymous_id")} END AS anonymous_id,
-            coalesce({_identifier("user_id")}, {email}, {address}) AS user_id,
-            {email} AS email, nullif(trim({item}), '') AS item_id, order_id, session_id, decision_id, query,
-            {_whole(quantity)} AS quantity, {_cents(price)} AS price_cents, nullif({category}, '') AS category,
-            age_band, gender, region, consent
-        FROM {rows}"""
+        SELECT {plain}, {message_sql("own_id")} AS message, coalesce(user_no, anonymous_no) AS who_no,
+            {"CASE WHEN is_listed THEN own_id || ':' || line ELSE own_id END" if "is_listed" in columns else "own_id"} AS event_id,
+            {passes} AS is_good
+        FROM (SELECT {inner} FROM {rows} rows{joins})"""
 
 
-def _known(column: str) -> str:
-    return f"CASE WHEN lower({column}) IN {NOBODY} THEN NULL ELSE {column} END"
+def _lines_sql(*, is_ordered: bool) -> tuple[str, str, str, str, str]:
+    """SQL: `piece` with one row per line of an order; and where a line's item, quantity, price and category are."""
+    if not is_ordered:
+        return "(SELECT *, 0 AS line, false AS is_listed FROM piece)", "item_id", "quantity", "price", "category"
+    rows = f"""(
+        SELECT * EXCLUDE (listed, products), unnest(listed) AS product, unnest(range(len(listed))) AS line FROM (
+            SELECT *, coalesce(len(found) > 0, false) AS is_listed, CASE WHEN len(found) > 0 THEN found ELSE [NULL] END AS listed
+            FROM (SELECT *, CASE WHEN type IN {ORDER_TYPES} THEN from_json(TRY_CAST(products AS JSON), '{_PRODUCT}') END AS found
+                FROM piece)))"""
+    item = "CASE WHEN is_listed THEN coalesce(product.product_id, product.item_id, product.sku) ELSE item_id END"
+    quantity, price, category = (f"CASE WHEN is_listed THEN product.{name} ELSE {name} END" for name in ("quantity", "price", "category"))
+    return rows, item, quantity, price, category
 
 
-def _hashed(column: str) -> str:
-    """As events.email_identifier."""
-    return f"'email:' || sha256(lower(trim({column})))"
-
-
-def _identifier(column: str) -> str:
-    """An identifier; where a shop uses addresses as user ids, the address's hash."""
-    return f"CASE WHEN contains({column}, '@') THEN {_hashed(column)} ELSE {_known(column)} END"
+def _judged_sql(origin: Origin) -> str:
+    """SQL: the receipt that a row's time is held against. One without a receipt was still not received after its file was written."""
+    written = f"TIMESTAMPTZ '{origin.written.isoformat()}'"
+    return f"coalesce(received_timestamp, CASE WHEN event_timestamp > {written} THEN {written} END)"
 
 
 def _whole(text: str) -> str:
     number = f"TRY_CAST({text} AS DOUBLE)"
-    return f"""CASE WHEN {text} IS NULL THEN CASE WHEN type IN {_COUNTED_TYPES} THEN 1 END
+    return f"""CASE WHEN {text} IS NULL THEN CASE WHEN type IN {_COUNTED_TYPES} THEN 1 END WHEN {text} = '' THEN NULL
         WHEN abs({number}) < 1e15 AND {number} = floor({number}) THEN CAST({number} AS BIGINT) ELSE {UNREADABLE} END"""
 
 
 def _cents(text: str) -> str:
-    # By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to.
+    # By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to. Sixteen digits: times 100 they still fit.
     return f"""CASE WHEN {text} IS NOT NULL THEN
-        coalesce(CAST(round(TRY_CAST({text} AS DECIMAL(18, 4)) * 100) AS BIGINT), {UNREADABLE}) END"""
+        coalesce(CAST(round(TRY_CAST({text} AS DECIMAL(16, 4)) * 100) AS BIGINT), {UNREADABLE}) END"""
 
 
-def _by_row(rejected: pd.DataFrame, lines: pa.Table) -> pa.Table:
-    """One row per refused row of the file: row, reason, detail; the first refused line speaks for its order."""
-    at = pa.array(rejected["index"].to_numpy(), pa.int64())
-    columns = {"row": lines["row"].take(at), **{name: pa.array(rejected[name].to_numpy(), pa.string()) for name in ("reason", "detail")}}
-    table = pa.table(columns)
-    first = np.unique(table["row"].to_numpy(), return_index=True)[1]
-    return table.take(pa.array(first))
+# -- rows that do not pass ---------------------------------------------------------------------------------------------
+
+
+def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: IngestSettings) -> pa.Table:
+    """Judge the lines from place `first` on that are not sure to pass; returns the rows that do not, without their bytes.
+
+    `is_good` then holds for the lines of the others, and for no line of an order of which one is wrong.
+    """
+    erased = " OR ".join(f"coalesce({column} IN (SELECT number FROM names WHERE is_erased), false)" for column in names.NUMBERS)
+    db.execute(
+        f"""CREATE OR REPLACE TEMP TABLE suspects AS
+        SELECT *, hash({", ".join(CHECKED)}) AS kind FROM (
+            SELECT place, row AS file_row, line AS part, who_no, {own_id_sql()} AS own_id, {erased} AS is_erased, {_signature_sql(origin, limits)}
+            FROM staged WHERE place >= {first} AND NOT is_good)"""
+    ).fetchall()
+    kinds = db.sql(
+        f"SELECT kind, {', '.join(f'any_value({name}) AS {name}' for name in CHECKED)} FROM suspects GROUP BY kind"
+    ).to_arrow_table()
+    if len(kinds):
+        rejected = validate(kinds.drop_columns(["kind"]).to_pandas(types_mapper=plain_type), limits).rejected
+        told = {name: pa.array(rejected[name].to_numpy(), pa.string()) for name in ("reason", "detail")}
+        db.register("judged_kinds", pa.table({"kind": kinds["kind"].take(pa.array(rejected["index"].to_numpy(), pa.int64())), **told}))
+        _mark(db, first)
+    else:
+        db.register("judged_kinds", _KINDS.empty_table())
+    candidates = ""
+    if limits.unmatched_returns == "refuse":
+        candidates = f"""UNION ALL SELECT row, 'return_unmatched', '', who_no, {own_id_sql()}, {erased}
+            FROM staged WHERE place >= {first} AND is_good AND type = 'return' AND line = 0"""
+    once = "QUALIFY row_number() OVER (PARTITION BY file_row ORDER BY part) = 1" if "is_listed" in _there(db) else ""
+    return db.sql(
+        f"""SELECT file_row AS row, reason, detail, identifier AS subject, own_id AS message_id, told.is_erased FROM (
+            SELECT file_row, reason, detail, who_no, own_id, is_erased FROM suspects JOIN judged_kinds USING (kind) {once} {candidates}) told
+        LEFT JOIN names ON number = who_no ORDER BY row"""
+    ).to_arrow_table()
+
+
+_KINDS = pa.schema([("kind", pa.uint64()), ("reason", pa.string()), ("detail", pa.string())])
+
+
+def _mark(db: duckdb.DuckDBPyConnection, first: int) -> None:
+    """Set `is_good` as `events.validate` judged the suspects."""
+    passed = "SELECT place FROM suspects ANTI JOIN judged_kinds USING (kind)"
+    if db.sql(f"{passed} LIMIT 1").fetchall():
+        db.execute(f"UPDATE staged_rows SET is_good = true WHERE rowid IN ({passed})").fetchall()
+    if "is_listed" in _there(db):  # the other lines of their orders
+        failed = "SELECT file_row FROM suspects SEMI JOIN judged_kinds USING (kind)"
+        db.execute(f"UPDATE staged_rows SET is_good = false WHERE is_good AND rowid >= {first} AND row IN ({failed})").fetchall()
+
+
+def _signature_sql(origin: Origin, limits: IngestSettings) -> str:
+    """SQL: what `events.validate` looks at in a row, and nothing that makes no difference to it: few rows are then many alike.
+
+    Of what is judged by being there that it is there; of numbers and times in order a number and a time that are.
+    """
+    lead = f"epoch_us(event_timestamp) - epoch_us({_judged_sql(origin)})"
+    is_timely = f"""coalesce(event_timestamp >= TIMESTAMPTZ '{EARLIEST.isoformat()}' AND coalesce({lead} BETWEEN
+        {-limits.max_age_days * 86_400_000_000} AND {limits.max_future_minutes * 60_000_000}, true), false)"""
+    at = f"TIMESTAMPTZ '{EARLIEST.isoformat()}'"
+    there = {name: f"CASE WHEN {given} IS NOT NULL THEN 'x' END" for name, given in _GIVEN.items()}
+    signature = there | {
+        "type": "type",
+        "event_timestamp": f"CASE WHEN {is_timely} THEN {at} ELSE event_timestamp END",
+        "created_timestamp": f"CASE WHEN {is_timely} THEN {at} ELSE {_judged_sql(origin)} END",
+        "quantity": f"CASE WHEN quantity BETWEEN 1 AND {MAX_QUANTITY} THEN 1 ELSE quantity END",
+        "price_cents": f"CASE WHEN price_cents BETWEEN 0 AND {MAX_PRICE_CENTS} THEN 0 ELSE price_cents END",
+    }
+    return ", ".join(f"{signature[name]} AS {name}" for name in CHECKED)
+
+
+_GIVEN = {
+    "event_id": "event_id", "item_id": "item_id", "order_id": _ORDER, "consent": "consent", "user_id": "user_no",
+    "anonymous_id": "anonymous_no",
+}  # fmt: skip
+
+
+def _there(db: duckdb.DuckDBPyConnection) -> set[str]:
+    return {name for (name,) in db.sql("SELECT column_name FROM duckdb_columns() WHERE table_name = 'staged_rows'").fetchall()}
 
 
 def _with_raw(refused: pa.Table, rows: pa.Table) -> pa.Table:
     at = np.searchsorted(rows["row"].to_numpy(), refused["row"].to_numpy())
-    return refused.append_column("raw", rows["raw"].take(pa.array(at)))
+    return refused.append_column("raw", rows["raw"].take(pa.array(at))).select(REFUSED.names).cast(REFUSED)
 
 
-def _quarantined(db: duckdb.DuckDBPyConnection, rejected: pa.Table, batch: RawBatch, arrival: Arrival) -> pa.Table:
-    """As rows of the quarantine table. The id is the hash of where and what: the same row is set aside once."""
-    register(db, rejected)
-    return db.sql(
-        f"""SELECT md5(concat_ws(chr(31), $source, $file, row, raw)) AS quarantine_id, $source AS source, $file AS file, row,
-            reason, detail, raw, TIMESTAMPTZ '{arrival.at.isoformat()}' AS created_timestamp FROM piece""",
-        params={"source": batch.source, "file": batch.path.name},
-    ).to_arrow_table()
+def _unread(rejected: pa.Table) -> pa.Table:
+    """Lines that no reader could make a row of: they name nobody that we know of."""
+    blank, nobody = pa.nulls(len(rejected), pa.string()), pa.array(np.zeros(len(rejected), bool))
+    return pa.table([*(rejected[name] for name in ("row", "reason", "detail", "raw")), blank, blank, nobody], schema=REFUSED)

@@ -110,9 +110,11 @@ def _lines(block: bytes, offsets: np.ndarray, first: int) -> Lines:
         lines = lines.select(is_text)
     text = pc.ascii_rtrim(lines.text, characters="\r\n")
     filled = pc.not_equal(text, "")
+    if not pc.all(filled).as_py():
+        lines, text = Lines(lines.text, lines.row.filter(filled), lines.rejected), text.filter(filled)
     unread = ((too_long, "too_long"), (~is_text & ~too_long, "not_text"))
     rejected = [_unreadable(block, offsets, row, mask, reason) for mask, reason in unread]
-    return Lines(text.filter(filled), lines.row.filter(filled), pa.concat_tables(rejected))
+    return Lines(text, lines.row, pa.concat_tables(rejected))
 
 
 def _is_text(lines: pa.Array) -> np.ndarray:

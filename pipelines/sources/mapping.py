@@ -16,10 +16,12 @@ from pipelines.events import TYPES
 
 SHIPPED = Path(__file__).with_name("mappings")
 TRAITS = ("age_band", "gender", "region")
+DIRECT = ("first_name", "last_name", "name", "address", "street", "city", "postcode", "date_of_birth")  # traits that tell who it is
 FIELDS = (
-    "message_id", "type", "received_timestamp", "user_id", "anonymous_id", "email", "item_id", "order_id", "session_id",
-    "decision_id", "quantity", "price", "category", "query", "consent",
+    "message_id", "type", "received_timestamp", "user_id", "anonymous_id", "email", "phone", "item_id", "order_id", "session_id",
+    "decision_id", "quantity", "price", "category", "query", "consent", "policy_version",
 )  # fmt: skip
+_DIRECT = "direct."  # keeps the trait `name` apart from the event's
 
 Column = str | tuple[str, ...]  # a name, or the spellings that it may have; a trailing "?": the file may lack it
 
@@ -32,7 +34,8 @@ class Source(_Part):
     """Where rows come from and how the file is written."""
 
     name: str = Field(min_length=1, description="names the source in every table; event ids are unique within it")
-    format: Literal["csv", "parquet", "json"] | None = Field(None, description="none: decided by the file's name")
+    format: Literal["csv", "parquet", "json", "xml"] | None = Field(None, description="none: decided by the file's name")
+    row: str | None = Field(None, description="the name of the XML element that is one row")
     columns: tuple[str, ...] | None = Field(None, description="the columns of a file that has no header")
     encoding: str = "utf-8"
     delimiter: str = Field(",", min_length=1, max_length=1)
@@ -70,13 +73,14 @@ class Basis(_Part):
 
 
 class Mapping(_Part):
-    """A whole mapping file. `columns` and `traits`: our name -> the file's; `types`: the file's value -> our type."""
+    """A whole mapping file. `columns`, `traits` and `direct`: our name -> the file's; `types`: the file's value -> our type."""
 
     source: Source
     time: Time
     columns: dict[str, Column]
     types: dict[str, str] = {}
     traits: dict[str, Column] = {}
+    direct: dict[str, Column] = {}
     rules: Rules = Rules()
     consent: Basis | None = None
 
@@ -89,6 +93,11 @@ class Mapping(_Part):
     @classmethod
     def _traits_are_ours(cls, traits: dict[str, Column]) -> dict[str, Column]:
         return _known(traits, TRAITS)
+
+    @field_validator("direct")
+    @classmethod
+    def _direct_traits_are_ours(cls, direct: dict[str, Column]) -> dict[str, Column]:
+        return _known(direct, DIRECT)
 
     @field_validator("types")
     @classmethod
@@ -103,19 +112,22 @@ class Mapping(_Part):
         fixed = self.source.type
         if fixed is None and not ("type" in self.columns and self.types):
             raise ValueError("expected [columns] type with a [types] table, or a fixed [source] type; found neither")
+        if self.source.format == "xml" and self.source.row is None:
+            raise ValueError("expected [source] row to name the XML element that is one row; found nothing")
         if fixed is not None and fixed not in TYPES:
             raise ValueError(f"expected [source] type to be one of {', '.join(TYPES)}; found {fixed}")
-        if not {"user_id", "anonymous_id", "email"} & set(self.columns):
-            raise ValueError("expected [columns] user_id, anonymous_id or email: whose events are these?; found none of them")
+        if not {"user_id", "anonymous_id", "email", "phone"} & set(self.columns):
+            raise ValueError("expected [columns] user_id, anonymous_id, email or phone: whose events are these?; found none of them")
         return self
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The columns that one file really has, by our name; `time` is the time column."""
+    """The columns that one file really has, by our name; `time` is the time column, `direct` those of direct traits."""
 
     time: str
     columns: Dict[str, str]
+    direct: Dict[str, str]
 
 
 def load_mapping(name_or_path: str | Path) -> Mapping:
@@ -133,23 +145,30 @@ def load_mapping(name_or_path: str | Path) -> Mapping:
         raise InputError(_sentence(path, error)) from error
 
 
-def resolve(mapping: Mapping, found: list[str], *, file: str) -> Resolved:
-    """Which column is which in a file with the columns `found`. Raises InputError if one that is not optional is missing."""
-    wanted: dict[str, Column] = {"event_timestamp": mapping.time.column, **mapping.columns, **mapping.traits}
+def resolve(mapping: Mapping, found: list[str], *, file: str, is_open: bool = False) -> Resolved:
+    """Which column is which in a file with the columns `found`. Raises InputError if one that is not optional is missing.
+
+    is_open: rows further on may have columns that `found` lacks (JSON, XML), so that optional ones are looked for all the same.
+    """
+    direct = {f"{_DIRECT}{name}": column for name, column in mapping.direct.items()}
+    wanted: dict[str, Column] = {"event_timestamp": mapping.time.column, **mapping.columns, **mapping.traits, **direct}
     chosen = {name: _choose(column, found) for name, column in wanted.items()}
     for name, column in wanted.items():
         if chosen[name] is None and not _is_optional(column):
             raise InputError(
-                f"mapping: [{_section(mapping, name)}] {name} expects the column {_spelled(column)} in {file}, which has "
-                f'{", ".join(found)}; correct the name, or end it with "?" if the file may lack it'
+                f"mapping: [{_section(mapping, name)}] {name.removeprefix(_DIRECT)} expects the column {_spelled(column)} in {file}, "
+                f'which has {", ".join(found)}; correct the name, or end it with "?" if the file may lack it'
             )
+        if chosen[name] is None and is_open:
+            chosen[name] = _spellings(column)[0]
     present = {name: column for name, column in chosen.items() if column is not None}
     if "type" not in present and mapping.source.type is None:
         raise InputError(f"mapping: {file} has no type column; name it under [columns] type, or give a fixed [source] type")
     time = present.pop("event_timestamp", None)
     if time is None:
         raise InputError(f"mapping: [time] column is optional in this mapping, but {file} needs it; found {', '.join(found)}")
-    return Resolved(time, present)
+    columns = {name: column for name, column in present.items() if not name.startswith(_DIRECT)}
+    return Resolved(time, columns, {name.removeprefix(_DIRECT): column for name, column in present.items() if name not in columns})
 
 
 def _find(name_or_path: str | Path) -> Path:
@@ -209,4 +228,6 @@ def _spelled(column: Column) -> str:
 
 
 def _section(mapping: Mapping, name: str) -> str:
+    if name.startswith(_DIRECT):
+        return "direct"
     return "time" if name == "event_timestamp" else "traits" if name in mapping.traits else "columns"

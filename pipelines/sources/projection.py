@@ -4,11 +4,16 @@ In: Arrow tables with the file's columns, or JSON text. Out: tables of the schem
 nothing: what cannot be read as a time or a known type is null, and the row as received stays beside it.
 """
 
+import json
+from collections.abc import Iterable
+from typing import Any
+
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipelines.events import SEGMENT_CALLS, SEGMENT_NAMES
-from pipelines.sources.mapping import TRAITS, Mapping, Resolved
+from pipelines.events import ORDER_TYPES, SEGMENT_CALLS, SEGMENT_NAMES
+from pipelines.sources.mapping import DIRECT, TRAITS, Mapping, Resolved
 
 _TIME, _TEXT = pa.timestamp("us", tz="UTC"), pa.string()
 CANONICAL = pa.schema(
@@ -23,6 +28,7 @@ CANONICAL = pa.schema(
         ("user_id", _TEXT),
         ("anonymous_id", _TEXT),
         ("email", _TEXT),
+        ("phone", _TEXT),
         ("item_id", _TEXT),
         ("order_id", _TEXT),
         ("session_id", _TEXT),
@@ -32,7 +38,9 @@ CANONICAL = pa.schema(
         ("category", _TEXT),
         ("query", _TEXT),
         *((name, _TEXT) for name in TRAITS),
+        ("direct", _TEXT),  # JSON object: trait of DIRECT -> text, as given; null where none is
         ("consent", _TEXT),  # JSON object: purpose -> true or false
+        ("policy_version", _TEXT),
         ("products", _TEXT),  # JSON array of the lines of an order
     ]
 )
@@ -42,7 +50,7 @@ _HORIZON = 4_102_444_800_000_000  # 2100-01-01 in microseconds: larger numbers a
 
 _LOWER_NAMES = {name.lower(): kind for name, kind in SEGMENT_NAMES.items()}
 # Joined on, so blanks around them are not theirs.
-_KEYS = ("message_id", "user_id", "anonymous_id", "email", "item_id", "order_id", "session_id")
+_KEYS = ("message_id", "user_id", "anonymous_id", "email", "phone", "item_id", "order_id", "session_id")
 # Our name -> where Segment and the SDKs that speak its language put it, the first that is there.
 _PEOPLE = ("traits", "context.traits", "properties")
 _SEGMENT: dict[str, tuple[str, ...]] = {
@@ -54,18 +62,36 @@ _SEGMENT: dict[str, tuple[str, ...]] = {
     "user_id": ("userId",),
     "anonymous_id": ("anonymousId", "previousId"),
     "email": tuple(f"{place}.email" for place in _PEOPLE),
+    "phone": tuple(f"{place}.phone" for place in _PEOPLE),
     "item_id": ("properties.product_id", "properties.item_id", "properties.sku"),
     "order_id": ("properties.order_id",),
     "session_id": ("context.sessionId", "properties.session_id"),
     "decision_id": ("properties.decision_id",),
     "quantity": ("properties.quantity",),
     "price": ("properties.price",),
+    "amount": ("properties.revenue", "properties.total", "properties.value"),  # of a whole order
     "category": ("properties.category",),
     "query": ("properties.query",),
     **{name: tuple(f"{place}.{name}" for place in _PEOPLE[:2]) for name in TRAITS},
     "consent": ("context.consent.categoryPreferences", "properties.categoryPreferences"),
+    "policy_version": ("context.consent.policyVersion", "properties.policyVersion"),
     "products": ("properties.products",),
 }
+_NOT_OURS = ("call", "amount")
+# Direct traits -> their spellings, and the spellings of their part of an address that is an object.
+_SPELLED = {
+    "first_name": ("firstName", "first_name"),
+    "last_name": ("lastName", "last_name"),
+    "name": ("name",),
+    "address": ("address",),
+    "street": ("street",),
+    "city": ("city",),
+    "postcode": ("postcode", "postalCode", "postal_code", "zip"),
+    "date_of_birth": ("dateOfBirth", "date_of_birth", "birthday"),
+}
+_PARTS = ("street", "city", "postcode")
+_IS_DIRECT = '"(' + "|".join(spelling for spelled in _SPELLED.values() for spelling in spelled) + ')"'
+_STEPS = [f"$.{spelling}" for name in _PARTS for spelling in _SPELLED[name]]
 
 
 def register(db: duckdb.DuckDBPyConnection, table: pa.Table) -> None:
@@ -84,7 +110,10 @@ def unit_of(db: duckdb.DuckDBPyConnection, table: pa.Table, shape: Resolved, map
 
 
 def mapped_rows(db: duckdb.DuckDBPyConnection, table: pa.Table, shape: Resolved, mapping: Mapping, unit: str | None) -> pa.Table:
-    """The rows of `table` (the file's columns, with `__raw` and `__row`) as CANONICAL. `unit`: as `unit_of` found it."""
+    """The rows of `table` (the file's columns, with `__row`) as CANONICAL. `unit`: as `unit_of` found it.
+
+    Without a column `__raw` a row's own text is its JSON: what quarantine keeps, and what the id of a row without one is the hash of.
+    """
     register(db, table)
     text = {name: _read_text(column, table, whole=name in mapping.rules.whole_numbers) for name, column in shape.columns.items()}
     expressions = {
@@ -93,58 +122,136 @@ def mapped_rows(db: duckdb.DuckDBPyConnection, table: pa.Table, shape: Resolved,
         "raw": "__raw",
         "message_id": text.get("message_id", "md5(__raw)"),  # same content, same event
         "name": text.get("type", "NULL"),
-        "type": _mapped_type(text, mapping),
+        "type": "kind",
         "event_timestamp": _time(shape.time, table, mapping, unit),
     }
+    if shape.direct:
+        expressions["direct"] = _direct({name: _read_text(column, table, whole=False) for name, column in shape.direct.items()})
     if "received_timestamp" in shape.columns:
         expressions["received_timestamp"] = _time(shape.columns["received_timestamp"], table, mapping, unit)
     if "price" in text and mapping.rules.price_unit == "minor":
         expressions["price"] = f"CAST(TRY_CAST({text['price']} AS DECIMAL(18, 4)) / 100 AS VARCHAR)"
-    if mapping.rules.returns is not None and "quantity" in text:
-        expressions["quantity"] = f"CASE WHEN {_is_return(text, mapping)} THEN ltrim({text['quantity']}, '-') ELSE {text['quantity']} END"
-    return _project(db, expressions)
+    if "quantity" in text:
+        # Where the file says how many, an order that does not is incomplete and not one piece: '' is no number, null would be one.
+        given = f"CASE WHEN kind IN {ORDER_TYPES} THEN coalesce({text['quantity']}, '') ELSE {text['quantity']} END"
+        expressions["quantity"] = f"CASE WHEN {_is_return(text, mapping)} THEN ltrim({given}, '-') ELSE {given} END"
+    rows = "piece" if "__raw" in table.column_names else f"(SELECT *, {_row_json(table)} AS __raw FROM piece)"
+    return _project(db, expressions, f"(SELECT *, {_mapped_type(text, mapping)} AS kind FROM {rows})", table)
 
 
-def json_table(db: duckdb.DuckDBPyConnection, table: pa.Table, mapping: Mapping) -> pa.Table:
-    """JSON objects (column `__raw`) with one text column for each key or dotted path that the mapping may ask for."""
+def json_names(db: duckdb.DuckDBPyConnection, table: pa.Table, mapping: Mapping) -> list[str]:
+    """The keys of the JSON objects `__raw`, and the dotted paths that the mapping may ask for below them."""
     register(db, table)
-    rows = db.sql("SELECT DISTINCT unnest(json_keys(__raw)) FROM (SELECT __raw FROM piece LIMIT 1000)").fetchall()
-    keys = sorted(key for (key,) in rows)
-    asked = [mapping.time.column, *mapping.columns.values(), *mapping.traits.values()]
+    keys = sorted(key for (key,) in db.sql("SELECT DISTINCT unnest(json_keys(__raw)) FROM piece").fetchall())
+    asked = [mapping.time.column, *mapping.columns.values(), *mapping.traits.values(), *mapping.direct.values()]
     spelled = [name.removesuffix("?") for column in asked for name in ((column,) if isinstance(column, str) else column)]
-    paths = [name for name in spelled if name not in keys and name.split(".")[0] in keys]
-    names = list(dict.fromkeys([*keys, *paths]))
-    steps = [f'$."{name}"' if name in keys else "$" + "".join(f'."{step}"' for step in name.split(".")) for name in names]
+    return list(dict.fromkeys([*keys, *(name for name in spelled if name.split(".")[0] in keys)]))
+
+
+def json_table(db: duckdb.DuckDBPyConnection, table: pa.Table, shape: Resolved) -> pa.Table:
+    """JSON objects (column `__raw`, with `__row`) with one text column for each column of the shape: a key, else a dotted path."""
+    register(db, table)
+    names = list(dict.fromkeys([shape.time, *shape.columns.values(), *shape.direct.values()]))
+    steps = [step for name in names for step in (f'$."{name}"', "$" + "".join(f'."{part}"' for part in name.split(".")))]
     found = f"json_extract_string(__raw, [{', '.join(_literal(step) for step in steps)}])"
-    columns = "".join(f", found[{at}] AS {_name(name)}" for at, name in enumerate(names, start=1))
+    columns = "".join(f", coalesce(found[{2 * at + 1}], found[{2 * at + 2}]) AS {_name(name)}" for at, name in enumerate(names))
     return db.sql(f"SELECT __raw, __row{columns} FROM (SELECT *, {found} AS found FROM piece)").to_arrow_table()
 
 
 def segment_rows(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
     """The rows of `table` (Segment calls as JSON text `__raw`, with `__row`) as CANONICAL. One look at each text."""
     register(db, table)
-    paths = list(dict.fromkeys(path for options in _SEGMENT.values() for path in options))
-    extract = f"json_extract_string(__raw, [{', '.join(_literal(f'$.{path}') for path in paths)}])"
-    places = {name: [f"found[{paths.index(path) + 1}]" for path in options] for name, options in _SEGMENT.items()}
-    columns = {name: _first_of([f"trim({place})" for place in found] if name in _KEYS else found) for name, found in places.items()}
+    found = {name: [_field(path) for path in options] for name, options in _SEGMENT.items()}
+    columns = {name: _first_of([f"trim({place})" for place in places] if name in _KEYS else places) for name, places in found.items()}
     call, event = f"lower({columns['call']})", f"lower({columns['name']})"
     track, other = _lookup(event, _LOWER_NAMES, _literal("custom")), _lookup(call, SEGMENT_CALLS, "NULL")
     expressions = {
-        **{name: expression for name, expression in columns.items() if name != "call"},
+        **{name: expression for name, expression in columns.items() if name not in _NOT_OURS},
         "row": "__row",
-        "raw": "__raw",
-        "type": f"CASE WHEN {call} = 'track' THEN {track} ELSE {other} END",
+        "type": "kind",
         "name": f"coalesce({columns['name']}, {columns['call']})",
         "event_timestamp": _instant(columns["event_timestamp"]),
         "received_timestamp": _instant(columns["received_timestamp"]),
+        # An order without its lines is one piece at its own amount: it is known what was paid, not for what.
+        "price": f"CASE WHEN is_whole THEN coalesce({columns['amount']}, {columns['price']}) ELSE {columns['price']} END",
+        "quantity": f"CASE WHEN NOT is_whole THEN {columns['quantity']} END",
     }
-    return _project(db, expressions, f"(SELECT __raw, __row, {extract} AS found FROM piece)")
+    is_whole = f"""coalesce(kind IN {ORDER_TYPES} AND {columns["item_id"]} IS NULL
+        AND coalesce({columns["products"]}, '[]') IN ('[]', '{{}}'), false)"""
+    kind = f"CASE WHEN {call} = 'track' THEN {track} ELSE {other} END"
+    rows = f"(SELECT __raw, __row, json_transform(__raw, {_literal(_SHAPE)}) AS found FROM piece)"
+    has_traits = " OR ".join(f"{_field(place)} IS NOT NULL" for place in _PEOPLE[:2])
+    has_direct = f"CASE WHEN {has_traits} THEN regexp_matches(__raw, {_literal(_IS_DIRECT)}) END"
+    rows = f"(SELECT *, {is_whole} AS is_whole FROM (SELECT *, {kind} AS kind FROM {rows}))"
+    canonical = _project(db, expressions | {"direct": f"CASE WHEN {has_direct} THEN '' END"}, rows, table)
+    return canonical.set_column(canonical.column_names.index("direct"), "direct", _segment_direct(db, table, canonical["direct"]))
 
 
-def _project(db: duckdb.DuckDBPyConnection, expressions: dict[str, str], rows: str = "piece") -> pa.Table:
+def _segment_direct(db: duckdb.DuckDBPyConnection, table: pa.Table, marked: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The direct traits of the calls that are `marked`. Few may carry some, and these need a closer look than the others."""
+    may_have = pc.is_valid(marked).combine_chunks()
+    if marked.null_count == len(marked):
+        return marked
+    table = table.filter(may_have)
+    register(db, table)
+    places = _PEOPLE[:2]
+    text = {name: [_field(f"{place}.{spelling}") for place in places for spelling in spelled] for name, spelled in _SPELLED.items()}
+    for name in _PARTS:
+        text[name] += [f"parts[{_STEPS.index(f'$.{spelling}') + 1}]" for spelling in _SPELLED[name]]
+    traits = {name: _first_of([f"trim({place})" for place in options]) for name, options in text.items()}
+    traits["address"] = "CASE WHEN parts IS NULL THEN nullif(trim(address), '') END"
+    rows = f"""(SELECT *, CASE WHEN starts_with(ltrim(address), '{{') THEN json_extract_string(address, {_STEPS}) END AS parts
+        FROM (SELECT __row, found, {_first_of(text["address"])} AS address
+            FROM (SELECT __row, json_transform(__raw, {_literal(_DIRECT_SHAPE)}) AS found FROM piece)))"""
+    found = _ordered(db.sql(f"SELECT __row, {_direct(traits)} AS direct FROM {rows}").to_arrow_table(), "__row", table["__row"])
+    return pc.replace_with_mask(marked, may_have, found["direct"].combine_chunks().cast(_TEXT))
+
+
+def _shape(paths: Iterable[str]) -> str:
+    """What `json_transform` makes of a call: a structure of texts. Whatever is not of this structure is null, never a failure."""
+    shape: dict[str, Any] = {}
+    for path in paths:
+        *outer, name = path.split(".")
+        inner = shape
+        for step in outer:
+            inner = inner.setdefault(step, {})
+        inner[name] = "VARCHAR"
+    return json.dumps(shape)
+
+
+def _field(path: str) -> str:
+    return "found." + ".".join(_name(step) for step in path.split("."))
+
+
+_SHAPE = _shape(path for options in _SEGMENT.values() for path in options)
+_DIRECT_SHAPE = _shape(f"{place}.{spelling}" for place in _PEOPLE[:2] for spelled in _SPELLED.values() for spelling in spelled)
+
+
+def _project(db: duckdb.DuckDBPyConnection, expressions: dict[str, str], rows: str, table: pa.Table) -> pa.Table:
+    """CANONICAL by the expressions over `rows`, in the order of `table`, whose text is not sent through the query and back."""
     kinds = {"row": "BIGINT", "event_timestamp": "TIMESTAMPTZ", "received_timestamp": "TIMESTAMPTZ"}
-    columns = [f"CAST({expressions.get(name, 'NULL')} AS {kinds.get(name, 'VARCHAR')}) AS {_name(name)}" for name in CANONICAL.names]
-    return db.sql(f"SELECT {', '.join(columns)} FROM {rows}").to_arrow_table().cast(CANONICAL)
+    names = [name for name in CANONICAL.names if name != "raw" or "__raw" not in table.column_names]
+    columns = [f"CAST({expressions.get(name, 'NULL')} AS {kinds.get(name, 'VARCHAR')}) AS {_name(name)}" for name in names]
+    found = _ordered(db.sql(f"SELECT {', '.join(columns)} FROM {rows}").to_arrow_table(), "row", table["__row"])
+    if "raw" not in names:
+        found = found.add_column(CANONICAL.get_field_index("raw"), "raw", table["__raw"])
+    return found.cast(CANONICAL)
+
+
+def _ordered(found: pa.Table, key: str, order: pa.ChunkedArray) -> pa.Table:
+    """A connection may be set to give rows in any order."""
+    return found if found[key].equals(order) else found.take(pc.index_in(order, value_set=found[key].combine_chunks()))
+
+
+def _direct(given: dict[str, str]) -> str:
+    """The direct traits that are not null as one JSON object; null where all are."""
+    parts = [f"""'"{name}":' || to_json({given[name]})""" for name in DIRECT if name in given]
+    return f"""'{{' || nullif(concat_ws(',', {", ".join(parts)}), '') || '}}'"""
+
+
+def _row_json(table: pa.Table) -> str:
+    fields = ", ".join(f"{_literal(name)}: {_name(name)}" for name in table.column_names if name != "__row")
+    return f"CAST(to_json({{{fields}}}) AS VARCHAR)"
 
 
 def _mapped_type(text: dict[str, str], mapping: Mapping) -> str:

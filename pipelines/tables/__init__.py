@@ -1,6 +1,8 @@
-"""The stored tables: `declared` says what they are, `stored` reads and writes them; `tables.read(home, tables.EVENTS)`."""
+"""The stored tables: `declared` says what they are, `stored` reads and writes them, `publication` changes several as one."""
 
 from pipelines.tables.declared import (
+    ALERTS,
+    BYTES,
     CONSENTS,
     CUSTOMER_ACTIVITY,
     CUSTOMER_CONSENT,
@@ -11,6 +13,7 @@ from pipelines.tables.declared import (
     EVENTS,
     FLAG,
     IDENTITIES,
+    IDENTITY_EDGES,
     IDENTITY_LINKS,
     INGESTS,
     INTERACTIONS,
@@ -19,6 +22,7 @@ from pipelines.tables.declared import (
     ITEMS,
     LABELS_CHURN,
     LABELS_INTENT,
+    MESSAGES,
     QUARANTINE,
     REAL,
     RECOMMENDATIONS,
@@ -30,9 +34,12 @@ from pipelines.tables.declared import (
     TIME,
     TRAINING_CHURN,
     TRAINING_INTENT,
+    TRAITS,
     WHOLE,
     Table,
 )
+from pipelines.tables.publication import Changes, locked, recover, together
+from pipelines.tables.rewriting import matching, remove, schema_of, sweep, update
 from pipelines.tables.stored import (
     adopt,
     append,
@@ -50,6 +57,8 @@ from pipelines.tables.stored import (
 )
 
 __all__ = [
+    "ALERTS",
+    "BYTES",
     "CONSENTS",
     "CUSTOMER_ACTIVITY",
     "CUSTOMER_CONSENT",
@@ -60,6 +69,7 @@ __all__ = [
     "EVENTS",
     "FLAG",
     "IDENTITIES",
+    "IDENTITY_EDGES",
     "IDENTITY_LINKS",
     "INGESTS",
     "INTERACTIONS",
@@ -68,6 +78,7 @@ __all__ = [
     "ITEM_WINDOWS",
     "LABELS_CHURN",
     "LABELS_INTENT",
+    "MESSAGES",
     "QUARANTINE",
     "REAL",
     "RECOMMENDATIONS",
@@ -79,7 +90,9 @@ __all__ = [
     "TIME",
     "TRAINING_CHURN",
     "TRAINING_INTENT",
+    "TRAITS",
     "WHOLE",
+    "Changes",
     "Table",
     "adopt",
     "append",
@@ -91,7 +104,15 @@ __all__ = [
     "files",
     "folder",
     "glob",
+    "locked",
+    "matching",
     "read",
     "read_arrow",
+    "recover",
+    "remove",
+    "schema_of",
+    "sweep",
+    "together",
+    "update",
     "write",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 TIME = pa.timestamp("us", tz="UTC")  # DuckDB cannot materialise nanosecond Parquet
-TEXT, WHOLE, REAL, FLAG = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+TEXT, WHOLE, REAL, FLAG, BYTES = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
 
 CUSTOMER_WINDOWS = ("1h", "24h", "7d", "30d", "90d")
 SESSION_WINDOWS = ("7d", "30d", "90d")
@@ -46,7 +46,7 @@ EVENTS = Table(
         name=TEXT,  # the event's name as received
         **_TIMES,  # created: when we knew both the event and whose it is
         customer_id=TEXT,
-        anonymous_id=TEXT,
+        anonymous_id=TEXT,  # this and user_id: keyed pseudonyms without their kind (see vault); an address as user id: "email:..."
         user_id=TEXT,
         item_id=TEXT,
         order_id=TEXT,
@@ -57,8 +57,24 @@ EVENTS = Table(
         price_cents=WHOLE,  # of one unit
         revenue_cents=WHOLE,  # quantity x price of a purchase, negative for a return, else 0
         is_outlier=FLAG,
+        is_near_duplicate=FLAG,  # the same customer, type and item a moment before
+        is_unmatched=FLAG,  # a return of which no purchase is known
+        consent=TEXT,  # JSON: the purposes that its person allowed in it; no late word from before overrules them
     ),
     by_day=True,
+)
+MESSAGES = Table(
+    "messages",
+    ("source", "message_high", "message_low"),
+    None,
+    "created_timestamp",
+    _schema(
+        source=TEXT,
+        message_high=WHOLE,  # 128 bits of the message id's hash: duplicates are known for ever, whatever became of the event
+        message_low=WHOLE,
+        outcome=TEXT,  # applied, consent_dropped or erased
+        created_timestamp=TIME,  # first received
+    ),
 )
 QUARANTINE = Table(
     "quarantine",
@@ -72,7 +88,10 @@ QUARANTINE = Table(
         row=WHOLE,  # 1-based line or row of the file
         reason=TEXT,  # a code of events.REASONS
         detail=TEXT,
-        raw=TEXT,  # the row as received
+        subject=TEXT,  # the pseudonym whose key seals `raw`; vault.NOBODY where the row names no person
+        raw=BYTES,  # the row as received, sealed
+        message_id=TEXT,  # null where none could be read
+        origin=TEXT,  # JSON: how the row was read, for `replay`: format, columns, mapping, unit of its times, time of receipt
         created_timestamp=TIME,
     ),
     by_day=True,
@@ -84,10 +103,13 @@ INGESTS = Table(
     None,
     _schema(
         source=TEXT,
-        files=TEXT,  # names, in the order they were read
-        sha256=TEXT,  # of their content
+        files=TEXT,  # the file's name; `log`, `quarantine` for what came from there
+        sha256=TEXT,  # of the file's content
+        plan=TEXT,  # hash of the mapping and the legal basis that it was read with
+        positions=TEXT,  # of the log, as ranges: what was drained; null for a file
         last_event=TIME,  # of the events table, then
-        **_whole("read", "accepted", "duplicate", "quarantined", "consent_dropped", "stored"),  # rows as read
+        # rows as read; all but `read` and `duplicate` count those that were never received before
+        **_whole("read", "accepted", "duplicate", "quarantined", "consent_dropped", "erased", "stored"),
     ),
 )
 IDENTITIES = Table(
@@ -95,21 +117,56 @@ IDENTITIES = Table(
     ("identifier",),
     "event_timestamp",
     "created_timestamp",
-    _schema(identifier=TEXT, customer_id=TEXT, **_TIMES),  # identifier: "anonymous_id:...", "user_id:...", "email:..."
+    _schema(identifier=TEXT, customer_id=TEXT, **_TIMES),  # identifier: a pseudonym, "user_id:..." and so on
 )
 IDENTITY_LINKS = Table(
     "identity_links",
-    ("anonymous_id", "user_id", "email", "event_timestamp"),
+    ("anonymous_id", "user_id", "email", "phone", "event_timestamp"),
     "event_timestamp",
     "created_timestamp",
-    _schema(anonymous_id=TEXT, user_id=TEXT, email=TEXT, **_TIMES),  # identifiers seen together, any of them null; e-mails as hashes
+    _schema(anonymous_id=TEXT, user_id=TEXT, email=TEXT, phone=TEXT, **_TIMES),  # seen together, any of them null; pseudonyms
+)
+IDENTITY_EDGES = Table(
+    "identity_edges",
+    ("left", "right", "kind"),
+    None,
+    "created_timestamp",
+    _schema(
+        link_id=TEXT,  # what `rapport identity unmerge` takes
+        left=TEXT,  # identifiers, left < right
+        right=TEXT,
+        kind=TEXT,  # probabilistic or manual; deterministic edges are the rows of identity_links
+        state=TEXT,  # link, review, reject or cut
+        weight=REAL,  # probability that the two are one person
+        evidence=TEXT,  # JSON: field -> agreement level and its weight in bits; never a value
+        decided_by=TEXT,
+        created_timestamp=TIME,
+    ),
 )
 CONSENTS = Table(
     "consents",
-    ("customer_id", "purpose", "event_timestamp"),
+    ("identifier", "purpose", "basis", "event_timestamp"),
     "event_timestamp",
     "created_timestamp",
-    _schema(customer_id=TEXT, purpose=TEXT, is_allowed=FLAG, basis=TEXT, **_TIMES),
+    _schema(
+        customer_id=TEXT,
+        identifier=TEXT,  # under which it was said: a statement follows its identifier when people are merged or split
+        purpose=TEXT,
+        is_allowed=FLAG,
+        basis=TEXT,
+        source=TEXT,
+        policy_version=TEXT,
+        evidence=TEXT,  # the message id that carried it
+        **_TIMES,
+    ),
+)
+TRAITS = Table(
+    "traits",
+    ("identifier", "trait", "value", "source", "event_timestamp"),
+    "event_timestamp",
+    "created_timestamp",
+    # every word on a trait that is no direct identifier, the losing ones too; direct ones are in the vault
+    _schema(identifier=TEXT, trait=TEXT, value=TEXT, source=TEXT, **_TIMES),
 )
 ITEMS = Table(
     "items",
@@ -118,12 +175,33 @@ ITEMS = Table(
     "created_timestamp",
     _schema(item_id=TEXT, category=TEXT, price_cents=WHOLE, **_TIMES),  # event_timestamp: available from
 )
+ALERTS = Table(
+    "alerts",
+    ("alert_id",),
+    "event_timestamp",
+    "created_timestamp",
+    _schema(
+        alert_id=TEXT,
+        kind=TEXT,  # volume_low, volume_high, nulls
+        source=TEXT,
+        column=TEXT,  # of nulls
+        expected=REAL,
+        found=REAL,
+        z=REAL,
+        **_TIMES,  # event: the hour it is about
+    ),
+)
 CUSTOMER_PROFILE = Table(
     "customer_profile",
     ("customer_id",),
     "event_timestamp",
     None,
-    _schema(customer_id=TEXT, event_timestamp=TIME, age_band=TEXT, gender=TEXT, region=TEXT),
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        **dict.fromkeys(("age_band", "gender", "region"), TEXT),
+        **dict.fromkeys(("is_age_band_imputed", "is_gender_imputed", "is_region_imputed"), FLAG),
+    ),
 )
 CUSTOMER_CONSENT = Table(
     "customer_consent",
@@ -231,8 +309,8 @@ RECOMMENDATIONS = Table(
 )
 
 TABLES = (
-    EVENTS, QUARANTINE, INGESTS, IDENTITIES, IDENTITY_LINKS, CONSENTS, ITEMS,
-    CUSTOMER_PROFILE, CUSTOMER_CONSENT, CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY,
+    EVENTS, MESSAGES, QUARANTINE, INGESTS, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, TRAITS, ITEMS,
+    ALERTS, CUSTOMER_PROFILE, CUSTOMER_CONSENT, CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
     TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, RECOMMENDATIONS,
 )  # fmt: skip

@@ -8,17 +8,23 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipelines.errors import StoreError
-from pipelines.tables.declared import TEXT, Table
+from pipelines.tables.declared import Table
+
+_DAY_US = 86_400_000_000
+_WRITERS = 2  # threads; encoding and compressing leave Python's lock alone
+_WRITES_AHEAD = 32  # files; bounds what is held in memory
 
 
 def folder(home: Path, table: Table) -> Path:
@@ -109,21 +115,23 @@ def content_hash(home: Path, table: Table) -> str:
     return digest.hexdigest()
 
 
-def _publish(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch], keep: list[Path]) -> int:
+def draft(
+    home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch], *, keep: Sequence[Path], mark: str = "-"
+) -> "Draft":
+    """The table's next version, beside the current one and not yet in its place: `data`, and of the current files those to `keep`.
+
+    Either `publish` or `discard` it. `mark`: in its folder's name. Raises StoreError as `write` does; nothing is then left of it.
+    """
     link = folder(home, table)
-    old = link.resolve() if link.exists() else None
-    version = link.parent / f".{table.name}-{uuid.uuid4().hex[:12]}"
+    version = link.parent / f".{table.name}{mark}{uuid.uuid4().hex[:12]}"
+    old, kept = link.resolve(), list(keep)
     try:
         version.mkdir(parents=True)
-        for path in keep:
-            kept = version / path.relative_to(old or link)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, kept)
-        rows = 0
-        for number, batch in enumerate(_batches(table, data), start=len(keep)):
-            _write_files(table, batch, version, number)
-            rows += batch.num_rows
-        _point(link, version)
+        for path in kept:
+            place = version / path.relative_to(old)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, place)
+        return Draft(link, version, _write_batches(table, _batches(table, data, is_whole=not kept), version, first=_next_number(kept)))
     except OSError as error:
         shutil.rmtree(version, ignore_errors=True)
         raise StoreError(
@@ -133,9 +141,39 @@ def _publish(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[
     except BaseException:
         shutil.rmtree(version, ignore_errors=True)
         raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-    return rows
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version of a table that is written, and not yet the current one."""
+
+    link: Path
+    version: Path
+    rows: int  # written, without those of kept files
+
+    def publish(self) -> None:
+        """Put it in the place of the current version, in one step. May be called again: once is enough."""
+        old = self.link.resolve() if self.link.exists() else None
+        if old == self.version.resolve() or not self.version.is_dir():
+            return
+        _point(self.link, self.version)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.version, ignore_errors=True)
+
+
+def _publish(home: Path, table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch], keep: list[Path]) -> int:
+    made = draft(home, table, data, keep=keep)
+    made.publish()
+    return made.rows
+
+
+def _next_number(kept: Sequence[Path]) -> int:
+    """Of the parts of a table: the first that none of these files has."""
+    return 1 + max((int(path.name.split("-")[1].split(".")[0]) for path in kept), default=-1)
 
 
 def _point(link: Path, version: Path) -> None:
@@ -145,8 +183,8 @@ def _point(link: Path, version: Path) -> None:
     swap.replace(link)
 
 
-def _batches(table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The data in pieces of the declared schema; one empty piece at least, so that an empty table still has its columns."""
+def _batches(table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBatch], *, is_whole: bool) -> Iterator[pa.Table]:
+    """The data in pieces of the declared schema. `is_whole`: one empty piece at least, so that an empty table still has its columns."""
     if isinstance(data, pd.DataFrame):
         data = pa.Table.from_pandas(data, preserve_index=False)
     pieces = [data] if isinstance(data, pa.Table) else data
@@ -155,7 +193,7 @@ def _batches(table: Table, data: pa.Table | pd.DataFrame | Iterable[pa.RecordBat
         whole = piece if isinstance(piece, pa.Table) else pa.Table.from_batches([piece])
         yield conform(table, whole)
         written = True
-    if not written and table.schema is not None:
+    if not written and is_whole and table.schema is not None:
         yield table.schema.empty_table()
 
 
@@ -173,20 +211,38 @@ def conform(table: Table, data: pa.Table) -> pa.Table:
         raise StoreError(f"tables: {table.name} was given values that do not fit its declared types: {error}") from error
 
 
-def _write_files(table: Table, batch: pa.Table, version: Path, number: int) -> None:
-    name = f"part-{number:05d}"
+def _write_batches(table: Table, batches: Iterable[pa.Table], version: Path, *, first: int) -> int:
+    """Write each batch while the next one is made. Returns the rows."""
+    rows, open_writes = 0, deque[Future[None]]()
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        for number, batch in enumerate(batches, start=first):
+            for path, part in _parts(table, batch, version, f"part-{number:05d}"):
+                open_writes.append(pool.submit(_write_file, part, path))
+            while len(open_writes) > _WRITES_AHEAD:
+                open_writes.popleft().result()
+            rows += batch.num_rows
+        for write in open_writes:
+            write.result()
+    return rows
+
+
+def _parts(table: Table, batch: pa.Table, version: Path, name: str) -> Iterator[tuple[Path, pa.Table]]:
+    """The files of a batch: one, or one for each day of its event time."""
     if not table.by_day or batch.num_rows == 0:
-        pq.write_table(batch, version / f"{name}.parquet", compression="zstd", coerce_timestamps="us")
+        yield version / f"{name}.parquet", batch
         return
-    day = pc.strftime(batch[table.event_time], format="%Y-%m-%d")
-    ds.write_dataset(
-        batch.append_column("day", day),
-        version,
-        format="parquet",
-        partitioning=ds.partitioning(pa.schema([pa.field("day", TEXT)]), flavor="hive"),
-        basename_template=name + "-{i}.parquet",
-        existing_data_behavior="overwrite_or_ignore",
-        max_partitions=10_000,
-        max_open_files=500,
-        file_options=ds.ParquetFileFormat().make_write_options(compression="zstd", coerce_timestamps="us"),
-    )
+    day = batch[table.event_time].cast(pa.int64()).to_numpy() // _DAY_US
+    if (np.diff(day) < 0).any():
+        order = np.argsort(day, kind="stable")
+        batch, day = batch.take(order), day[order]
+    cuts = np.flatnonzero(np.diff(day, prepend=day[0] - 1))
+    for start, end in zip(cuts, [*cuts[1:], len(day)], strict=True):
+        within = version / f"day={np.datetime64(int(day[start]), 'D')}"
+        within.mkdir(exist_ok=True)
+        yield within / f"{name}.parquet", batch.slice(start, end - start)
+
+
+def _write_file(part: pa.Table, path: Path) -> None:
+    # numbers are short as they are; of texts most are repeated, and Parquet gives up by itself on those that are not
+    texts = [field.name for field in part.schema if pa.types.is_string(field.type)]
+    pq.write_table(part, path, compression="zstd", coerce_timestamps="us", use_dictionary=texts)

@@ -16,7 +16,7 @@ from pipelines import features, labels, tables, tracking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import truth
-from pipelines.training.publishing import Fitted, Quality, code_hash, settings_fit, signature_rows
+from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record, settings_fit, signature_rows
 from pipelines.training.tuning import fingerprint, tune
 
 TASKS = {task.name: task for task in (churn.TASK, intent.TASK)}
@@ -102,9 +102,12 @@ def suspects(features_of_train: pd.DataFrame, label: np.ndarray) -> dict[str, fl
 
 
 def with_protected(home: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    """`frame` with the protected traits known strictly before each row, where it lacks them; same rows, same order."""
+    """`frame` with the protected traits stated strictly before each row, where it lacks them; same rows, same order."""
     absent = [name for name in PROTECTED if name not in frame.columns]
-    profile = tables.read(home, tables.CUSTOMER_PROFILE, ["customer_id", "event_timestamp", *absent]).sort_values("event_timestamp")
+    profile = tables.read(home, tables.CUSTOMER_PROFILE).sort_values("event_timestamp")
+    for name in absent:  # a guess says nothing about how a group is treated
+        profile[name] = profile[name].mask(profile[f"is_{name}_imputed"].fillna(False).astype(bool))
+    profile = profile[["customer_id", "event_timestamp", *absent]]
     left = frame[["customer_id", "event_timestamp"]].reset_index(drop=True).reset_index(names="row").sort_values("event_timestamp")
     profile["event_timestamp"] = profile["event_timestamp"].astype(left["event_timestamp"].dtype)
     found = pd.merge_asof(left, profile, on="event_timestamp", by="customer_id", allow_exact_matches=False)
@@ -143,6 +146,7 @@ def _tested(task: Task, learner: Classifier, rows: Rows, home: Path, *, params: 
             "cutoffs": _cutoffs(rows.frame),
             "rows": {str(split): int(n) for split, n in rows.frame["split"].value_counts().items()},
             "suspect_features": suspects(train, label),
+            "consent": consent_record(home, rows.frame["customer_id"], settings=settings),
             "fit": "trained on the train rows, stopped and calibrated on the validation rows, tested once",
             "golden": {"features": _json_columns(sample), "probability": output["probability"].tolist()},
         },

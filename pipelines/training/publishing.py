@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines import registry, tracking
+from pipelines import consent, registry, tables, tracking
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
@@ -128,6 +128,12 @@ def code_hash(learner_class: type) -> str:
 def requirements() -> list[str]:
     """What a stored model needs to be loaded, pinned."""
     return [f"{name}=={importlib.metadata.version(name)}" for name in ("lightgbm", "implicit", "numpy", "scipy", "pandas")]
+
+
+def consent_record(home: Path, customers: pd.Series, *, settings: Settings) -> dict[str, Any]:
+    """What the people a model is trained with have agreed to: the purpose, and how many customers under which policy version."""
+    purpose = settings.consent.purpose
+    return {"purpose": purpose, "customers_by_policy": consent.policies(tables.read(home, tables.CONSENTS), customers, purpose=purpose)}
 
 
 def finite(value: float | None) -> float | None:

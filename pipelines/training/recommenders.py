@@ -21,7 +21,7 @@ from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import truth
-from pipelines.training.publishing import Fitted, Quality, code_hash
+from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
 from pipelines.training.tuning import fingerprint, tune
 
 NAME = "recommender"
@@ -60,7 +60,8 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     tested = Recommender(**params).fit(test.history)
     served = Recommender(**params).fit(serving.history)
     quality = _quality(tested, test, frame, home, settings=settings)
-    describe = {"cutoffs": cutoffs, "rows": _sizes(validation, test, serving)}
+    agreed = consent_record(home, pd.Series(serving.customers), settings=settings)
+    describe = {"cutoffs": cutoffs, "rows": _sizes(validation, test, serving), "consent": agreed}
     return _fitted(served, serving, test, quality, params=params, digest=digest, describe=describe, settings=settings), run
 
 

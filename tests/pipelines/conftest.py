@@ -1,7 +1,10 @@
 """A small shop in a home of its own, trained once through the real feature store, Optuna and MLflow."""
 
+import importlib.util
 import shutil
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,9 +64,11 @@ def write_shop(home, customers=120):
     tables.write(home, tables.EVENTS, events.reindex(columns=tables.EVENTS.schema.names))
     people = pd.DataFrame({"customer_id": sorted(events["customer_id"].unique()), "event_timestamp": pd.Timestamp(START)})
     consents = people.assign(created_timestamp=people["event_timestamp"], purpose="personalization", is_allowed=True, basis="consent")
+    consents = consents.assign(identifier=consents["customer_id"], source="web", policy_version="1", evidence="m1")
     tables.write(home, tables.CONSENTS, consents)
     tables.write(home, tables.CUSTOMER_CONSENT, people.assign(is_personalization_allowed=True))
     traits = {"age_band": "30-44", "gender": np.where(people.index % 3, "f", "m"), "region": np.where(people.index % 2, "north", "south")}
+    traits |= {f"is_{name}_imputed": False for name in traits}
     tables.write(home, tables.CUSTOMER_PROFILE, people.assign(**traits))
     links = people.assign(identifier="user_id:" + people["customer_id"], created_timestamp=people["event_timestamp"])
     tables.write(home, tables.IDENTITIES, links)
@@ -105,3 +110,41 @@ def copied(trained, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(trained.home, home, symlinks=True)
     return SimpleNamespace(home=home, settings=settings_of(home), reports=trained.reports, as_of=AS_OF)
+
+
+@pytest.fixture(scope="session")
+def brokers():
+    """tests/brokers.py: real servers on free ports."""
+    spec = importlib.util.spec_from_file_location("brokers", Path(__file__).parents[1] / "brokers.py")
+    module = sys.modules["brokers"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def redis_server(brokers, tmp_path_factory):
+    with brokers.redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server(brokers, tmp_path_factory):
+    with brokers.rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka_server(brokers, tmp_path_factory):
+    with brokers.kafka(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture
+def place_of(brokers, request, tmp_path):
+    """place_of(kind, **edges): a new stream, topic or queue of a running server, or for "sqlite" a new log."""
+
+    def place(kind, **edges):
+        url = request.getfixturevalue(f"{kind}_server").url if kind in brokers.ADDRESSES else ""
+        return brokers.place(kind, tmp_path, url, **edges)
+
+    return place

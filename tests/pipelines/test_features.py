@@ -53,7 +53,7 @@ def invented(seed=0, visits=90):
 
 
 def write(home, table, frame):
-    tables.write(home, table, pa.Table.from_pandas(frame[table.schema.names], table.schema, preserve_index=False))
+    tables.write(home, table, pa.Table.from_pandas(frame.reindex(columns=table.schema.names), table.schema, preserve_index=False))
 
 
 def prepare(home, events):

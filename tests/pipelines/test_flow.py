@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from pipelines import flow, tables
 from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.settings import Settings
+from pipelines.vault import open_vault
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -138,7 +140,9 @@ def test_loop_whose_files_are_refused_leaves_the_earlier_one_whole(job):
     with pytest.raises(InputError, match="none among"):
         ingest_only(job, "not json", name="bad.jsonl")
     assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m1"]
-    assert tables.read(job.home, tables.QUARANTINE)["raw"].tolist() == ["not json"]
+    refused = tables.read(job.home, tables.QUARANTINE)
+    with closing(open_vault(job.home)) as vault:
+        assert vault.unseal(refused["subject"].tolist(), refused["raw"].tolist()) == [b"not json"]
     with pytest.raises(InputError, match=r"gone\.jsonl"):
         flow.run(tuple(s for s in flow.STEPS if s.name == "ingest"), flow.Job(job.settings, files=(job.home / "gone.jsonl",)))
     assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m1"]

@@ -55,6 +55,7 @@ def allowed(customers, since=START - DAY, withdrawn=()):
     frame = pd.DataFrame(rows, columns=["customer_id", "event_timestamp", "is_allowed"])
     frame["event_timestamp"] = pd.to_datetime(frame["event_timestamp"], utc=True).astype("datetime64[us, UTC]")
     frame = frame.assign(created_timestamp=frame["event_timestamp"], purpose="personalization", basis="consent")
+    frame = frame.assign(identifier=frame["customer_id"], source="web", policy_version="1", evidence="m1")
     return frame[tables.CONSENTS.schema.names]
 
 

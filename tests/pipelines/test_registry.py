@@ -239,3 +239,56 @@ def test_reading_a_champion_imports_neither_mlflow_nor_a_native_loader(tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]"
+
+
+def halve(folder, manifest):
+    (folder / "native" / "factor.txt").write_text("1.0")
+    np.save(folder / "weights.npy", np.arange(2.0))
+    return {"metric": "half"}
+
+
+def test_amended_version_has_its_new_content_under_its_old_number_and_says_why(tmp_path):
+    registry.promote(tmp_path, "churn", stored(tmp_path, training_key="a"))
+    mapped = np.load(folder_of(tmp_path, 1) / "weights.npy", mmap_mode="r")
+    amended = registry.amend(tmp_path, "churn", 1, why="erasure", change=halve)
+    assert amended == registry.load_champion(tmp_path, "churn")
+    assert (amended.version, amended.manifest["metric"], amended.manifest["amendments"]) == (1, "half", [{"why": "erasure"}])
+    assert (amended.folder / "native" / "factor.txt").read_text() == "1.0"
+    assert mapped.tolist() == [0.0, 1.0, 2.0]  # who reads the old files still does
+    assert registry.champions(tmp_path)["churn"]["amended"] == 1
+    assert registry.find(tmp_path, "churn", training_key="a") == 1
+    assert [path.name for path in (tmp_path / "models" / "churn").iterdir()] == ["1"]
+
+
+def test_amendment_that_changes_nothing_leaves_every_byte(tmp_path):
+    stored(tmp_path)
+    before = {path: path.stat().st_ino for path in folder_of(tmp_path, 1).rglob("*")}
+    assert registry.amend(tmp_path, "churn", 1, why="erasure", change=lambda folder, manifest: None) is None
+    assert {path: path.stat().st_ino for path in folder_of(tmp_path, 1).rglob("*")} == before
+
+
+def test_unsound_version_is_not_signed_by_an_amendment(tmp_path):
+    stored(tmp_path)
+    (folder_of(tmp_path, 1) / "weights.npy").write_bytes(b"")
+    with pytest.raises(RegistryError):
+        registry.amend(tmp_path, "churn", 1, why="erasure", change=halve)
+
+
+@pytest.mark.parametrize("moves", [0, 1])
+def test_amendment_killed_between_its_moves_is_mended_by_the_next(tmp_path, monkeypatch, moves):
+    registry.promote(tmp_path, "churn", stored(tmp_path))
+    rename, done = type(tmp_path).rename, []
+
+    def die(self, target):
+        if len(done) == moves:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            registry.amend(tmp_path, "churn", 1, why="erasure", change=halve)
+    registry.amend(tmp_path, "churn", 1, why="erasure", change=halve)
+    assert registry.load_champion(tmp_path, "churn").manifest["metric"] == "half"
+    assert [path.name for path in (tmp_path / "models" / "churn").iterdir()] == ["1"]

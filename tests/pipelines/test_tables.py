@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -28,7 +29,10 @@ def rejected(days):
             "row": 1,
             "reason": "r",
             "detail": "",
-            "raw": "x",
+            "subject": "nobody",
+            "raw": b"x",
+            "message_id": None,
+            "origin": "{}",
             "created_timestamp": pd.DatetimeIndex([NOW + pd.Timedelta(days=d) for d in days], tz="UTC"),
         }
     )
@@ -107,3 +111,89 @@ def test_every_declaration_names_columns_that_it_has():
         if table.schema is not None:
             named = {*table.key, table.event_time, table.created_time} - {None}
             assert named <= set(table.schema.names), table.name
+
+
+days = st.lists(st.integers(0, 3), max_size=8)
+
+
+@given(batches=st.lists(days, min_size=1, max_size=3), gone=st.sets(st.sampled_from("abcd")))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_removed_rows_are_gone_and_all_others_as_they_were(tmp_path_factory, batches, gone):
+    home = tmp_path_factory.mktemp("home")
+    for number, some in enumerate(batches):
+        rows = rejected(some)
+        tables.append(home, tables.QUARANTINE, rows.assign(reason=["abcd"[(number + n) % 4] for n in range(len(rows))]))
+    before = tables.read(home, tables.QUARANTINE)
+    hit = before["reason"].isin(gone)
+    assert tables.remove(home, tables.QUARANTINE, pc.field("reason").isin(pa.array(sorted(gone), pa.string()))) == hit.sum()
+    left = tables.read(home, tables.QUARANTINE)
+    assert list(left.columns) == list(before.columns)
+    assert sorted(map(repr, left.to_numpy().tolist())) == sorted(map(repr, before[~hit].to_numpy().tolist()))
+    assert tables.count(home, tables.QUARANTINE) == len(left)
+
+
+def test_removal_writes_only_the_files_that_held_such_rows_anew(tmp_path):
+    tables.write(tmp_path, tables.QUARANTINE, rejected([0, 1, 2, 2]).assign(reason=["a", "b", "b", "c"]))
+    old = tables.folder(tmp_path, tables.QUARANTINE).resolve()
+    inodes = {f.parent.name: f.stat().st_ino for f in tables.files(tmp_path, tables.QUARANTINE)}
+    assert tables.remove(tmp_path, tables.QUARANTINE, pc.field("reason") == "b") == 2
+    assert not old.exists()
+    after = {f.parent.name: f.stat().st_ino for f in tables.files(tmp_path, tables.QUARANTINE)}
+    assert set(after) == {"day=2026-01-01", "day=2026-01-03"}  # the second day is unlinked, the third has one row left
+    assert after["day=2026-01-01"] == inodes["day=2026-01-01"]
+    assert after["day=2026-01-03"] != inodes["day=2026-01-03"]
+    assert tables.remove(tmp_path, tables.QUARANTINE, pc.field("reason") == "b") == 0
+    assert {f.parent.name: f.stat().st_ino for f in tables.files(tmp_path, tables.QUARANTINE)} == after
+
+
+def test_row_whose_column_is_null_does_not_match_and_stays(tmp_path):
+    tables.write(tmp_path, tables.ITEMS, items("a", "b", None))
+    assert tables.remove(tmp_path, tables.ITEMS, pc.field("item_id") == "a") == 1
+    assert tables.read(tmp_path, tables.ITEMS)["item_id"].tolist() == ["b", None]
+
+
+@pytest.mark.parametrize("table", [tables.ITEMS, tables.SCORED_CHURN])
+def test_table_that_lost_all_rows_keeps_its_columns(tmp_path, table):
+    tables.write(tmp_path, table, items("a"))
+    assert tables.remove(tmp_path, table, pc.field("item_id") == "a") == 1
+    assert list(tables.read(tmp_path, table).columns) == list(items().columns)
+    assert tables.remove(tmp_path, table, pc.field("item_id") == "a") == 0
+
+
+def test_files_in_which_a_column_is_null_throughout_lose_no_row_of_another(tmp_path):
+    for ids in (["a", "b"], [None, None], ["a"]):
+        tables.append(tmp_path, tables.SCORED_CHURN, pa.table({"customer_id": ids, "views": [1.0] * len(ids)}))
+    assert tables.schema_of(tmp_path, tables.SCORED_CHURN).field("customer_id").type == pa.string()
+    assert tables.remove(tmp_path, tables.SCORED_CHURN, pc.field("customer_id") == "a") == 2
+    left = [pq.read_table(path)["customer_id"].to_pylist() for path in tables.files(tmp_path, tables.SCORED_CHURN)]
+    assert sorted(left, key=str) == [["b"], [None, None]]
+
+
+def test_removal_from_a_table_never_written_removes_nothing(tmp_path):
+    assert tables.remove(tmp_path, tables.ITEMS, pc.field("item_id") == "a") == 0
+    assert not tables.exists(tmp_path, tables.ITEMS)
+
+
+def test_updated_rows_have_the_new_values_in_their_place_and_all_others_are_as_they_were(tmp_path):
+    tables.write(tmp_path, tables.ITEMS, items("a", "b", "c").assign(price_cents=[1, 2, 3]))
+    assert tables.update(tmp_path, tables.ITEMS, pc.field("price_cents") >= 2, {"category": "dear", "price_cents": 9}) == 2
+    left = tables.read(tmp_path, tables.ITEMS)
+    assert left[["item_id", "category", "price_cents"]].to_numpy().tolist() == [["a", None, 1], ["b", "dear", 9], ["c", "dear", 9]]
+
+
+def test_matching_rows_are_read_and_the_table_stays(tmp_path):
+    assert tables.matching(tmp_path, tables.ITEMS, pc.field("item_id") == "a", ["item_id"]).num_rows == 0
+    tables.write(tmp_path, tables.ITEMS, items("a", "b"))
+    assert tables.matching(tmp_path, tables.ITEMS, pc.field("item_id") == "a", ["item_id"]).to_pylist() == [{"item_id": "a"}]
+    assert tables.count(tmp_path, tables.ITEMS) == 2
+
+
+def test_sweep_removes_what_a_killed_write_left_and_no_table(tmp_path):
+    tables.write(tmp_path, tables.ITEMS, items("a"))
+    left = tmp_path / "tables" / ".items-0123456789ab"
+    left.mkdir()
+    (left / "part-00000.parquet").write_bytes(b"half")
+    assert tables.sweep(tmp_path) == 1
+    assert not left.exists()
+    assert tables.count(tmp_path, tables.ITEMS) == 1
+    assert tables.sweep(tmp_path / "another") == 0

@@ -22,6 +22,7 @@ from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines import registry, tables, windows
 from pipelines.settings import Settings
+from pipelines.vault import open_vault
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CUSTOMERS = [f"c{i:016x}" for i in range(24)]
@@ -113,12 +114,16 @@ def write_tables(home):
     tables.write(home, tables.ITEM_ACTIVITY, activity(rng, tables.ITEM_ACTIVITY, ITEMS, [NOW - timedelta(days=1)] * len(ITEMS)))
     whole = {"customer_id": CUSTOMERS[:-1], "event_timestamp": [NOW - timedelta(days=30)] * (len(CUSTOMERS) - 1)}
     regions = [None if i % 5 == 0 else ("north", "süd 🛒")[i % 2] for i in range(len(CUSTOMERS) - 1)]
-    write(home, tables.CUSTOMER_PROFILE, {**whole, "age_band": ["30-44"] * 23, "gender": [None] * 23, "region": regions})
+    imputed = dict.fromkeys(("is_age_band_imputed", "is_gender_imputed", "is_region_imputed"), False)
+    write(home, tables.CUSTOMER_PROFILE, {**whole, "age_band": ["30-44"] * 23, "gender": [None] * 23, "region": regions, **imputed})
     asked = [c for c in CUSTOMERS if c != SILENT]
     allowed = [c != DENIED for c in asked]
     consent = {"customer_id": asked, "event_timestamp": [NOW - timedelta(days=400)] * len(asked), "is_personalization_allowed": allowed}
     write(home, tables.CUSTOMER_CONSENT, consent)
-    names = [f"user_id:user-{i}" for i in range(24)] + [f"anonymous_id:device-{i}" for i in range(24)]
+    with contextlib.closing(open_vault(home)) as vault:
+        names = [
+            vault.pseudonym(kind, f"{name}-{i}") for kind, name in (("user_id", "user"), ("anonymous_id", "device")) for i in range(24)
+        ]
     identities = {"identifier": names, "customer_id": CUSTOMERS * 2, "event_timestamp": NOW - timedelta(days=40)}
     write(home, tables.IDENTITIES, {**identities, "created_timestamp": NOW - timedelta(days=40)})
     scores = {"customer_id": CUSTOMERS[:20], "event_timestamp": [NOW - timedelta(days=1)] * 20, "churn_probability": rng.uniform(size=20)}
@@ -180,8 +185,8 @@ def classifier(name, seed, rows=400):
     return learner, features.head(5), float(label.mean())
 
 
-def promote_recommender(home, seed):
-    known = CUSTOMERS[:22]
+def promote_recommender(home, seed, customers=CUSTOMERS):
+    known = customers[:22]
     rows = tables.read(home, tables.INTERACTIONS)
     places = ([known.index(c) for c in rows["customer_id"]], [ITEMS.index(i) for i in rows["item_id"]])
     weights = sparse.csr_matrix((rows["weight"], places), (len(known), len(ITEMS)))
@@ -206,6 +211,17 @@ def rehearse():
         return told
 
     return here
+
+
+@pytest.fixture(scope="session")
+def opened():
+    """open_profiles with the pseudonyms of the home."""
+    from serving.profile import open_profiles
+
+    def open_with_vault(home, **options):
+        return open_profiles(home, pseudonym=open_vault(home).pseudonym, **options)
+
+    return open_with_vault
 
 
 @pytest.fixture

@@ -69,6 +69,22 @@ def test_shared_key_means_the_stronger_role(tmp_path):
     assert keys.role_of(b"Bearer one for all") is Role.ADMIN
 
 
+def test_key_of_a_source_collects_for_that_source_alone(tmp_path):
+    mine = Settings(home=tmp_path, sources={"shop": SecretStr("shop-key"), "app": SecretStr("app-key"), "blank": SecretStr(" ")})
+    own = access.ensure_keys(mine)
+    keys = access.load_keys(mine)
+    assert {keys.role_of(bearer(key)) for key in ("shop-key", "app-key")} == {Role.COLLECT}
+    found = [keys.source_of(key.encode()) for key in ("shop-key", "app-key", own[Role.COLLECT], own[Role.ADMIN])]
+    assert found == ["shop", "app", "segment", "segment"]
+    assert keys.role_of_key(b"") is keys.role_of_key(b" ") is None
+
+
+def test_write_key_opens_collection_and_nothing_else():
+    for path, route in access.ROUTES.items():
+        is_let_in = access.refuse(route, Role.COLLECT, is_local=False) is None
+        assert is_let_in == (path in access.COLLECTION or path == access.PIXEL or route.need is Need.NOTHING)
+
+
 @settings(max_examples=200, deadline=None)
 @given(header=st.one_of(st.none(), st.binary(max_size=60), st.binary(max_size=40).map(lambda b: b"Basic " + base64.b64encode(b))))
 def test_no_other_header_is_a_key(header):
@@ -79,8 +95,10 @@ def test_no_other_header_is_a_key(header):
 # Who may use what, told again: the declaration in the module is what this table is held against.
 ALLOWED = {
     Need.NOTHING: {None, Role.COLLECT, Role.DECIDE, Role.ADMIN},
-    Need.ANY_KEY: {Role.COLLECT, Role.DECIDE, Role.ADMIN},
+    Need.READ: {Role.DECIDE, Role.ADMIN},
     Need.DECIDE: {Role.DECIDE, Role.ADMIN},
+    Need.COLLECT: {Role.COLLECT, Role.ADMIN},
+    Need.ADMIN: {Role.ADMIN},
 }
 
 
@@ -98,7 +116,35 @@ def test_documentation_is_open_to_this_machine_only_and_decisions_never_are():
     for path in access.ROUTES:
         route = access.route_of(path)
         is_open = access.refuse(route, None, is_local=True) is None
-        assert is_open == (route.need is not Need.DECIDE)
+        assert is_open == (route.need in (Need.NOTHING, Need.READ))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"/profile/ann", (access.PROFILE, "ann")),
+        (b"/profile/ann%40example.com/export", (access.EXPORT, "ann@example.com")),
+        (b"/profile/a%2Fb%2Fexport", (access.PROFILE, "a/b/export")),
+        (b"/profile/export/erasure", (access.ERASURE, "export")),
+        (b"/profile/%C3%BC", (access.PROFILE, "\u00fc")),
+        (b"/profile/" + b"x" * 256, (access.PROFILE, "x" * 256)),
+        (b"/profile/" + b"x" * 257, None),
+        (b"/profile/" + b"%78" * 257, None),
+        (b"/profile/%ff", None),
+        (b"/profile/", None),
+        (b"/profile//export", None),
+        (b"/profile", None),
+        (b"/profile/ann/", None),
+        (b"/profile/ann/other", None),
+        (b"/profile/ann/export/more", None),
+        (b"/profile/ann/%65xport", None),
+        (b"//profile/ann", None),
+        (b"/Profile/ann", None),
+        (b"/recommend", None),
+    ],
+)
+def test_person_of_a_path_is_read_from_the_path_as_it_came(raw, expected):
+    assert access.person_in(raw) == expected
 
 
 @pytest.mark.parametrize(

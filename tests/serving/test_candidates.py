@@ -1,12 +1,14 @@
 import shutil
 import sqlite3
 import time
+from contextlib import closing
 from datetime import timedelta
 
 import pandas as pd
 import pytest
 
 from pipelines import registry, tables
+from pipelines.online_writer import OnlineWriter, Row
 from pipelines.settings import Settings
 from serving.answers import Answers
 from serving.fallbacks import Deadline
@@ -52,6 +54,39 @@ def test_identifier_leads_to_the_same_customer(answers, cast, who):
     answer = ask(answers, **who)
     assert answer.customer_id == cast.customers[4]
     assert names(answer) == names(ask(answers, customer_id=cast.customers[4]))
+
+
+def test_customer_merged_since_the_training_gets_what_suits_all_that_they_were(answers, cast, settings):
+    """A visitor who identifies as a customer the model knows apart: both histories count."""
+    customer, visitor = cast.customers[4], cast.customers[9]
+    apart = {name: ask(answers, customer_id=name, k=29) for name in (customer, visitor)}
+    merge(settings.home, visitor, customer)
+    merged = ask(answers, customer_id=customer, k=29)
+    assert said(merged) == ("personal", False, [])
+    assert names(merged) != names(apart[customer])
+    scores = [{item.item_id: item.score for item in answer.items} for answer in (*apart.values(), merged)]
+    theirs = max(scores[1], key=lambda item: scores[1][item] - scores[0][item])  # what the visitor liked and the customer did not know
+    assert scores[2][theirs] > scores[0][theirs]
+    assert ask(answers, customer_id=visitor).customer_id == customer  # their former id leads there
+
+
+def test_customer_whom_the_model_knows_by_a_former_id_alone_is_answered_by_it(answers, cast, settings):
+    visitor = cast.customers[9]
+    alone = ask(answers, customer_id=visitor)
+    assert said(ask(answers, customer_id=cast.untrained)) == ("popular", False, ["customer_not_in_model"])
+    merge(settings.home, visitor, cast.untrained)
+    merged = ask(answers, customer_id=cast.untrained)
+    assert said(merged) == ("personal", False, [])
+    assert names(merged) == names(alone)
+
+
+def merge(home, former, customer):
+    """As the stream does when two customers turn out to be one."""
+    with closing(OnlineWriter(home)) as online, online.transaction():
+        online.identifiers_of([customer])
+        online.remove_customers([former])
+        row = Row(f"customer_id:{former}", {"customer_id": customer}, event_us=1_800_000_000_000_000)
+        online.write("identifier_customer", [row], join_key="identifier")
 
 
 @pytest.mark.parametrize(("who", "cause"), [("denied", "consent"), ("silent", "consent"), ("untrained", "customer_not_in_model")])

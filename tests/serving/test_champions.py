@@ -152,6 +152,26 @@ def test_rehearsal_that_could_not_be_held_is_tried_again(loaded, home, cast, reh
     assert versions(loaded)["churn"] == str(newer)
 
 
+def test_version_that_was_amended_is_loaded_again_once(loaded, home):
+    def forget_the_first(folder, manifest):
+        path = folder / "customer_ids.npy"
+        names = np.load(path, allow_pickle=False)
+        names[0] = ""
+        np.save(path, names, allow_pickle=False)
+        return {}
+
+    forgotten = next(name for name, at in loaded.bundle.recommender.customers.items() if at == 0)
+    registry.amend(home, "recommender", 1, why="a customer was erased", change=forget_the_first)
+    loaded.refresh()
+    amended = loaded.bundle.recommender
+    assert forgotten not in amended.customers
+    loaded.refresh()
+    assert loaded.bundle.recommender is amended
+    registry.promote(home, "recommender", 1)  # an entry that tells of no amendment is no reason to load again
+    loaded.refresh()
+    assert loaded.bundle.recommender is amended
+
+
 def test_model_that_cannot_be_trained_says_so_with_its_prior(home, rehearse):
     shutil.rmtree(home / "models")
     registry.mark_untrainable(home, "churn", "too few customers", prior=0.3)

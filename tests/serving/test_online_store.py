@@ -1,5 +1,6 @@
 import shutil
 import sqlite3
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.vault import open_vault
 from serving.fallbacks import DEADLINE, Deadline, Unavailable
 from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference, key_encoder
-from serving.profile import _resolve, feature_store, open_profiles, self_check
+from serving.profile import _resolve, feature_store, self_check
 
 SOON = Deadline.after_ms(3_600_000)
 
@@ -34,7 +36,9 @@ def direct(home):
 
 
 def test_direct_read_equals_feast_for_every_view_and_key(shop, feast, views, cast):
-    keys = [*cast.customers, "nobody", "", *(f"user_id:user-{i}" for i in range(3))]
+    with closing(open_vault(shop)) as vault:
+        identifiers = [vault.pseudonym("user_id", f"user-{i}") for i in range(3)]
+    keys = [*cast.customers, "nobody", "", *identifiers]
     assert set(views) == {
         "customer_profile",
         "customer_activity",
@@ -58,16 +62,16 @@ def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, f
     assert "is not what Feast reads" in found or "no value of Feast's" in found
 
 
-def test_store_whose_encoding_changed_is_read_through_feast(home, monkeypatch, caplog, cast):
+def test_store_whose_encoding_changed_is_read_through_feast(home, monkeypatch, caplog, cast, opened):
     monkeypatch.setattr("serving.online_store.Decoder.__call__", lambda self, value: 0)
-    profiles = open_profiles(home, max_age_hours=1e6)
+    profiles = opened(home, max_age_hours=1e6)
     assert isinstance(profiles.source, FeastSource)
     assert "reading through Feast instead" in caplog.text
     assert profiles.read("customer_consent", cast.customers[:1], at=cast.now, deadline=SOON).columns["is_personalization_allowed"] == [True]
 
 
-def test_sound_store_is_read_directly(shop):
-    assert isinstance(open_profiles(shop, max_age_hours=1e6).source, SqliteSource)
+def test_sound_store_is_read_directly(shop, opened):
+    assert isinstance(opened(shop, max_age_hours=1e6).source, SqliteSource)
 
 
 @settings(max_examples=300, deadline=None)

@@ -1,23 +1,25 @@
+from contextlib import closing
 from datetime import timedelta
 
 import pytest
 
+from pipelines.online_writer import OnlineWriter, Row
 from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
 from serving.online_store import StoreFailure
-from serving.profile import STRANGER, Guard, Person, open_profiles
+from serving.profile import STRANGER, Guard, Person
 
 SOON = Deadline.after_ms(3_600_000)
 
 
 @pytest.fixture(scope="module")
-def profiles(shop):
-    return open_profiles(shop, max_age_hours=24 * 3650)
+def profiles(shop, opened):
+    return opened(shop, max_age_hours=24 * 3650)
 
 
 def test_person_is_found_by_customer_id_by_user_id_and_by_device(profiles, cast):
     known = Person(cast.customers[3], is_allowed=True)
     assert profiles.people([cast.customers[3], "user-3", "nobody"], at=cast.now, deadline=SOON) == [known, known, STRANGER]
-    assert profiles.owners(["anonymous_id:device-3", "anonymous_id:user-3"], at=cast.now, deadline=SOON) == [known, STRANGER]
+    assert profiles.owners("anonymous_id", ["device-3", "user-3"], at=cast.now, deadline=SOON) == [known, STRANGER]
 
 
 def test_without_consent_or_a_state_of_it_nothing_is_allowed(profiles, cast):
@@ -25,9 +27,9 @@ def test_without_consent_or_a_state_of_it_nothing_is_allowed(profiles, cast):
     assert people == [Person(cast.denied, is_allowed=False), Person(cast.silent, is_allowed=False), Person(cast.bare, is_allowed=True)]
 
 
-def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(shop, cast):
-    strict = open_profiles(shop, max_age_hours=24 * 10)
-    lenient = open_profiles(shop, max_age_hours=24 * 25)
+def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(shop, cast, opened):
+    strict = opened(shop, max_age_hours=24 * 10)
+    lenient = opened(shop, max_age_hours=24 * 25)
     for profiles, expected in ((strict, None), (lenient, "north")):
         rows = profiles.read("churn_v1", [cast.customers[2]], at=cast.now - timedelta(days=6), deadline=SOON)
         assert rows.columns["region"] == [expected]
@@ -37,9 +39,9 @@ def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(
     assert rows.columns["events_total"] == [None]
 
 
-def test_home_where_nothing_was_applied_is_a_failure_and_stays_as_it_was(tmp_path):
+def test_home_where_nothing_was_applied_is_a_failure_and_stays_as_it_was(tmp_path, opened):
     with pytest.raises(StoreFailure, match="apply"):
-        open_profiles(tmp_path / "empty", max_age_hours=1)
+        opened(tmp_path / "empty", max_age_hours=1)
     assert not list((tmp_path / "empty").rglob("online.db"))
 
 
@@ -63,3 +65,21 @@ def test_guard_stops_asking_a_store_that_keeps_failing_and_tries_again(profiles)
 def test_guard_without_a_store_is_unavailable():
     with pytest.raises(Unavailable, match=STORE):
         Guard().ask(lambda profiles: profiles)
+
+
+def test_customer_merged_into_another_is_found_under_both_ids(home, cast, opened):
+    old, new = cast.customers[3], cast.customers[4]
+    with closing(OnlineWriter(home)) as online, online.transaction():
+        online.remove_customers([old])
+        row = Row(f"customer_id:{old}", {"customer_id": new}, event_us=1_800_000_000_000_000)
+        online.write("identifier_customer", [row], join_key="identifier")
+        assert old not in online.identifiers_of([new])[new]
+    profiles = opened(home, max_age_hours=24 * 3650)
+    known = Person(new, is_allowed=True)
+    assert profiles.people([old, new, "nobody"], at=cast.now, deadline=SOON) == [known, known, STRANGER]
+    assert profiles.formers(new, deadline=SOON) == [old]
+    assert profiles.formers(cast.customers[5], deadline=SOON) == []
+
+
+def test_home_that_no_stream_has_worked_on_knows_of_no_merges(shop, profiles, cast):
+    assert profiles.formers(cast.customers[3], deadline=SOON) == []

@@ -131,6 +131,14 @@ def test_documentation_describes_the_answers_that_are_given(world, cast):
     assert set(document["paths"]) >= {"/recommend", "/churn", "/intent"}
 
 
+def test_documentation_describes_the_paths_of_one_person(world):
+    paths = world.ask("GET", "/docs.json").json()["paths"]
+    for path, route in access.ROUTES.items():
+        if route.need is Need.ADMIN:
+            assert {method.upper() for method in paths[path]} == set(route.methods)
+            assert all({"401", "403", "404", "503"} <= set(operation["responses"]) for operation in paths[path].values())
+
+
 # -- the gateway -------------------------------------------------------------------------------------------------------
 
 
@@ -146,8 +154,13 @@ def test_route_answers_exactly_those_it_is_declared_for(world, path, role, clien
     is_near = client == NEAR
     if route.need is Need.DECIDE:
         expected = 401 if role is None else 403 if role is Role.COLLECT else 400  # past the gate, an empty request
-    elif route.need is Need.ANY_KEY:
-        expected = 401 if role is None and not is_near else 200
+    elif route.need is Need.COLLECT:
+        expected = 401 if role is None else 403 if role is Role.DECIDE else 400  # also on this machine
+    elif route.need is Need.ADMIN:
+        past = 400 if path == access.ERASURE else 503  # no request is named; no worker is there
+        expected = 401 if role is None else past if role is Role.ADMIN else 403  # also on this machine
+    elif route.need is Need.READ:
+        expected = 200 if is_near else 401 if role is None else 403 if role is Role.COLLECT else 200
     else:
         expected = 200
     assert status == expected

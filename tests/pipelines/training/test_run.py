@@ -92,6 +92,24 @@ def test_champion_of_mlflow_loads_without_pickle_and_gives_the_signed_scores(tra
     assert learner.predict_proba(pd.DataFrame(golden["features"]))[:, 1] == pytest.approx(golden["probability"], abs=0)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_version_records_under_which_policies_its_people_agreed(trained, name):
+    agreed = registry.load_champion(trained.home, name).manifest["consent"]
+    assert agreed["purpose"] == "personalization"
+    assert sum(agreed["customers_by_policy"].values()) > 0
+    assert "none" not in agreed["customers_by_policy"]  # nobody is in a training set who did not agree
+
+
+def test_guessed_traits_are_nobodys_group(copied):
+    rows = pd.DataFrame({"customer_id": tables.read(copied.home, tables.CUSTOMER_PROFILE)["customer_id"], "event_timestamp": copied.as_of})
+    assert classifiers.with_protected(copied.home, rows)["gender"].notna().all()
+    guessed = tables.read(copied.home, tables.CUSTOMER_PROFILE).assign(is_gender_imputed=True)
+    tables.write(copied.home, tables.CUSTOMER_PROFILE, guessed)
+    told = classifiers.with_protected(copied.home, rows)
+    assert told["gender"].isna().all()
+    assert told["region"].notna().all()
+
+
 def test_database_of_runs_is_in_wal_mode(trained):
     with closing(sqlite3.connect(trained.home / "mlflow" / "mlflow.db")) as db:
         assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"

@@ -1,0 +1,7 @@
+"""Forget a person everywhere, with a signed receipt; or tell them everything that is held. Re-exports; does nothing."""
+
+from pipelines.erasure.exports import export
+from pipelines.erasure.process import erase, resume
+from pipelines.erasure.receipts import Receipt, verify_receipt
+
+__all__ = ["Receipt", "erase", "export", "resume", "verify_receipt"]

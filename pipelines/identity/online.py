@@ -1,0 +1,354 @@
+"""Calls as they come -> whose each identifier is, at once: the same answer as `resolve` over everything, from the touched people alone.
+
+In: who each call names, as pseudonyms. Out: the identifiers whose customer is new or another one. What was seen together is kept in
+`identity/online.db` of the home, seeded from the tables of the last ingest; it can be deleted, and is made again from them.
+Never decides by rules of its own: what is touched by a call goes through `deterministic.people`.
+"""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from pipelines import tables
+from pipelines.errors import StoreError
+from pipelines.identity import deterministic
+from pipelines.identity.deterministic import Edges, surrogate
+from pipelines.vault import IDENTIFIERS, Vault
+
+_TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NEVER = np.iinfo(np.int64).max
+_NAMES = ", ".join(IDENTIFIERS)
+
+# `is_stored`: whether the tables have it; the others came since. `desks`: addresses and numbers of more user ids than one person has.
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS sightings (
+    id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT" for name in IDENTIFIERS)},
+    time INTEGER NOT NULL, created INTEGER NOT NULL, is_stored INTEGER NOT NULL);
+{"".join(f"CREATE INDEX IF NOT EXISTS by_{name} ON sightings ({name}, time, created) WHERE {name} IS NOT NULL;" for name in IDENTIFIERS)}
+CREATE TABLE IF NOT EXISTS edges (one TEXT NOT NULL, other TEXT NOT NULL, state TEXT NOT NULL, time INTEGER NOT NULL);
+CREATE INDEX IF NOT EXISTS by_one ON edges (one);
+CREATE INDEX IF NOT EXISTS by_other ON edges (other);
+CREATE TABLE IF NOT EXISTS identities (
+    identifier TEXT NOT NULL, time INTEGER NOT NULL, customer_id TEXT NOT NULL, created INTEGER NOT NULL,
+    PRIMARY KEY (identifier, time)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS desks (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Sighting(Protocol):
+    """Identifiers that one call names together."""
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """Full pseudonyms, in the order of vault.IDENTIFIERS."""
+
+    @property
+    def event_us(self) -> int:
+        """When it happened: microseconds since 1970, UTC."""
+
+    @property
+    def received_us(self) -> int:
+        """When we knew."""
+
+
+class Linked(NamedTuple):
+    """An identifier and whose it is since when, as a row of the identities table."""
+
+    identifier: str
+    customer_id: str
+    event_timestamp: datetime
+    created_timestamp: datetime
+
+
+class _Row(NamedTuple):
+    user_id: str | None
+    email: str | None
+    phone: str | None
+    anonymous_id: str | None
+    time: int
+    created: int
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self[:4] if name is not None]
+
+    def without(self, some: Container[str]) -> "_Row":
+        user, email, phone, anonymous = (None if name in some else name for name in self[:4])
+        return _Row(user, email, phone, anonymous, self.time, self.created)
+
+
+class _State(NamedTuple):
+    """Of an identifier, from one time on."""
+
+    time: int
+    customer_id: str
+    created: int
+
+
+class Online:
+    """The links of one home, as they arrive. For one thread and one process; `close` it at the end.
+
+    A loss of power may take the newest links with it; the next `refresh` after an ingest has them again.
+    """
+
+    def __init__(self, home: Path, *, vault: Vault | None = None) -> None:
+        self.home, self.vault = home, vault
+        self.path = home / "identity" / "online.db"
+        self._db = _open(self.path)
+        self._desks = self._has_edges = False
+        self.refresh()
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+
+    def link(self, sightings: Iterable[Sighting]) -> list[Linked]:
+        """Take the sightings in; the identifiers whose customer is another one, or that are new.
+
+        Of an anonymous id that several people used all its rows, oldest first: the last is whose it is now. They take the place of
+        every earlier row of that identifier. Erased people are not taken in, where the vault that knows them was given.
+        Raises StoreError where the disk refuses; nothing of the sightings is kept then.
+        """
+        with self._write() as db:
+            return self._taken([row for sighting in sightings if (row := _row(sighting)) is not None], db)
+
+    def customer(self, identifier: str, *, at: datetime | None = None) -> str | None:
+        """Whose the identifier was at that time, now where None; None for an identifier that was never seen."""
+        states = self._states(identifier)
+        then = _NEVER if at is None else (at - _EPOCH) // _MICROSECOND
+        return next((state.customer_id for state in reversed(states) if state.time <= then), states[0].customer_id if states else None)
+
+    def identities(self) -> list[Linked]:
+        """Everything, sorted by identifier and time."""
+        return [_linked(*row) for row in self._db.execute("SELECT identifier, time, customer_id, created FROM identities ORDER BY 1, 2")]
+
+    def refresh(self, *, drained: datetime | None = None) -> bool:
+        """Take over what an ingest has written since; returns whether there was anything. Cheap where there was not.
+
+        What came in meanwhile is linked again on top of it, save what was received before `drained`: an ingest that has applied all
+        that was received until then has stored of it what may be stored.
+        """
+        version = [(table.name, str(tables.folder(self.home, table).resolve())) for table in _TABLES if tables.exists(self.home, table)]
+        if sorted(version) == self._db.execute("SELECT name, version FROM versions ORDER BY name").fetchall() and drained is None:
+            self._look()
+            return False
+        since = -_NEVER if drained is None else (drained - _EPOCH) // _MICROSECOND
+        with self._write() as db:
+            fresh = db.execute(f"SELECT {_NAMES}, time, created FROM sightings WHERE NOT is_stored AND created >= ?", [since]).fetchall()
+            self._seed(db, version)
+            self._taken([_Row(*row) for row in fresh], db)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return True
+
+    def forget(self, identifiers: Sequence[str]) -> int:
+        """Remove what was seen of these, the bytes too; returns the rows. For an erasure: whoever is left stays as they are."""
+        with self._write() as db:
+            removed = 0
+            for name in identifiers:
+                for kind in IDENTIFIERS:
+                    db.execute(f"UPDATE sightings SET {kind} = NULL WHERE {kind} = ?", [name])
+                removed += db.execute("DELETE FROM identities WHERE identifier = ?", [name]).rowcount
+                removed += db.execute("DELETE FROM edges WHERE one = ?1 OR other = ?1", [name]).rowcount
+                db.execute("DELETE FROM desks WHERE identifier = ?", [name])
+            removed += db.execute(f"DELETE FROM sightings WHERE coalesce({_NAMES}) IS NULL").rowcount
+        for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
+            self._db.execute(statement).fetchall()
+        return removed
+
+    # -- one call after the other
+
+    def _taken(self, rows: Sequence[_Row], db: sqlite3.Connection) -> list[Linked]:
+        # Inside the transaction: an erasure writes its tombstones before it removes rows, so we see those or it sees ours.
+        dead = self.vault.entombed({name for row in rows for name in row.names}) if self.vault is not None else frozenset()
+        touched: dict[str, None] = {}
+        marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored) VALUES (?, ?, ?, ?, ?, ?, 0)"
+        for row in rows:
+            if dead.isdisjoint(row.names) and not self._says_nothing(row):
+                db.execute(marks, row)
+                touched |= dict.fromkeys(row.names)
+        return self._resolved(touched, db) if touched else []
+
+    def _says_nothing(self, row: _Row) -> bool:
+        """Whether the same was seen before, and nobody else logged in on the device in between."""
+        same = " AND ".join(f"{name} IS ?" if value is None else f"{name} = ?" for name, value in zip(IDENTIFIERS, row, strict=False))
+        first, known = self._db.execute(f"SELECT min(time), min(created) FROM sightings WHERE {same}", row[:4]).fetchone()
+        if first is None or first > row.time or known > row.created:
+            return False
+        if row.anonymous_id is None or len(row.names) == 1:
+            return True
+        before = f"""SELECT {_NAMES}, time, created FROM sightings
+            WHERE anonymous_id = ? AND time <= ? AND coalesce(user_id, email, phone) IS NOT NULL ORDER BY time DESC, created DESC LIMIT 2"""
+        logins = [_Row(*found) for found in self._db.execute(before, [row.anonymous_id, row.time])]
+        is_tie = len(logins) == 2 and logins[0].time == logins[1].time
+        return bool(logins) and logins[0][:4] == row[:4] and logins[0].created <= row.created and not is_tie
+
+    def _resolved(self, touched: dict[str, None], db: sqlite3.Connection) -> list[Linked]:
+        rows, edges, names = self._reached(touched)
+        number = {name: place for place, name in enumerate(names)}
+        codes = np.array([[number.get(name, -1) for name in row[:4]] for row in rows], np.int64).T  # type: ignore[arg-type]
+        times = np.array([row[4:] for row in rows], np.int64)
+        seen = deterministic.arranged(np.array(list(names), dtype=object), codes, times[:, 0], times[:, 1])
+        before = {name: self._states(name) for name in names}
+        known = {name: [state.created for state in states if state.customer_id == surrogate(name)] for name, states in before.items()}
+        anchors = np.array([min(created, default=_NEVER) for created in known.values()], np.int64)
+        found = deterministic.people(seen, _numbered(edges, number), anchors)
+        ids = {root: surrogate(seen.name[root]) for root in set(found.root.tolist())}
+        after = defaultdict(list)
+        for place, root, time, created in zip(*(part.tolist() for part in found), strict=True):
+            after[seen.name[place]].append(_State(time, ids[root], created))
+        self._mark_desks(seen, db)
+        return [linked for name in names for linked in self._kept(name, before[name], sorted(after[name]), db)]
+
+    def _reached(self, touched: dict[str, None]) -> tuple[list[_Row], list[tuple[str, str, str, int]], dict[str, None]]:
+        """All that the answer for these identifiers can depend on: rows, edges, and the identifiers in both.
+
+        A desk's address connects nobody, so it is not followed; it is a customer of its own.
+        """
+        names, waiting = dict(touched), list(touched)
+        rows: dict[int, _Row] = {}
+        edges: dict[tuple[str, str, str, int], None] = {}
+        lone: list[_Row] = []
+        desks = {name for name in waiting if self._is_desk(name)}
+        while waiting:
+            name = waiting.pop()
+            if name in desks:
+                lone += self._alone(name)
+                continue
+            fresh = self._rows_of(name, rows)
+            desks |= {other for row in fresh.values() for other in row.names if other not in names and self._is_desk(other)}
+            rows |= fresh
+            joined = self._edges_of(name) if self._has_edges else []
+            edges |= dict.fromkeys(joined)
+            others = [other for row in fresh.values() for other in row.names] + [end for edge in joined for end in edge[:2]]
+            new = [other for other in dict.fromkeys(others) if other not in names and other not in desks]
+            names |= dict.fromkeys(new)
+            waiting += new
+        plain = [*(row.without(desks) for row in rows.values()), *lone]
+        return plain, list(edges), dict.fromkeys(name for row in plain for name in row.names)  # an edge may lead to somebody never seen
+
+    def _rows_of(self, name: str, known: dict[int, _Row]) -> dict[int, _Row]:
+        kinds = ("user_id", "email") if name.startswith("email:") else ("user_id", "phone") if name.startswith("phone:") else None
+        found = {}
+        for kind in kinds or (name.split(":", 1)[0],):
+            for row in self._db.execute(f"SELECT id, {_NAMES}, time, created FROM sightings WHERE {kind} = ?", [name]):
+                if row[0] not in known:
+                    found[row[0]] = _Row(*row[1:])
+        return found
+
+    def _edges_of(self, name: str) -> list[tuple[str, str, str, int]]:
+        return self._db.execute("SELECT one, other, state, time FROM edges WHERE one = ?1 OR other = ?1", [name]).fetchall()
+
+    def _alone(self, name: str) -> list[_Row]:
+        rows = self._rows_of(name, {}).values()
+        return [_Row(name, None, None, None, min(row.time for row in rows), min(row.created for row in rows))]
+
+    def _states(self, name: str) -> list[_State]:
+        found = self._db.execute("SELECT time, customer_id, created FROM identities WHERE identifier = ? ORDER BY time", [name])
+        return [_State(*row) for row in found]
+
+    def _kept(self, name: str, before: list[_State], after: list[_State], db: sqlite3.Connection) -> Iterator[Linked]:
+        """Write the identifier's new states; tell them where another customer comes of them."""
+        if before == after:
+            return
+        db.execute("DELETE FROM identities WHERE identifier = ?", [name])
+        db.executemany("INSERT INTO identities VALUES (?, ?, ?, ?)", [(name, *state) for state in after])
+        if [state.customer_id for state in before] != [state.customer_id for state in after] or before[1:] != after[1:]:
+            yield from (_linked(name, *state) for state in after)
+
+    def _is_desk(self, name: str) -> bool:
+        return self._desks and self._db.execute("SELECT 1 FROM desks WHERE identifier = ?", [name]).fetchone() is not None
+
+    def _mark_desks(self, seen: deterministic.Sightings, db: sqlite3.Connection) -> None:
+        found = seen.name[deterministic.are_shared(seen)] if len(seen.name) > deterministic.MAX_USERS else []
+        if len(found):
+            db.executemany("INSERT OR IGNORE INTO desks VALUES (?)", [(name,) for name in found])
+            self._desks = True
+
+    # -- from the tables
+
+    def _seed(self, db: sqlite3.Connection, version: Sequence[tuple[str, str]]) -> None:
+        """Replace everything by what the tables hold."""
+        for name in ("sightings", "edges", "identities", "desks", "versions"):
+            db.execute(f"DELETE FROM {name}")
+        db.executemany("INSERT INTO versions VALUES (?, ?)", version)
+        links = tables.read(self.home, tables.IDENTITY_LINKS)
+        if len(links):
+            seen = deterministic.sightings(links)
+            ends = [[None if place < 0 else seen.name[place] for place in role.tolist()] for role in seen.roles]
+            marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored) VALUES (?, ?, ?, ?, ?, ?, 1)"
+            db.executemany(marks, zip(*ends, seen.time.tolist(), seen.created.tolist(), strict=True))
+            self._mark_desks(seen, db)
+        edges = tables.read(self.home, tables.IDENTITY_EDGES)
+        edges = edges[edges["state"].isin(["link", "cut"])]
+        known = deterministic.micros(edges["created_timestamp"]).tolist()
+        db.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", zip(edges["left"], edges["right"], edges["state"], known, strict=True))
+        held = tables.read(self.home, tables.IDENTITIES)
+        time, created = (deterministic.micros(held[column]).tolist() for column in ("event_timestamp", "created_timestamp"))
+        db.executemany(
+            "INSERT INTO identities VALUES (?, ?, ?, ?)", zip(held["identifier"], time, held["customer_id"], created, strict=True)
+        )
+        self._look()
+
+    def _look(self) -> None:
+        self._has_edges = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone() is not None
+        self._desks = self._db.execute("SELECT 1 FROM desks LIMIT 1").fetchone() is not None
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield self._db
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(
+                    f"identity: {self.path} could not be written ({error}); free space or mend its rights, then go on"
+                ) from error
+            raise
+
+
+def _row(sighting: Sighting) -> _Row | None:
+    """The first identifier of each kind, as an ingest reads them; an address given as user id stands in for one beside another."""
+    by_kind = defaultdict(list)
+    for name in sighting.subjects:
+        by_kind[name.split(":", 1)[0]].append(name)
+    emails = by_kind["email"]
+    if not by_kind["user_id"] and len(emails) > 1:
+        by_kind["user_id"], by_kind["email"] = emails[:1], emails[1:]
+    user, email, phone, anonymous = (next(iter(by_kind[kind]), None) for kind in IDENTIFIERS)
+    return _Row(user, email, phone, anonymous, sighting.event_us, sighting.received_us) if sighting.subjects else None
+
+
+def _numbered(edges: Sequence[tuple[str, str, str, int]], number: dict[str, int]) -> Edges:
+    known = [(number[one], number[other], state, time) for one, other, state, time in edges if one in number and other in number]
+    ends = {which: np.array([edge[:2] for edge in known if edge[2] == which], np.int64).reshape(-1, 2) for which in ("cut", "link")}
+    return Edges(ends["cut"], ends["link"], np.array([edge[3] for edge in known if edge[2] == "link"], np.int64))
+
+
+def _linked(name: str, time: int, customer: str, created: int) -> Linked:
+    return Linked(name, customer, _EPOCH + time * _MICROSECOND, _EPOCH + created * _MICROSECOND)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        # not FULL: this file is made again from the tables, whose log is durable
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        db.executescript(_SCHEMA)
+    except sqlite3.Error as error:
+        raise StoreError(f"identity: {path} could not be opened ({error}); check its rights and the space on its disk") from error
+    path.chmod(0o600)
+    return db

@@ -1,0 +1,32 @@
+"""The items that a shop lists -> the relation `catalogue` of a run. Reads one file of JSON lines; writes nothing."""
+
+from pathlib import Path
+
+import duckdb
+
+from pipelines.errors import InputError
+
+_COLUMNS = "{item_id: 'VARCHAR', category: 'VARCHAR', price: 'VARCHAR', available_from: 'TIMESTAMPTZ'}"
+_NOTHING = "(SELECT NULL AS item_id, NULL AS category, NULL AS price, CAST(NULL AS TIMESTAMPTZ) AS available_from WHERE false)"
+
+
+def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = None) -> None:
+    """Create `catalogue`: item_id, category, price_cents, available_from; empty without a file. Raises InputError."""
+    lines = _NOTHING
+    if items_file is not None:
+        if not Path(items_file).is_file():
+            raise InputError(f"ingest: expected the items in {items_file}, found no file; check the path")
+        path = str(items_file).replace("'", "''")
+        lines = f"read_json('{path}', format = 'newline_delimited', columns = {_COLUMNS})"
+    try:
+        db.execute(
+            f"""CREATE OR REPLACE TABLE catalogue AS
+            SELECT CAST(item_id AS VARCHAR) AS item_id, CAST(min_by(category, available_from) AS VARCHAR) AS category,
+                CAST(round(min_by(TRY_CAST(price AS DECIMAL(16, 4)), available_from) * 100) AS BIGINT) AS price_cents,
+                min(available_from) AS available_from
+            FROM {lines} WHERE item_id IS NOT NULL GROUP BY item_id"""
+        ).fetchall()
+    except duckdb.Error as error:
+        what = str(error).splitlines()[0]
+        asked = "JSON lines of item_id, category, price, available_from"
+        raise InputError(f"ingest: expected {asked} in {items_file}, found {what}; mend that line, then run again") from error

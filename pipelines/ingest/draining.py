@@ -1,0 +1,181 @@
+"""What waits in the home's log -> the clean tables, until nothing waits.
+
+In: the events that the group has not done, and what was set aside. Out: tables; then the log is told. A run that ends between the
+two is known by the positions that it noted down with the tables: they are told again, and applied and counted once.
+Never commits an event whose row is not on disk.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import tables
+from pipelines.events import REASONS
+from pipelines.ingest import accounts, rereading, staging
+from pipelines.ingest.accounts import FROM_LOG, GROUP
+from pipelines.ingest.report import IngestReport, Judged, report
+from pipelines.ingest.runs import Run, basis_by_settings, watch, working
+from pipelines.ingest.staging import Origin
+from pipelines.log import Log, Logged, Parked, open_log
+from pipelines.settings import Settings
+from pipelines.sources.lines import Lines, rejected_rows
+from pipelines.tables import Changes
+from pipelines.vault import Vault, open_vault
+
+BATCH_EVENTS = 50_000  # published at a time
+_CONSUMER = "ingest"  # one at a time, under the lock of the tables: what a killed run held is taken up at once
+_TAKEOVER_S = 12.0
+_HOW = json.dumps({"mapping": None, "received": None, "unit": None, "columns": None, "delimiter": None})
+
+
+def drain(home: Path, *, settings: Settings, vault: Vault | None = None, log: Log | None = None) -> IngestReport:
+    """Apply everything that waits in the log, batch by batch. Raises StoreError where the disk refuses; what was applied stays.
+
+    log, vault: the home's, where they are open already. Rows of the report are events of the log, and bytes that were set aside.
+    """
+    done, has_consent = Judged(), False
+    span: tuple[datetime | None, datetime | None] = (None, None)
+    with _opened(home, settings, vault, log) as (store, keys):
+        try:
+            while True:
+                with working(home, settings=settings, vault=keys) as (run, change):
+                    events, parked = _next(home, store)
+                    if not events and not parked:
+                        break
+                    judged, span, has_consent = _apply(run, change, events, parked)
+                store.commit(GROUP, [event.position for event in events])
+                store.drop_parked([item.id for item in parked])
+                done += judged
+        finally:
+            store.release(GROUP)
+    notes = watch(home, settings=settings, last_event=span[1] if done.lines else None)
+    return report(done, span=span, has_consent=has_consent, notes=notes)
+
+
+@contextmanager
+def _opened(home: Path, settings: Settings, vault: Vault | None, log: Log | None) -> Iterator[tuple[Log, Vault]]:
+    keys = vault or open_vault(home, master=settings.master_key)
+    store = log or open_log(home, settings=settings, vault=keys, consumer=_CONSUMER)
+    try:
+        yield store, keys
+    finally:
+        if log is None:
+            store.close()
+        if vault is None:
+            keys.close()
+
+
+def _next(home: Path, store: Log) -> tuple[list[Logged], list[Parked]]:
+    """What comes next and was not applied: events first, so that what was set aside of them is known by then."""
+    ranges, last_parked = _drained(home)
+    while read := store.read(GROUP, max_events=BATCH_EVENTS, wait_s=_wait_s(store)):
+        events = [event for event in read if not _is_within(event.position, ranges)]
+        if len(events) < len(read):  # applied by a run that ended before it could say so
+            store.commit(GROUP, [event.position for event in read if _is_within(event.position, ranges)])
+        if events:
+            return events, []
+    parked = store.parked(BATCH_EVENTS)
+    store.drop_parked([item.id for item in parked if item.id <= last_parked])
+    return [], [item for item in parked if item.id > last_parked]
+
+
+def _wait_s(store: Log) -> float:
+    """For what a reader that died held: some of it becomes ours after the time of a takeover."""
+    return _TAKEOVER_S if store.pending(GROUP) else 0.0
+
+
+def _apply(
+    run: Run, change: Changes, events: Sequence[Logged], parked: Sequence[Parked]
+) -> tuple[Judged, tuple[datetime | None, datetime | None], bool]:
+    for source in sorted({event.source for event in events}):
+        _stage(run, source, [event for event in events if event.source == source])
+    for source in sorted({item.source for item in parked}):
+        _set_aside(run, source, [item for item in parked if item.source == source])
+    judged, tallies = run.judge(basis_by_settings(run.settings))
+    run.publish(change, is_changed=bool(judged.tally.accepted + judged.tally.readmitted))
+    span, positions = run.span(), _written([_whole(event) for event in events], [item.id for item in parked])
+    rows = [accounts.note(origin, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in run.origins]
+    change.write(tables.INGESTS, accounts.with_notes(run.home, rows + accounts.moved(run.db, run.origins[0])))
+    return judged, span, any(run.speaks.values()) or run.settings.consent.legal_basis is not None
+
+
+def _stage(run: Run, source: str, events: Sequence[Logged]) -> None:
+    written = datetime.fromtimestamp(max(event.received_us for event in events) / 1e6, UTC)
+    origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW))
+    texts = [_text(event.payload) for event in events]
+    is_text = np.array([text is not None for text in texts], bool)
+    row = pa.array([_whole(event) for event in events], pa.int64())
+    bad = [event.payload.decode("utf-8", "backslashreplace") for event, text in zip(events, texts, strict=True) if text is None]
+    rejected = rejected_rows(row.filter(pa.array(~is_text)), "not_text", pa.array([""] * len(bad), pa.string()), pa.array(bad, pa.string()))
+    lines = Lines(pa.array([text for text in texts if text is not None], pa.string()), row.filter(pa.array(is_text)), rejected)
+    run.take(rereading.calls(run.db, lines, source=source), origin)
+
+
+def _set_aside(run: Run, source: str, items: Sequence[Parked]) -> None:
+    """What no reader of the log could use joins the quarantine; a copy of an event that is known otherwise counts as a duplicate."""
+    written = datetime.fromtimestamp(max(item.received_us for item in items) / 1e6, UTC)
+    origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW, read=len(items)))
+    erased = run.vault.entombed(sorted({subject for item in items for subject in item.subjects}))
+    rows = [
+        {
+            "row": 0,
+            "reason": item.reason if item.reason in REASONS else "not_json",
+            "detail": f"received {datetime.fromtimestamp(item.received_us / 1e6, UTC).isoformat()}",
+            "raw": (item.payload or b"").decode("utf-8", "backslashreplace"),
+            "subject": item.subjects[0] if item.subjects else None,
+            "message_id": _message_id(item.payload),
+            "is_erased": not erased.isdisjoint(item.subjects),
+        }
+        for item in items
+    ]
+    run.keep(pa.Table.from_pylist(rows, schema=staging.REFUSED), origin)
+
+
+def _message_id(payload: bytes | None) -> str | None:
+    try:
+        call = json.loads(payload or b"")
+    except ValueError:
+        return None
+    found = call.get("messageId") if isinstance(call, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _text(payload: bytes) -> str | None:
+    try:
+        return payload.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _whole(event: Logged) -> int:
+    if not isinstance(event.position, int):
+        raise TypeError(f"ingest: positions of the log are whole numbers, this is a {type(event.position).__name__}")
+    return event.position
+
+
+def _written(positions: Iterable[int], parked: Iterable[int]) -> str:
+    """Positions as ranges, and the last id of what was set aside: "1-500,502-600 p17"."""
+    ranges: list[list[int]] = []
+    for position in sorted(positions):
+        if ranges and position == ranges[-1][1] + 1:
+            ranges[-1][1] = position
+        else:
+            ranges.append([position, position])
+    return ",".join(f"{first}-{last}" for first, last in ranges) + f" p{max(parked, default=0)}"
+
+
+def _drained(home: Path) -> tuple[list[tuple[int, int]], int]:
+    """The reverse, of the last runs over the log: the positions that the last one applied, and the last id of what was set aside."""
+    told = [text for text in tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text]
+    ranges = [(int(first), int(last)) for text in told[-1:] for first, last in re.findall(r"(\d+)-(\d+)", text)]
+    return ranges, max((int(text.rsplit("p", 1)[1]) for text in told), default=0)
+
+
+def _is_within(position: object, ranges: Sequence[tuple[int, int]]) -> bool:
+    return isinstance(position, int) and any(first <= position <= last for first, last in ranges)

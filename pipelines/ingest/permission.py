@@ -1,0 +1,169 @@
+"""What people said about the use of their data, and what their sources declared -> which lines may be stored.
+
+In: `owned` and `old_owned`, the statements among the staged rows, and those of the home. Out: `consents`, `kept_consents`, `dropped`
+and `refused_lines`. A source without a declared basis lives on its people's own statements alone: what another source declared is not for
+it. A refusal that arrives late takes out the stored events that came after it, but none that carried its own permission.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import duckdb
+
+from pipelines import consent
+from pipelines.ingest.people import assigned_sql
+from pipelines.ingest.staging import own_id_sql
+from pipelines.settings import ConsentSettings
+
+_COLUMNS = "customer_id, identifier, purpose, is_allowed, basis, source, policy_version, evidence, event_timestamp, created_timestamp"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """The declared legal basis of a source: its text and the purposes that it covers."""
+
+    text: str
+    purposes: tuple[str, ...]
+
+
+def speaking_sources(db: duckdb.DuckDBPyConnection) -> frozenset[int]:
+    """The sources whose people say themselves what may be done: now, or ever before."""
+    said = db.sql(
+        f"""SELECT source_no FROM staged WHERE is_good AND consent IS NOT NULL
+        UNION SELECT source_no FROM old_consents JOIN sources USING (source) WHERE basis = '{consent.STATED}'"""
+    )
+    return frozenset(source_no for (source_no,) in said.fetchall())
+
+
+def carry_consent(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None], settings: ConsentSettings) -> None:
+    """Create the relations of the module's first lines; customers, identifiers and sources in them are numbers.
+
+    consents: one row per change of an identifier's word. kept_consents: and the last refusal of each run of them, so that no late
+    permission from before it outlives it. dropped: origin, row of what may not be stored. refused_lines: place of what may no longer be.
+    `bases`: of the sources of this run.
+    """
+    _hear(db, settings)
+    for source_no, basis in bases.items():
+        if basis is not None:
+            _declare(db, source_no, basis)
+    db.execute(
+        f"""
+        CREATE TABLE told_once AS
+            SELECT {_COLUMNS} FROM statements SEMI JOIN (
+                SELECT identifier, purpose, basis FROM statements GROUP BY ALL HAVING count(*) = 1) once USING (identifier, purpose, basis);
+        CREATE VIEW told_often AS FROM statements ANTI JOIN told_once USING (identifier, purpose, basis);
+        CREATE TABLE consents AS
+            SELECT {_COLUMNS} FROM ({consent.changes_sql("told_often")}) UNION ALL SELECT {_COLUMNS} FROM told_once;
+        INSERT INTO consents {_turns_sql()};
+        CREATE TABLE kept_consents AS SELECT {_COLUMNS} FROM consents UNION ALL SELECT {_COLUMNS} FROM ({_closing_sql()});
+        CREATE VIEW judged AS SELECT place, origin, row, source_no, customer AS customer_id, event_timestamp FROM owned;
+        CREATE VIEW old_judged AS SELECT place, customer AS customer_id, event_timestamp FROM old_owned;
+        """
+    ).fetchall()
+    _judge(db, bases, settings.stored_for)
+
+
+def _hear(db: duckdb.DuckDBPyConnection, settings: ConsentSettings) -> None:
+    """Create `statements`: those among the fresh rows and those of the home, without repetitions.
+
+    Of people who said both yes and no also the repetitions, the stored events' among them: what comes late may lie between two.
+    """
+    version = f"coalesce(policy_version, {_literal(settings.policy_version)}) AS policy_version"
+    is_refusing = (
+        "len(list_filter(CAST(json_extract(TRY_CAST(consent AS JSON), '$.*') AS VARCHAR[]), lambda said: said IS DISTINCT FROM 'true')) > 0"
+    )
+    db.execute(
+        f"""
+        CREATE TABLE said AS
+            SELECT customer AS customer_id, owned.who_no AS identifier, owned.source_no AS source, {own_id_sql()} AS message_id, {version},
+                consent, owned.event_timestamp, owned.created_timestamp
+            FROM owned JOIN staged USING (place) WHERE consent IS NOT NULL AND owned.line = 0;
+        CREATE TABLE statements AS {consent.statements_sql("said")};
+        CREATE TABLE last_said AS SELECT * FROM said QUALIFY (consent, policy_version) IS DISTINCT FROM
+            lead((consent, policy_version)) OVER (
+                PARTITION BY identifier ORDER BY event_timestamp, created_timestamp, consent, message_id);
+        DELETE FROM last_said WHERE NOT ({is_refusing});
+        INSERT INTO statements {consent.statements_sql("last_said")};
+        INSERT INTO statements BY NAME
+            SELECT customer AS customer_id, who_no AS identifier, purpose, is_allowed, basis, source_no AS source, policy_version, evidence,
+                event_timestamp, greatest(created_timestamp, linked_timestamp) AS created_timestamp
+            FROM ({assigned_sql(db, "old_said")}) WHERE customer IS NOT NULL;
+        CREATE TABLE wavering AS SELECT DISTINCT customer_id FROM (
+            SELECT customer_id FROM statements WHERE basis = '{consent.STATED}' GROUP BY customer_id, purpose
+            HAVING bool_or(is_allowed) AND NOT bool_and(is_allowed));
+        CREATE TABLE said_ever AS
+            SELECT row_number() OVER () AS number, * FROM (
+                SELECT * FROM said SEMI JOIN wavering USING (customer_id)
+                UNION ALL SELECT customer, old_owned.who_no, old_owned.source_no, event_id, NULL, consent, old_owned.event_timestamp,
+                    old_owned.created_timestamp
+                FROM (SELECT * FROM old_owned SEMI JOIN wavering ON customer = wavering.customer_id) old_owned
+                JOIN old_lines USING (place) WHERE consent IS NOT NULL);
+        CREATE VIEW said_each AS SELECT * REPLACE (number AS identifier) FROM said_ever;  -- none is the repetition of another
+        INSERT INTO statements BY NAME
+            SELECT words.* REPLACE (said_ever.identifier AS identifier) FROM ({consent.statements_sql("said_each")}) words
+            JOIN said_ever ON said_ever.number = words.identifier;
+        """
+    ).fetchall()
+
+
+def _declare(db: duckdb.DuckDBPyConnection, source_no: int, basis: Basis) -> None:
+    purposes = ", ".join(_literal(purpose) for purpose in basis.purposes)
+    db.execute(
+        f"""INSERT INTO statements BY NAME
+        SELECT customer AS customer_id, who_no AS identifier, unnest([{purposes}]) AS purpose, true AS is_allowed,
+            {_literal(consent.DECLARED + basis.text)} AS basis, source_no AS source, NULL AS policy_version, NULL AS evidence,
+            min(event_timestamp) AS event_timestamp, min(created_timestamp) AS created_timestamp
+        FROM owned WHERE source_no = {source_no} GROUP BY customer, who_no, source_no"""
+    ).fetchall()
+
+
+def _turns_sql() -> str:
+    """SQL: where a person's word changed though none of their identifiers changed its own; not those that are in `consents`."""
+    return f"""
+        SELECT {_COLUMNS} FROM (
+            SELECT * FROM statements SEMI JOIN wavering USING (customer_id) WHERE basis = '{consent.STATED}'
+            QUALIFY row_number() OVER (
+                PARTITION BY identifier, purpose, event_timestamp ORDER BY is_allowed, created_timestamp, evidence) = 1) told
+        ANTI JOIN consents USING (identifier, purpose, basis, event_timestamp)
+        WHERE (customer_id, purpose, identifier, event_timestamp) IN (
+            SELECT (customer_id, purpose, identifier, event_timestamp) FROM statements SEMI JOIN wavering USING (customer_id)
+            WHERE basis = '{consent.STATED}'
+            QUALIFY is_allowed IS DISTINCT FROM lag(is_allowed) OVER (
+                PARTITION BY customer_id, purpose ORDER BY event_timestamp, is_allowed, identifier))"""
+
+
+def _closing_sql() -> str:
+    """SQL: of each run of refusals of one identifier for one purpose, the last one, unless it is the first."""
+    same = " AND ".join(f"told.{name} = began.{name}" for name in ("identifier", "purpose", "basis"))
+    return f"""
+        SELECT told.*, began.event_timestamp AS began_at
+        FROM (SELECT * FROM statements WHERE basis = '{consent.STATED}' AND NOT is_allowed) told
+        ASOF JOIN consents began ON {same} AND told.event_timestamp >= began.event_timestamp
+        WHERE NOT began.is_allowed AND told.event_timestamp > began.event_timestamp
+        QUALIFY row_number() OVER (
+            PARTITION BY told.identifier, told.purpose, began.event_timestamp
+            ORDER BY told.event_timestamp DESC, told.created_timestamp, told.evidence) = 1"""
+
+
+def _judge(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None], purposes: tuple[str, ...]) -> None:
+    """Create `dropped` and `refused_lines`. Where nobody ever said a word, declarations alone decide."""
+    verdicts = ["SELECT origin, row FROM judged WHERE false"]
+    is_spoken = bool(db.sql(f"SELECT 1 FROM consents WHERE basis = '{consent.STATED}' LIMIT 1").fetchall())
+    for source_no, basis in bases.items():
+        part = f"(SELECT * FROM judged WHERE source_no = {source_no})"
+        if is_spoken:
+            allowed = consent.allowed_sql(part, "consents", purpose=purposes, is_stated=basis is None)
+            verdicts.append(f"SELECT origin, row FROM ({allowed}) WHERE NOT is_allowed")
+        elif basis is None or not set(purposes) & set(basis.purposes):
+            verdicts.append(f"SELECT origin, row FROM {part}")
+    refused = consent.refused_sql("old_judged", "consents", purpose=purposes) if is_spoken else "SELECT place FROM old_judged WHERE false"
+    db.execute(
+        f"""
+        CREATE TABLE dropped AS SELECT DISTINCT origin, row FROM ({" UNION ALL ".join(verdicts)});
+        CREATE TABLE refused_lines AS SELECT place FROM ({refused});
+        """
+    ).fetchall()
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,136 @@
+"""The OpenAPI description of what the gateway answers itself and BentoML therefore does not describe: collection, and people.
+
+In: a document. Out: the same with their paths and bodies. Describes; decides nothing.
+"""
+
+from typing import Any
+
+from serving.access import ERASURE, EXPORT, PIXEL, PROFILE
+
+_TEXT: dict[str, Any] = {"type": "string"}
+_OBJECT: dict[str, Any] = {"type": "object"}
+_TIME: dict[str, Any] = {"type": "string", "format": "date-time"}
+_COMMON: dict[str, Any] = {
+    "userId": {**_TEXT, "description": "the shop's own id; this or anonymousId is expected"},
+    "anonymousId": {**_TEXT, "description": "the device's id"},
+    "messageId": {**_TEXT, "description": "idempotency key: an event is kept once for each source; made where absent"},
+    "timestamp": {**_TIME, "description": "when it happened, by the sender's clock; the receipt where absent"},
+    "sentAt": {**_TIME, "description": "when it was sent, by the same clock; corrects it"},
+    "context": {**_OBJECT, "description": "consent.categoryPreferences says what the data may be used for"},
+    "integrations": _OBJECT,
+    "writeKey": {**_TEXT, "description": "for senders that can set no header"},
+}
+_OWN: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "track": ("What somebody did.", ["event"], {"event": _TEXT, "properties": _OBJECT}),
+    "identify": ("Who somebody is.", [], {"traits": _OBJECT}),
+    "page": ("A page that somebody saw.", [], {"name": _TEXT, "category": _TEXT, "properties": _OBJECT}),
+    "screen": ("A screen of an app that somebody saw.", [], {"name": _TEXT, "category": _TEXT, "properties": _OBJECT}),
+    "group": ("A group that somebody belongs to.", ["groupId"], {"groupId": _TEXT, "traits": _OBJECT}),
+    "alias": ("Two ids of one person.", ["previousId", "userId"], {"previousId": _TEXT}),
+}
+_CODES = {
+    "400": "not a call; `field` names what is wrong",
+    "401": "no valid write key",
+    "403": "a key that may not collect",
+    "408": "the body did not come in time",
+    "413": "too large: an event, a body (also once unpacked), or too many events",
+    "415": "a content encoding other than gzip",
+    "429": "this source sends more than it may; Retry-After says when to go on",
+    "503": "too many events wait, or the log cannot be written; send them again",
+    "507": "the disk is full; send them again later",
+}
+_SUCCESS = {"type": "object", "required": ["success"], "properties": {"success": {"type": "boolean", "enum": [True]}}}
+_SECURITY: list[dict[str, list[str]]] = [{"writeKey": []}, {"key": []}]
+
+
+def describe_collection(document: dict[str, Any]) -> None:
+    """Add the paths of collection. Expects the schema `Refusal` among the document's components."""
+    components = document["components"]
+    components["securitySchemes"]["writeKey"] = {"type": "http", "scheme": "basic", "description": "a write key as the user name"}
+    for kind, (about, needs, own) in _OWN.items():
+        components["schemas"][kind.title()] = {"type": "object", "description": about, "required": needs, "properties": own | _COMMON}
+    components["schemas"]["Batch"] = _batch()
+    for kind in (*_OWN, "batch"):
+        document["paths"][f"/v1/{kind}"] = {"post": _operation(kind)}
+    document["paths"][PIXEL] = {"get": _pixel()}
+
+
+def describe_people(document: dict[str, Any]) -> None:
+    """Add the paths of one person, for the role admin. Expects the schema `Refusal` among the document's components."""
+    done = {"200": "as JSON", "202": "not done yet: ask again with the `request_id` of the answer"}
+    again = [{"name": "request_id", "in": "query", "schema": _TEXT, "description": "of a 202, to ask for what was not done then"}]
+    paths = document["paths"]
+    shown = "Who somebody is: masked names, consent, traits, newest features with their age, scores."
+    profile = _about_person("profile", shown, {"200": done["200"]})
+    paths[PROFILE] = {"get": profile, "delete": _about_person("erase", "Forget somebody everywhere; the signed receipt.", done)}
+    paths[EXPORT] = {"get": _about_person("export", "Everything that is held about somebody.", done, again)}
+    paths[ERASURE] = {"get": _about_person("erasure", "The receipt of an erasure that took longer than its caller waited.", done, again)}
+
+
+def _about_person(name: str, about: str, done: dict[str, str], more: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    who = {"name": "customer_id", "in": "path", "required": True, "schema": _TEXT, "description": "or a user id, or an address"}
+    codes = {
+        "401": "no valid key",
+        "403": "a key of a lesser role",
+        "404": "nobody is known under this name, or no such request",
+        "429": "too many such requests wait",
+        "503": "the worker beside the service is not running",
+    }
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    return {
+        "tags": ["People"],
+        "summary": about,
+        "operationId": name,
+        "security": [{"key": []}],
+        "parameters": [who, *(more or [])],
+        "responses": {
+            **{code: {"description": text, "content": {"application/json": {"schema": _OBJECT}}} for code, text in done.items()},
+            **{code: {"description": text, "content": body} for code, text in codes.items()},
+        },
+    }
+
+
+def _batch() -> dict[str, Any]:
+    kinds = {"type": {"type": "string", "enum": list(_OWN)}}
+    call = {"allOf": [{"oneOf": [{"$ref": f"#/components/schemas/{kind.title()}"} for kind in _OWN]}, {"properties": kinds}]}
+    shared = {name: _COMMON[name] for name in ("context", "integrations", "sentAt", "writeKey")}
+    properties = {"batch": {"type": "array", "items": {**call, "required": ["type"]}}, **shared}
+    return {"type": "object", "required": ["batch"], "properties": properties}
+
+
+def _operation(kind: str) -> dict[str, Any]:
+    about = _OWN[kind][0] if kind in _OWN else "Calls of any kind; the good ones are kept, each bad one is set aside with its reason."
+    schema = {"schema": {"$ref": f"#/components/schemas/{kind.title()}"}}
+    return {
+        "tags": ["Collection"],
+        "summary": about,
+        "description": "As the Segment HTTP API. JSON under any content type, also in gzip; 200 once every event is on disk.",
+        "operationId": f"collect_{kind}",
+        "security": _SECURITY,
+        "requestBody": {"required": True, "content": {"application/json": schema, "text/plain": schema}},
+        "responses": {"200": {"description": "kept", "content": {"application/json": {"schema": _SUCCESS}}}, **_refusals()},
+    }
+
+
+def _pixel() -> dict[str, Any]:
+    about = {
+        "data": "one call as JSON in base64url; or its fields one by one",
+        "writeKey": "the key of the source",
+        "type": "the call; `track` with an event, else `page`",
+        "event": "",
+        "userId": "",
+        "anonymousId": "",
+    }
+    return {
+        "tags": ["Collection"],
+        "summary": "One call as the address of an image, for mails and pages without scripts; other parameters are properties.",
+        "operationId": "collect_pixel",
+        "security": [],
+        "parameters": [{"name": name, "in": "query", "schema": _TEXT, "description": text} for name, text in about.items()],
+        "responses": {"200": {"description": "kept; a transparent image", "content": {"image/gif": {}}}, **_refusals()},
+    }
+
+
+def _refusals() -> dict[str, Any]:
+    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
+    return {code: {"description": about, "content": body} for code, about in _CODES.items()}

@@ -1,0 +1,214 @@
+"""Links one by one against the same links at once."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from pipelines import identity, tables
+from pipelines.identity.online import Linked, Online
+from pipelines.vault import open_vault
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+COLUMNS = ["identifier", "customer_id", "event_timestamp", "created_timestamp"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A sighting at an hour, known some hours later."""
+
+    subjects: tuple[str, ...]
+    hour: int
+    known: int
+
+    @property
+    def event_us(self) -> int:
+        return int((START + timedelta(hours=self.hour)).timestamp()) * 1_000_000
+
+    @property
+    def received_us(self) -> int:
+        return int((START + timedelta(hours=self.known)).timestamp()) * 1_000_000
+
+
+def seen(*subjects: str, hour: int = 0, known: int | None = None) -> Seen:
+    return Seen(subjects, hour, hour if known is None else known)
+
+
+def links(sightings: list[Seen]) -> pd.DataFrame:
+    rows = []
+    for sighting in sightings:
+        row: dict[str, object] = dict.fromkeys(identity.LINK_COLUMNS)
+        for name in sighting.subjects:
+            kind, _, value = name.partition(":")
+            row[kind] = name if kind in ("email", "phone") else value
+        times = {"event_timestamp": sighting.event_us, "created_timestamp": sighting.received_us}
+        rows.append(row | {name: pd.Timestamp(at, unit="us", tz="UTC") for name, at in times.items()})
+    return pd.DataFrame(rows, columns=list(identity.LINK_COLUMNS))
+
+
+def edges(*rows: tuple[str, str, str, int]) -> pd.DataFrame:
+    made = [
+        {
+            "link_id": identity.link_id(one, other),
+            "left": min(one, other),
+            "right": max(one, other),
+            "kind": "probabilistic",
+            "state": state,
+            "weight": 1.0,
+            "evidence": "{}",
+            "decided_by": None,
+            "created_timestamp": pd.Timestamp(START + timedelta(hours=hour)),
+        }
+        for one, other, state, hour in rows
+    ]
+    return pd.DataFrame(made, columns=tables.IDENTITY_EDGES.schema.names)
+
+
+def publish(home: Path, sightings: list[Seen], *, joined: pd.DataFrame | None = None, held: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What an ingest leaves behind."""
+    resolved = identity.resolve(links(sightings), edges=joined, held=held)
+    tables.write(home, tables.IDENTITY_LINKS, links(sightings))
+    tables.write(home, tables.IDENTITIES, resolved)
+    if joined is not None and len(joined):
+        tables.write(home, tables.IDENTITY_EDGES, joined)
+    return resolved
+
+
+def frame(rows: list[Linked]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["identifier", "event_timestamp"]).reset_index(drop=True)
+
+
+def assert_same(online: Online, batch: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(frame(online.identities()), batch, check_dtype=False)
+
+
+@pytest.fixture
+def online(tmp_path: Path) -> Iterator[Online]:
+    with closing(Online(tmp_path)) as made:
+        yield made
+
+
+def owners(linked: list[Linked]) -> dict[str, str]:
+    return {row.identifier: row.customer_id for row in linked}
+
+
+def test_a_visitors_history_is_the_customers_the_moment_they_log_in(online: Online) -> None:
+    visitor = owners(online.link([seen("anonymous_id:a", hour=0)]))["anonymous_id:a"]
+    assert owners(online.link([seen("user_id:u", "anonymous_id:a", hour=2)])) == {"user_id:u": visitor}
+    assert online.customer("user_id:u") == visitor
+    assert online.customer("user_id:nobody") is None
+
+
+def test_a_merge_tells_everybody_whose_customer_changed(online: Online) -> None:
+    online.link([seen("user_id:u", "anonymous_id:a"), seen("user_id:v", "email:e", "anonymous_id:b", hour=1)])
+    linked = owners(online.link([seen("user_id:u", "email:e", hour=3)]))
+    assert set(linked) == {"user_id:v", "email:e", "anonymous_id:b"}
+    assert set(linked.values()) == {online.customer("user_id:u")}
+
+
+def test_what_is_known_already_links_nothing_and_is_not_kept(online: Online) -> None:
+    online.link([seen("user_id:u", "anonymous_id:a", hour=0)])
+    before = online._db.execute("SELECT count(*) FROM sightings").fetchone()
+    assert online.link([seen("user_id:u", "anonymous_id:a", hour=hour) for hour in range(1, 9)]) == []
+    assert online._db.execute("SELECT count(*) FROM sightings").fetchone() == before
+    # The control: a login of somebody else in between makes the next one count.
+    online.link([seen("user_id:v", "anonymous_id:a", hour=20), seen("user_id:u", "anonymous_id:a", hour=21)])
+    assert online._db.execute("SELECT count(*) FROM sightings").fetchone() == (before[0] + 2,)
+
+
+def test_a_shared_device_belongs_to_the_latest_login_and_each_time_to_its_own(online: Online) -> None:
+    online.link([seen("anonymous_id:tv"), seen("user_id:ann", "anonymous_id:tv", hour=2)])
+    told = online.link([seen("user_id:bob", "anonymous_id:tv", hour=5)])
+    assert [row.customer_id for row in told if row.identifier == "anonymous_id:tv"][-1] == online.customer("user_id:bob")
+    for hour, whose in ((0, "ann"), (4, "ann"), (5, "bob"), (9, "bob")):
+        assert online.customer("anonymous_id:tv", at=START + timedelta(hours=hour)) == online.customer(f"user_id:{whose}")
+
+
+NAMES = {
+    "user_id": ["u", "v", "w", "x", "y", "z"],
+    "email": ["1", "2"],
+    "phone": ["5", "6"],
+    "anonymous_id": ["a", "b", "c"],
+}
+SIGHTINGS = st.builds(
+    lambda names, hour, late: Seen(tuple(name for name in names if name), hour, hour + late),
+    st.tuples(*(st.sampled_from([None, *(f"{kind}:{name}" for name in names)]) for kind, names in NAMES.items())),
+    st.integers(0, 20),
+    st.sampled_from([0, 0, 3, 15]),
+).filter(lambda sighting: sighting.subjects)
+EVERYBODY = [f"{kind}:{name}" for kind, names in NAMES.items() for name in names]
+EDGES = st.lists(
+    st.tuples(st.sampled_from(EVERYBODY), st.sampled_from(EVERYBODY), st.sampled_from(["link", "cut"]), st.integers(0, 20)), max_size=3
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(st.lists(st.lists(SIGHTINGS, min_size=1, max_size=5), min_size=1, max_size=5), st.lists(SIGHTINGS, max_size=6), EDGES)
+def test_links_one_by_one_are_those_of_the_batch_over_all(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[Seen]], stored: list[Seen], drawn: list[tuple[str, str, str, int]]
+) -> None:
+    """From what an ingest left, with what was held then; after every batch, and what is told is just what is different."""
+    home = tmp_path_factory.mktemp("home")
+    joined = edges(*((one, other, state, hour) for one, other, state, hour in drawn if one != other)).drop_duplicates(["left", "right"])
+    held, so_far = publish(home, stored, joined=joined), list(stored)
+    with closing(Online(home)) as online:
+        for batch in batches:
+            so_far += batch
+            told = online.link(batch)
+            batched = identity.resolve(links(so_far), edges=joined, held=held)
+            assert_same(online, batched)
+            now = batched.groupby("identifier")["customer_id"].agg(list)
+            before = held.groupby("identifier")["customer_id"].agg(list)
+            assert {name for name in now.index if name not in before or now[name] != before[name]} <= {row.identifier for row in told}
+            theirs = batched[batched["identifier"].isin([row.identifier for row in told])].reset_index(drop=True)
+            pd.testing.assert_frame_equal(frame(told), theirs, check_dtype=False)
+            held = batched
+
+
+def test_after_an_ingest_the_tables_hold_and_what_came_since_is_linked_on_top(tmp_path: Path) -> None:
+    with closing(Online(tmp_path)) as online:
+        online.link([seen("user_id:u", "anonymous_id:a"), seen("user_id:v", "anonymous_id:a", hour=1)])
+        assert online.refresh() is False
+        stored = [seen("user_id:u", "anonymous_id:a"), seen("user_id:w", hour=1)]
+        publish(tmp_path, stored, joined=edges(("user_id:u", "user_id:w", "link", 4)))
+        assert online.refresh() is True
+        assert online.customer("user_id:u") == online.customer("user_id:w")
+        assert online.customer("user_id:v") is not None  # was not in that ingest, and is not lost
+        assert online.refresh() is False
+        online.refresh(drained=START + timedelta(days=1))  # an ingest of all: what it did not store may not be kept
+        assert online.customer("user_id:v") is None
+    with closing(Online(tmp_path)) as again:
+        assert again.customer("user_id:u") == again.customer("user_id:w")
+
+
+def test_a_cut_of_the_ingest_holds_online(tmp_path: Path) -> None:
+    stored = [seen("user_id:u", "email:1"), seen("user_id:v", "email:1", hour=1)]
+    publish(tmp_path, stored, joined=edges(("user_id:v", "email:1", "cut", 2)))
+    with closing(Online(tmp_path)) as online:
+        online.link([seen("user_id:v", "email:1", hour=hour) for hour in (3, 4)])
+        assert online.customer("user_id:v") != online.customer("user_id:u")
+
+
+def test_forgotten_people_leave_no_byte(tmp_path: Path) -> None:
+    with closing(Online(tmp_path)) as online:
+        online.link([seen("user_id:secretuser", "anonymous_id:a"), seen("user_id:v", "anonymous_id:b", hour=1)])
+        held = b"".join(path.read_bytes() for path in (tmp_path / "identity").iterdir())
+        assert b"secretuser" in held
+        assert online.forget(["user_id:secretuser", "anonymous_id:a"]) > 0
+        held = b"".join(path.read_bytes() for path in (tmp_path / "identity").iterdir())
+        assert b"secretuser" not in held
+        assert online.customer("user_id:v") is not None
+
+
+def test_an_erased_person_is_not_taken_in_again(tmp_path: Path) -> None:
+    with closing(open_vault(tmp_path)) as vault, closing(Online(tmp_path, vault=vault)) as online:
+        ann, device = vault.pseudonym("user_id", "ann"), vault.pseudonym("anonymous_id", "d")
+        vault.entomb([ann], erased_us=1, receipt="r")
+        assert {row.identifier for row in online.link([seen(ann, device), seen(device, hour=1)])} == {device}
+        assert online.customer(ann) is None

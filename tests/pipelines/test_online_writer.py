@@ -1,0 +1,282 @@
+"""Rows written directly, held against Feast: what it writes, and what it reads."""
+
+import random
+import shutil
+import sqlite3
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import features, tables
+from pipelines.errors import StoreError
+from pipelines.online_writer import OnlineWriter, Row, encode_value, erase, key_encoder, table_of
+
+NOW = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+NOW_US = int(NOW.timestamp() * 1e6)
+SECOND = 1_000_000
+VALUES = st.none() | st.booleans() | st.text(max_size=300) | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    home = tmp_path_factory.mktemp("applied")
+    features.apply(home)
+    return home
+
+
+@pytest.fixture
+def home(applied, tmp_path):
+    shutil.copytree(applied / "feature_store", tmp_path / "feature_store")
+    return tmp_path
+
+
+@pytest.fixture
+def online(home):
+    with closing(OnlineWriter(home)) as writer:
+        yield writer
+
+
+def write(online, *rows, view="customer_consent"):
+    with online.transaction():
+        return online.write(view, rows)
+
+
+def write_one_by_one(online, rows):
+    with online.transaction():
+        for row in rows:
+            online.write("customer_consent", [row])
+
+
+def consent(key, allowed, at_us, known_us=None):
+    return Row(key, {"is_personalization_allowed": allowed}, event_us=at_us, created_us=known_us)
+
+
+def stored(home, view):
+    with closing(sqlite3.connect(home / "feature_store" / "online.db")) as db:
+        columns = "entity_key, feature_name, value, value_text, vector_value, event_ts"
+        return db.execute(f'SELECT {columns} FROM "{table_of(view)}" ORDER BY 1, 2').fetchall()
+
+
+def through_feast(home, view, feature, key, join_key="customer_id"):
+    answer = features.store(home).get_online_features([f"{view}:{feature}"], [{join_key: key}])
+    return answer.to_dict()[feature][0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(value=VALUES)
+def test_value_is_the_bytes_that_feast_makes_of_it(value):
+    from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+    fields = {bool: "bool_val", str: "string_val", int: "int64_val", float: "double_val"}
+    message = Proto() if value is None else Proto(**{fields[type(value)]: value})
+    assert encode_value(value) == message.SerializeToString()
+
+
+@settings(max_examples=50, deadline=None)
+@given(join_key=st.text(min_size=1, max_size=20), key=st.text(max_size=40))
+def test_key_is_the_bytes_that_feast_makes_of_it(join_key, key):
+    from feast.infra.key_encoding_utils import serialize_entity_key
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.protos.feast.types.Value_pb2 import Value as Proto
+
+    entity = EntityKey(join_keys=[join_key], entity_values=[Proto(string_val=key)])
+    assert key_encoder(join_key)(key) == serialize_entity_key(entity, entity_key_serialization_version=3)
+
+
+ROWS = {
+    "customer_scores": [
+        ("c1", {"churn_probability": 0.25, "churn_version": "7", "intent_probability": None, "intent_version": None}),
+        ("zürich 🛒", {"churn_probability": 1.0, "churn_version": "", "intent_probability": 0.5, "intent_version": "x" * 200}),
+    ],
+    "customer_consent": [("c1", {"is_personalization_allowed": True}), ("c2", {"is_personalization_allowed": False})],
+    "customer_session": [("c1", {"session_events": 3, "session_cart_cents": -5, "session_started_at": NOW_US})],
+}
+
+
+@pytest.mark.parametrize("view", ROWS)
+def test_rows_are_byte_for_byte_what_feast_writes(home, tmp_path, online, view):
+    import pandas as pd
+
+    write(online, *(Row(key, values, event_us=NOW_US) for key, values in ROWS[view]), view=view)
+    mine = stored(home, view)
+    with online.transaction():
+        online.remove(view, [key for key, _ in ROWS[view]])
+    assert stored(home, view) == []
+    store = features.store(home)
+    names = [field.name for field in store.get_feature_view(view).features]
+    kinds = {field.name: str(field.dtype) for field in store.get_feature_view(view).features}
+    pandas = {"Int64": "Int64", "Float64": "float64", "String": "object", "Bool": "bool"}
+    frame = pd.DataFrame([{"customer_id": key, "event_timestamp": NOW} | values for key, values in ROWS[view]])
+    frame = frame.reindex(columns=["customer_id", "event_timestamp", *names]).astype({n: pandas[kinds[n]] for n in names})
+    store.write_to_online_store(view, frame)
+    given_names = set(ROWS[view][0][1])
+    theirs = [row for row in stored(home, view) if row[1] in given_names]
+    assert [row[:3] + row[4:] for row in mine] == [row[:3] + row[4:] for row in theirs]
+    assert [row[3] for row in mine] == [row[3] for row in theirs]
+
+
+def test_row_is_read_back_by_feast(home, online):
+    write(online, consent("c1", True, NOW_US), consent("c2", False, NOW_US))
+    found = [through_feast(home, "customer_consent", "is_personalization_allowed", key) for key in ("c1", "c2", "c3")]
+    assert found == [True, False, None]
+
+
+@pytest.mark.parametrize("apart_us", [3_600 * SECOND, SECOND, 1_000, 1])  # Feast itself keeps whole seconds
+@pytest.mark.parametrize("is_late", [False, True])
+def test_newer_wins_whatever_the_order_of_arrival(home, online, apart_us, is_late):
+    rows = [consent("c1", True, NOW_US), consent("c1", False, NOW_US + apart_us)]
+    for row in reversed(rows) if is_late else rows:
+        write(online, row)
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is False
+
+
+def test_feasts_own_writer_lets_the_older_win(home):
+    """The control: without the guard the same rows end the other way."""
+    import pandas as pd
+
+    store = features.store(home)
+    for allowed, at in ((False, NOW + timedelta(hours=1)), (True, NOW)):
+        frame = pd.DataFrame({"customer_id": ["c1"], "event_timestamp": [at], "is_personalization_allowed": [allowed]})
+        store.write_to_online_store("customer_consent", frame)
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
+
+
+def test_of_two_rows_of_one_instant_the_one_known_later_wins_and_the_same_row_again_changes_nothing(home, online):
+    later, sooner = consent("c1", False, NOW_US, NOW_US + 10), consent("c1", True, NOW_US, NOW_US + 5)
+    assert write(online, later) == 1
+    assert write(online, sooner) == 0
+    before = stored(home, "customer_consent")
+    assert write(online, later) == 1
+    assert stored(home, "customer_consent") == before
+
+
+def test_threads_that_race_leave_the_newest_of_each_key(home):
+    rows = [consent(f"c{n % 5}", n % 2 == 0, NOW_US + n) for n in range(200)]
+    random.Random(3).shuffle(rows)
+
+    def write_some(part):
+        with closing(OnlineWriter(home)) as mine:
+            for row in part:
+                write(mine, row)
+
+    threads = [threading.Thread(target=write_some, args=(rows[start::4],)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for key in range(5):
+        newest = max(n for n in range(200) if n % 5 == key)
+        assert through_feast(home, "customer_consent", "is_personalization_allowed", f"c{key}") is (newest % 2 == 0)
+
+
+def test_transaction_that_fails_leaves_nothing(home, online):
+    half = [consent("c1", True, NOW_US), Row("c2", {"is_personalization_allowed": True}, event_us="never")]
+    with pytest.raises(TypeError):
+        write_one_by_one(online, half)
+    assert stored(home, "customer_consent") == []
+    assert write(online, consent("c1", True, NOW_US)) == 1
+
+
+def test_missing_store_is_not_made_and_a_replaced_one_is_followed(home, online, tmp_path):
+    write(online, consent("c1", True, NOW_US))
+    path = home / "feature_store" / "online.db"
+    (home / "feature_store").rename(tmp_path / "aside")
+    with pytest.raises(StoreError, match="features apply"), online.transaction():
+        pass
+    assert not path.exists()
+    shutil.copytree(tmp_path / "aside", home / "feature_store")
+    write(online, consent("c2", True, NOW_US))
+    assert len(stored(home, "customer_consent")) == 2
+
+
+def test_identifiers_of_a_customer_are_found_from_the_view(online):
+    with online.transaction():
+        rows = [Row(f"user_id:{n}", {"customer_id": f"c{n % 2}"}, event_us=NOW_US) for n in range(4)]
+        online.write("identifier_customer", rows, join_key="identifier")
+        found = online.identifiers_of(["c0", "c1", "nobody"])
+    assert {customer: sorted(names) for customer, names in found.items()} == {
+        "c0": ["user_id:0", "user_id:2"],
+        "c1": ["user_id:1", "user_id:3"],
+        "nobody": [],
+    }
+
+
+def test_erased_person_leaves_no_byte(home, online):
+    with online.transaction():
+        online.write("identifier_customer", [Row("user_id:feed", {"customer_id": "c0badc0de"}, event_us=NOW_US)], join_key="identifier")
+        online.write("customer_consent", [consent("c0badc0de", True, NOW_US), consent("c1", True, NOW_US)])
+    files = list((home / "feature_store").glob("online.db*"))
+    assert any(b"c0badc0de" in path.read_bytes() for path in files)
+    assert erase(home, identifiers=["user_id:feed"], customers=["c0badc0de"]) == 2
+    for path in (home / "feature_store").glob("online.db*"):
+        assert b"c0badc0de" not in path.read_bytes()
+        assert b"user_id:feed" not in path.read_bytes()
+    assert len(stored(home, "customer_consent")) == 1
+
+
+# -- the batch load ----------------------------------------------------------------------------------------------------
+
+
+def table(home, declared, rows):
+    tables.write(home, declared, pa.Table.from_pylist([dict.fromkeys(declared.schema.names) | row for row in rows], declared.schema))
+
+
+def test_load_never_puts_an_older_consent_over_what_the_stream_wrote(home, online):
+    table(home, tables.CUSTOMER_CONSENT, [{"customer_id": "c1", "event_timestamp": NOW, "is_personalization_allowed": True}])
+    write(online, consent("c1", False, NOW_US + 1), consent("c2", True, NOW_US))
+    features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is False  # withdrawn since
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c2") is True  # no table knows them yet
+    table(
+        home,
+        tables.CUSTOMER_CONSENT,
+        [{"customer_id": "c1", "event_timestamp": NOW + timedelta(hours=1), "is_personalization_allowed": True}],
+    )
+    features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
+
+
+def test_load_of_any_other_view_is_what_its_table_says(home):
+    scores = [{"customer_id": f"c{n}", "event_timestamp": NOW, "churn_probability": 0.5} for n in range(2)]
+    table(home, tables.CUSTOMER_SCORES, scores)
+    assert features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 2
+    before = NOW - timedelta(days=1)  # recomputed: earlier, and one customer less
+    table(home, tables.CUSTOMER_SCORES, [{"customer_id": "c0", "event_timestamp": before, "churn_probability": 0.75}])
+    assert features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 1
+    assert through_feast(home, "customer_scores", "churn_probability", "c0") == 0.75
+    assert through_feast(home, "customer_scores", "churn_probability", "c1") is None
+
+
+def identities(home, *rows):
+    table(
+        home,
+        tables.IDENTITIES,
+        [dict(zip(("identifier", "customer_id", "event_timestamp", "created_timestamp"), row, strict=True)) for row in rows],
+    )
+
+
+def test_consent_of_a_customer_merged_away_is_taken_out(home):
+    identities(home, ("user_id:a", "c1", NOW, NOW), ("anonymous_id:b", "c1", NOW, NOW))
+    allowed = {"event_timestamp": NOW, "is_personalization_allowed": True}
+    table(home, tables.CUSTOMER_CONSENT, [{"customer_id": c} | allowed for c in ("c1", "c2")])
+    features.materialize(home, as_of=NOW + timedelta(days=1))
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
+    assert through_feast(home, "customer_consent", "is_personalization_allowed", "c2") is None
+
+
+def test_people_told_apart_by_a_decision_are_apart_online_though_their_rows_are_older(home):
+    later = NOW + timedelta(hours=2)
+    identities(home, ("user_id:a", "c1", NOW, NOW), ("user_id:b", "c1", NOW, NOW + timedelta(hours=1)))
+    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    identities(home, ("user_id:a", "c1", NOW, NOW), ("user_id:b", "c2", NOW, NOW))
+    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    assert through_feast(home, "identifier_customer", "customer_id", "user_id:b", "identifier") == "c1"  # the control: just older
+    cut = {"link_id": "x", "left": "user_id:a", "right": "user_id:b", "kind": "manual", "state": "cut", "created_timestamp": later}
+    table(home, tables.IDENTITY_EDGES, [cut])
+    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    assert through_feast(home, "identifier_customer", "customer_id", "user_id:b", "identifier") == "c2"
