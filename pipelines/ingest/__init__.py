@@ -6,9 +6,9 @@ was read to its end, and then all tables as one. Never drops a row without count
 A file without a time of receipt is history: received when it happened, unless the caller says otherwise.
 """
 
+from pipelines.ingest.accounts import count_erased, keep_refusal, ledger
 from pipelines.ingest.draining import drain
 from pipelines.ingest.files import Progress, ingest
-from pipelines.ingest.accounts import count_erased, keep_refusal, ledger
 from pipelines.ingest.replaying import ReplayReport, replay
 from pipelines.ingest.report import IngestReport
 from pipelines.ingest.runs import reassign

@@ -77,7 +77,8 @@ def moved(db: duckdb.DuckDBPyConnection, origin: Origin) -> list[dict[str, Any]]
     Each was counted when it was set aside, and is now known to be another row's duplicate.
     """
     left = "SELECT 1 FROM leaving WHERE reason IS NULL"
-    decided = f"""SELECT source_no, message FROM fresh WHERE line = 0 AND is_known UNION ALL SELECT source_no, message FROM buried WHERE is_known"""
+    decided = """SELECT source_no, message FROM fresh WHERE line = 0 AND is_known
+        UNION ALL SELECT source_no, message FROM buried WHERE is_known"""
     gained = f"SELECT 1 FROM ({decided}) ANTI JOIN (FROM seen WHERE outcome = '{DROPPED}') dropped USING (source_no, message)"
     surplus = db.sql(f"SELECT (SELECT count(*) FROM ({left})) - (SELECT count(*) FROM ({gained}))").fetchall()[0][0]
     return [note(origin, Tally(duplicate=surplus, quarantined=-surplus), files=FROM_QUARANTINE)] if surplus else []
@@ -108,7 +109,9 @@ def keep_refusal(home: Path, other: Path) -> None:
     if not len(fresh):
         return
     source = fresh["source"][0].as_py()
-    told = note(Origin(0, source, ERASURE, datetime.now(UTC)), Tally(read=len(fresh), quarantined=len(fresh)), files=fresh["file"][0].as_py())
+    told = note(
+        Origin(0, source, ERASURE, datetime.now(UTC)), Tally(read=len(fresh), quarantined=len(fresh)), files=fresh["file"][0].as_py()
+    )
     with tables.together(home) as change:
         change.append(tables.QUARANTINE, fresh)
         change.write(tables.INGESTS, with_notes(home, [told]))

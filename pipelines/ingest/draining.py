@@ -100,7 +100,9 @@ def _apply(
     judged, tallies = run.judge(basis_by_settings(run.settings))
     run.publish(change, is_changed=bool(judged.tally.accepted + judged.tally.readmitted))
     span, positions = run.span(), _written([_whole(event) for event in events], [item.id for item in parked])
-    rows = [accounts.note(origin, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in run.origins]
+    rows = [
+        accounts.note(origin, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in run.origins
+    ]
     change.write(tables.INGESTS, accounts.with_notes(run.home, rows + accounts.moved(run.db, run.origins[0])))
     return judged, span, any(run.speaks.values()) or run.settings.consent.legal_basis is not None
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -20,7 +21,7 @@ from pipelines.events import REASONS
 from pipelines.ingest import accounts
 from pipelines.ingest.catalogue import read_items
 from pipelines.ingest.permission import Basis
-from pipelines.ingest.report import IngestReport, Tally, notes, report
+from pipelines.ingest.report import IngestReport, Judged, Tally, notes, report
 from pipelines.ingest.runs import Run, basis_by_settings, watch, working
 from pipelines.ingest.staging import Origin
 from pipelines.settings import Settings
@@ -87,16 +88,21 @@ class _Task:
         self.source = mapping.source.name if mapping else SEGMENT
         self.told = {"mapping": named, "received": received.isoformat() if received else None}
         self.received = received
-        self.plan = _digest(mapping.model_dump_json() if mapping else "", settings.consent.legal_basis or "", str(received))
+        consent = settings.consent
+        self.plan = _digest(
+            mapping.model_dump_json() if mapping else "", consent.legal_basis or "", " ".join(consent.stored_for), str(received)
+        )
         self.sha256 = [accounts.sha256_of(path) if path.is_file() else "" for path in paths]
         # ids of a file without a column of them are hashes of its rows
         self.has_own_ids = mapping is None or not _is_optional(mapping.columns.get("message_id", "?"))
         self.origins: list[Origin] = []
+        self.is_known = False  # every file was ingested whole before
 
     def stage(self, run: Run) -> None:
         """Read every file to its end. Raises InputError where one cannot be, or holds nothing good."""
         before = [accounts.ingested_before(self.home, sha256=one, source=self.source, plan=self.plan) for one in self.sha256]
         fresh = [path for path, rows in zip(self.paths, before, strict=True) if not rows]
+        self.is_known = not fresh
         batches = read(fresh, self.mapping, batch_rows=self.settings.ingest.batch_rows)
         coming = _ahead(batches)
         first = next(coming, None)  # a path that is wrong is found here, before anything is announced
@@ -120,7 +126,9 @@ class _Task:
             _check_some_good(origin)
 
     def finish(self, run: Run, change: Changes, *, has_items: bool) -> IngestReport:
-        """Judge and publish what was staged."""
+        """Judge and publish what was staged; if there is nothing to judge, only count it."""
+        if self.is_known and not has_items:
+            return self._count_again(run, change)
         judged, tallies = run.judge(self._basis)
         total, basis = judged.tally, self._basis(self.source, run.speaks.get(self.source, False))
         is_spoken = run.speaks.get(self.source, False)
@@ -134,6 +142,15 @@ class _Task:
             units={origin.name: origin.unit for origin in self.origins if origin.unit},
             notes=notes(total, source=self.source, basis=basis, is_spoken=is_spoken, consent=self.settings.consent),
         )
+
+    def _count_again(self, run: Run, change: Changes) -> IngestReport:
+        tallies = {origin.number: Tally(read=origin.read, duplicate=origin.read) for origin in self.origins}
+        total, span = sum(tallies.values(), Tally()), run.span("old_events")
+        is_spoken = bool(run.count("(SELECT 1 FROM old_consents LIMIT 1)"))
+        rows = self._notes_of(tallies, span[1])
+        change.write(tables.INGESTS, accounts.with_notes(self.home, rows))
+        told = notes(total, source=self.source, basis=None, is_spoken=is_spoken, consent=self.settings.consent)
+        return report(Judged(total), span=span, has_consent=is_spoken, notes=told)
 
     def give_up(self, run: Run, change: Changes) -> None:
         """Keep the refused rows that were read, and count them."""
@@ -153,7 +170,11 @@ class _Task:
     def _note_down(
         self, run: Run, change: Changes, tallies: dict[int, Tally], last_event: datetime | None, *, is_whole: bool = True
     ) -> None:
-        rows = [
+        rows = self._notes_of(tallies, last_event, is_whole=is_whole) + accounts.moved(run.db, self.origins[0])
+        change.write(tables.INGESTS, accounts.with_notes(self.home, rows))
+
+    def _notes_of(self, tallies: dict[int, Tally], last_event: datetime | None, *, is_whole: bool = True) -> list[dict[str, Any]]:
+        return [
             accounts.note(
                 origin,
                 tallies[origin.number],
@@ -164,7 +185,6 @@ class _Task:
             )
             for origin, sha256 in zip(self.origins, self.sha256, strict=True)
         ]
-        change.write(tables.INGESTS, accounts.with_notes(self.home, rows + accounts.moved(run.db, self.origins[0])))
 
 
 def _ahead(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:

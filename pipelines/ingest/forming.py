@@ -83,7 +83,8 @@ def form_events(db: duckdb.DuckDBPyConnection, limits: IngestSettings) -> None:
         CREATE VIEW formed AS
         SELECT place, source_no, customer, event_timestamp, created_timestamp, revenue_cents, customer_id,
             '{SESSION}' || left(md5(customer_id || ' ' || started_us), 16) AS session_id,
-            place IN (FROM outliers) AS is_outlier, place IN (FROM near_duplicates) AS is_near_duplicate, place IN (FROM unmatched) AS is_unmatched
+            place IN (FROM outliers) AS is_outlier, place IN (FROM near_duplicates) AS is_near_duplicate,
+            place IN (FROM unmatched) AS is_unmatched
         FROM visits JOIN customers USING (customer)
         """
     ).fetchall()
@@ -194,7 +195,8 @@ def _flag(db: duckdb.DuckDBPyConnection, limits: IngestSettings) -> None:
         CREATE VIEW sold AS SELECT place, source_no AS source, type, revenue_cents FROM visits WHERE revenue_cents <> 0;
         CREATE TABLE outliers AS SELECT place FROM ({odd}) WHERE is_outlier;
         CREATE TABLE alike AS
-            SELECT place, source, customer AS customer_id, type, item_id, event_timestamp, event_id FROM visits JOIN sources USING (source_no)
+            SELECT place, source, customer AS customer_id, type, item_id, event_timestamp, event_id
+            FROM visits JOIN sources USING (source_no)
             JOIN (SELECT place, event_id FROM staged UNION ALL SELECT place, event_id FROM old_lines) USING (place)
             WHERE {trace} IN (SELECT trace FROM close_traces);
         CREATE TABLE near_duplicates AS SELECT place FROM ({near}) WHERE is_near_duplicate;

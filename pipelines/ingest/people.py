@@ -40,7 +40,8 @@ def resolve_identities(db: duckdb.DuckDBPyConnection, home: Path) -> None:
         CREATE TABLE owned AS
             SELECT * EXCLUDE (linked_timestamp), {known.format("received_timestamp")} FROM ({assigned_sql(db, "fresh")});
         CREATE TABLE old_owned AS
-            SELECT assigned.* EXCLUDE (linked_timestamp, created_timestamp, customer), coalesce(assigned.customer, customers.customer) AS customer,
+            SELECT assigned.* EXCLUDE (linked_timestamp, created_timestamp, customer),
+                coalesce(assigned.customer, customers.customer) AS customer,
                 {known.format("created_timestamp")}
             FROM ({assigned_sql(db, "old_narrow")}) assigned LEFT JOIN customers USING (customer_id);
         """
@@ -59,12 +60,16 @@ def assigned_sql(db: duckdb.DuckDBPyConnection, rows: str) -> str:
     shared = "(SELECT who_no, customer, created_timestamp AS linked_timestamp, event_timestamp AS since FROM owners WHERE owners > 1)"
     return f"""
         SELECT * FROM {rows} ANTI JOIN {shared} USING (who_no) {single}
-        UNION ALL BY NAME SELECT part.*, turn.customer, turn.linked_timestamp FROM (SELECT * FROM {rows} SEMI JOIN {shared} USING (who_no)) part
+        UNION ALL BY NAME SELECT part.*, turn.customer, turn.linked_timestamp
+        FROM (SELECT * FROM {rows} SEMI JOIN {shared} USING (who_no)) part
             ASOF LEFT JOIN {shared} turn ON part.who_no = turn.who_no AND part.event_timestamp >= turn.since"""
 
 
 def _meet_home(db: duckdb.DuckDBPyConnection, home: Path) -> None:
-    """Create `old_lines`, the stored events with their place, below zero, and the numbers of their names; and `old_narrow`, `old_said`, `old_words`, `old_links`."""
+    """Create `old_lines`: the stored events with their place, below zero, and the numbers of their names.
+
+    And `old_narrow`, `old_said`, `old_words`, `old_links`.
+    """
     names.meet(db, names.home_names(home))
     user, visitor = names.identifier_sql("user_id"), "'anonymous_id:' || anonymous_id"
     number = "(SELECT number AS {0}, identifier AS {0}_name FROM names) {0} ON {0}_name = {1}"

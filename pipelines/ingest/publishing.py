@@ -12,10 +12,10 @@ import duckdb
 import pyarrow.parquet as pq
 
 from pipelines import consent, tables
+from pipelines.ingest import quarantine
 from pipelines.ingest.forming import changed_days_sql, events_sql
 from pipelines.ingest.messages import APPLIED, DROPPED, ERASED, halves_sql, message_sql
 from pipelines.ingest.people import links_sql
-from pipelines.ingest import quarantine
 from pipelines.tables import Changes, Table
 
 _PIECE_ROWS = 200_000  # of a table, written at a time
@@ -81,13 +81,15 @@ def write_messages(db: duckdb.DuckDBPyConnection, home: Path, change: Changes) -
         CREATE TABLE turned AS
             SELECT ended.source_no, ended.message, ended.outcome FROM ended JOIN seen USING (source_no, message)
                 WHERE seen.outcome = '{DROPPED}' AND ended.outcome <> '{DROPPED}'
-            UNION SELECT source_no, unnest([{message_sql("event_id")}, {message_sql("regexp_replace(event_id, ':[0-9]+$', '')")}]), '{DROPPED}'
+            UNION SELECT source_no,
+                unnest([{message_sql("event_id")}, {message_sql("regexp_replace(event_id, ':[0-9]+$', '')")}]), '{DROPPED}'
                 FROM old_lines JOIN refused_lines USING (place);
         """
     ).fetchall()
     fresh = f"""
         SELECT source, {halves_sql("message")}, outcome, created_timestamp
-        FROM (FROM ended ANTI JOIN (FROM seen WHERE outcome = '{DROPPED}') known USING (source_no, message)) JOIN sources USING (source_no)"""
+        FROM (FROM ended ANTI JOIN (FROM seen WHERE outcome = '{DROPPED}') known USING (source_no, message))
+            JOIN sources USING (source_no)"""
     stored = tables.files(home, tables.MESSAGES) if tables.exists(home, tables.MESSAGES) else []
     again = _touched(db, stored)
     rows = fresh
@@ -156,7 +158,8 @@ def _touched(db: duckdb.DuckDBPyConnection, stored: list[Path]) -> list[Path]:
         named = ", ".join(_literal(str(path)) for path in stored)
         found = db.sql(
             f"""SELECT DISTINCT filename FROM read_parquet([{named}], filename = true) SEMI JOIN (
-                SELECT source, {halves_sql("message")} FROM turned JOIN sources USING (source_no)) USING (source, message_high, message_low)"""
+                SELECT source, {halves_sql("message")} FROM turned JOIN sources USING (source_no))
+                    USING (source, message_high, message_low)"""
         ).fetchall()
         again |= {Path(name) for (name,) in found}
     return sorted(again)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.events import REASONS
 from pipelines.ingest import names
 from pipelines.ingest.messages import message_sql
-from pipelines.ingest.staging import REFUSED, Origin
+from pipelines.ingest.staging import Origin
 from pipelines.vault import NOBODY, Vault
 
 SEALED = "refused-*.parquet"  # rows of the quarantine table
@@ -42,7 +42,8 @@ def collect(db: duckdb.DuckDBPyConnection, refused: pa.Table, origin: Origin, *,
     anywhere = "CASE WHEN message_id IS NULL THEN " + at_home + " ELSE concat_ws(chr(31), $source, raw) END"
     place = names.keyed_sql(anywhere if origin.has_own_ids else at_home)
     named = db.sql(
-        f"""SELECT {place} AS quarantine_id, $source AS source, $file AS file, row, reason, detail, coalesce(subject, '{NOBODY}') AS subject,
+        f"""SELECT {place} AS quarantine_id, $source AS source, $file AS file, row, reason, detail,
+            coalesce(subject, '{NOBODY}') AS subject,
             raw, message_id, $how AS origin, TIMESTAMPTZ '{origin.at.isoformat()}' AS created_timestamp, is_erased
         FROM refused_rows ORDER BY row""",
         params={"source": origin.source, "file": origin.name, "how": origin.how},

@@ -21,8 +21,8 @@ from pipelines import quality, tables
 from pipelines.engine import connect
 from pipelines.errors import StoreError
 from pipelines.ingest import forming, messages, names, people, permission, publishing, quarantine, staging
-from pipelines.ingest.catalogue import read_items
 from pipelines.ingest.accounts import tally
+from pipelines.ingest.catalogue import read_items
 from pipelines.ingest.permission import Basis
 from pipelines.ingest.report import IngestReport, Judged, Tally, report
 from pipelines.ingest.staging import Origin
@@ -124,9 +124,9 @@ class Run:
         """Rows of a relation."""
         return int(self.db.sql(f"SELECT count(*) FROM {relation}").fetchall()[0][0])
 
-    def span(self) -> tuple[datetime | None, datetime | None]:
-        """The times of the first and the last stored event, UTC."""
-        first, last = self.db.sql("SELECT min(event_timestamp), max(event_timestamp) FROM formed").fetchall()[0]
+    def span(self, relation: str = "formed") -> tuple[datetime | None, datetime | None]:
+        """The times of the first and the last stored event, UTC, as they will be; `old_events`: as they are."""
+        first, last = self.db.sql(f"SELECT min(event_timestamp), max(event_timestamp) FROM {relation}").fetchall()[0]
         return first and first.astimezone(UTC), last and last.astimezone(UTC)
 
     def _tell_origins(self) -> None:

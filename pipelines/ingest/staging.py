@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from pipelines.events import CHECKED, EARLIEST, MAX_PRICE_CENTS, MAX_QUANTITY, ORDER_TYPES, UNREADABLE, passes_sql, validate
+from pipelines.contract import CHECKED, passes_sql, validate
+from pipelines.events import EARLIEST, MAX_PRICE_CENTS, MAX_QUANTITY, ORDER_TYPES, UNREADABLE
 from pipelines.ingest import names
 from pipelines.ingest.messages import message_sql
 from pipelines.settings import IngestSettings
@@ -214,7 +215,8 @@ def _whole(text: str) -> str:
 
 
 def _cents(text: str) -> str:
-    # By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to. Sixteen digits: times 100 they still fit.
+    # By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to.
+    # Sixteen digits: times 100 they still fit.
     return f"""CASE WHEN {text} IS NOT NULL THEN
         coalesce(CAST(round(TRY_CAST({text} AS DECIMAL(16, 4)) * 100) AS BIGINT), {UNREADABLE}) END"""
 
@@ -231,7 +233,8 @@ def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: I
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE suspects AS
         SELECT *, hash({", ".join(CHECKED)}) AS kind FROM (
-            SELECT place, row AS file_row, line AS part, who_no, {own_id_sql()} AS own_id, {erased} AS is_erased, {_signature_sql(origin, limits)}
+            SELECT place, row AS file_row, line AS part, who_no, {own_id_sql()} AS own_id, {erased} AS is_erased,
+                {_signature_sql(origin, limits)}
             FROM staged WHERE place >= {first} AND NOT is_good)"""
     ).fetchall()
     kinds = db.sql(
@@ -251,7 +254,8 @@ def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: I
     once = "QUALIFY row_number() OVER (PARTITION BY file_row ORDER BY part) = 1" if "is_listed" in _there(db) else ""
     return db.sql(
         f"""SELECT file_row AS row, reason, detail, identifier AS subject, own_id AS message_id, told.is_erased FROM (
-            SELECT file_row, reason, detail, who_no, own_id, is_erased FROM suspects JOIN judged_kinds USING (kind) {once} {candidates}) told
+            SELECT file_row, reason, detail, who_no, own_id, is_erased FROM suspects
+                JOIN judged_kinds USING (kind) {once} {candidates}) told
         LEFT JOIN names ON number = who_no ORDER BY row"""
     ).to_arrow_table()
 

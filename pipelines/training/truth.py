@@ -1,5 +1,6 @@
 """The simulated shop's truth -> the best that any model could score on the same rows; nothing for real data."""
 
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 
 from pipelines import tables
 from pipelines.settings import Settings
+from pipelines.vault import open_vault
 
 
 def path(home: Path) -> Path:
@@ -21,7 +23,8 @@ def probability(home: Path, name: str, rows: pd.DataFrame, *, settings: Settings
         return None
     from pipelines import optimum
 
-    known, events, identities = optimum.Truth.load(path(home)), tables.read(home, tables.EVENTS), tables.read(home, tables.IDENTITIES)
+    known, events = optimum.Truth.load(path(home)), tables.read(home, tables.EVENTS)
+    identities = _identities(home, known.people.index, settings)
     if name == "churn":
         return np.asarray(
             optimum.churn_probability(
@@ -40,3 +43,11 @@ def item_scores(home: Path, customers: np.ndarray, items: np.ndarray, *, at: dat
 
     known, events = optimum.Truth.load(path(home)), tables.read(home, tables.EVENTS)
     return np.asarray(optimum.item_scores(known, events, customers, items, at=at, identities=tables.read(home, tables.IDENTITIES)))
+
+
+def _identities(home: Path, users: pd.Index, settings: Settings) -> pd.DataFrame:
+    """The identities with the user ids of the simulated people as the truth has them."""
+    with closing(open_vault(home, master=settings.master_key)) as vault:
+        names = {vault.pseudonym("user_id", user): f"user_id:{user}" for user in users}
+    found = tables.read(home, tables.IDENTITIES)
+    return found.assign(identifier=found["identifier"].map(names).fillna(found["identifier"]))

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import tables
 from pipelines.errors import InputError
+from pipelines.settings import ConsentSettings, IngestSettings, Settings
 from pipelines.sources import load_mapping
 
 
@@ -158,3 +159,29 @@ def test_taobao_is_ingested_whole(shop, shared_data: Path) -> None:
     assert shop.adds_up(report)
     assert (report.read, report.quarantined) == (110_300, 0)
     assert isinstance(tables.read_arrow(shop.home, tables.EVENTS), pa.Table)
+
+
+def test_a_file_that_is_known_is_not_read_again_unless_it_is_read_by_another_plan(shop, monkeypatch) -> None:
+    from pipelines.ingest import files
+
+    path = shop.file(shop.call("m1"), shop.call("m2", 1, context={}))
+    shop.ingest(path)
+    copy = shop.folder / "copy.jsonl"
+    copy.write_bytes(path.read_bytes())
+    read = []
+    real = files.read
+    monkeypatch.setattr(files, "read", lambda paths, *args, **options: read.append(list(paths)) or real(paths, *args, **options))
+    assert shop.ingest(copy).duplicate == 2
+    assert read[-1] == []
+    declared = Settings(home=shop.home, consent=ConsentSettings(legal_basis="contract"))
+    assert shop.ingest(path, settings=declared).duplicate == 2
+    assert read[-1] == [path]
+    assert shop.is_balanced()
+
+
+def test_progress_is_told_as_rows_are_read(shop, shared_data) -> None:
+    told = []
+    few = Settings(home=shop.home, ingest=IngestSettings(batch_rows=50_000))
+    path = real(shared_data, "retailrocket_subset/events.parquet")
+    shop.ingest(path, mapping="retailrocket", settings=few, progress=lambda done, total: told.append((done, total)))
+    assert told == [(50_000, 97_381), (97_381, 97_381)]
