@@ -88,7 +88,7 @@ def features_at(shop, at: pd.Timestamp, table: tables.Table) -> pd.DataFrame:
     return rows.drop(columns=["event_timestamp"]).sort_values(key).reset_index(drop=True)
 
 
-@settings(max_examples=4, **QUICK)
+@settings(max_examples=3, **QUICK)
 @given(SCHEDULE)
 def test_any_order_of_arrival_gives_the_events_of_an_ordered_run(new_shop, schedule) -> None:
     check_order(new_shop, *schedule)

@@ -41,6 +41,7 @@ def test_a_refusing_disk_is_a_store_error_and_the_next_run_mends_it(shop, new_sh
     same_tables(shop, other)
 
 
+@pytest.mark.slow
 def test_a_failure_at_any_write_changes_nothing_and_is_mended(shop, new_shop, monkeypatch) -> None:
     lines = [shop.call("m1"), shop.call("m2", 1, user=None, anonymousId="a", properties={}), shop.order("m3", 2), "not json"]
     shop.run(shop.call("m0"), shop.call("m3", 1, context=shop.refused) | {"timestamp": shop.at(500)})
