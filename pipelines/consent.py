@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from pipelines.engine import literal
 from pipelines.sources import connect
 
 Purpose = str | tuple[str, ...]  # of several, any one is enough
@@ -78,7 +79,7 @@ def allowed_sql(rows: str, consents: str, *, purpose: Purpose, is_stated: bool =
 
 def refused_sql(rows: str, consents: str, *, purpose: Purpose) -> str:
     """SQL: the rows of the relation `rows` at whose time none of the purposes is allowed, because the customer refused one."""
-    named = ", ".join(_literal(name) for name in _purposes(purpose))
+    named = ", ".join(literal(name) for name in _purposes(purpose))
     return f"""
         WITH refusals AS (
             SELECT customer_id, min(event_timestamp) AS refused_at FROM {consents}
@@ -149,7 +150,7 @@ def _holding(consents: str, purpose: str) -> str:
     return f"""
         SELECT * EXCLUDE (own_since) REPLACE (coalesce(is_allowed, false) AS is_allowed) FROM (
             SELECT *, min(event_timestamp) FILTER (WHERE basis = '{STATED}') OVER (PARTITION BY customer_id) AS own_since
-            FROM {consents} WHERE purpose = {_literal(purpose)})
+            FROM {consents} WHERE purpose = {literal(purpose)})
         WHERE basis = '{STATED}' OR own_since IS NULL OR event_timestamp < own_since"""
 
 
@@ -163,7 +164,3 @@ def _text(column: pd.Series) -> pa.Array:
 
 def _instants(column: pd.Series) -> pa.Array:
     return pa.array(pd.to_datetime(column, utc=True).dt.as_unit("us"), pa.timestamp("us", tz="UTC"))
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

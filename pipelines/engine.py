@@ -9,6 +9,11 @@ from pathlib import Path
 import duckdb
 
 
+def literal(text: str) -> str:
+    """A text as SQL has it."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def connect(home: Path, *, threads: int = 2, memory_limit: str = "2GB") -> duckdb.DuckDBPyConnection:
     """An in-memory DuckDB that spills below `home` beyond `memory_limit`. Results need an ORDER BY to have an order."""
     connection = duckdb.connect(

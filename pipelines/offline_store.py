@@ -28,6 +28,7 @@ from feast.repo_config import RepoConfig
 from feast.saved_dataset import SavedDatasetStorage
 
 from pipelines import engine
+from pipelines.engine import literal
 from pipelines.errors import InputError, StoreError
 
 _TIME = pa.timestamp("us", tz="UTC")
@@ -262,7 +263,7 @@ def _steps(join: _Join) -> str:
     """The source as steps: from `_from` on, strictly, the row of event time `_at` is the value."""
     source_keys = _names([s for _, s in join.keys])
     time = _name(join.time)
-    source = f"read_parquet({_text(join.files)}, hive_partitioning = false)"
+    source = f"read_parquet({literal(join.files)}, hive_partitioning = false)"
     columns = _names(dict.fromkeys([*(s for _, s in join.keys), *(s for _, s in join.features)]))
     if join.created is None:
         return f"SELECT {columns}, {time} AS _at, {time} AS _from FROM {source}"
@@ -289,7 +290,7 @@ def _pull(config: RepoConfig, data_source: DataSource, query: str, start: dateti
 
     def run() -> pa.Table:
         with _connected(config) as con:
-            con.execute(f"CREATE VIEW source AS SELECT * FROM read_parquet({_text(files)}, hive_partitioning = false)")
+            con.execute(f"CREATE VIEW source AS SELECT * FROM read_parquet({literal(files)}, hive_partitioning = false)")
             return con.sql(query, params={"start": _utc(start), "end": _utc(end)}).to_arrow_table()
 
     return AsofRetrievalJob(run, repo_path=str(config.repo_path))
@@ -323,7 +324,3 @@ def _name(column: str) -> str:
 
 def _names(columns: Any) -> str:
     return ", ".join(_name(c) for c in columns)
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

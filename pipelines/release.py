@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.errors import InputError, PipelineError, StoreError
+from pipelines.private_file import open_private
 from pipelines.settings import Settings
 
 CONFIDENCE = 0.95
@@ -74,7 +75,7 @@ def spent(home: Path) -> float:
     """The epsilon of all releases so far; they add up, whatever they were about."""
     if not _path(home).exists():
         return 0.0
-    with closing(_open(home)) as db:
+    with closing(open_private(_path(home), _SCHEMA, room="release", busy_s=30.0)) as db:
         return float(db.execute("SELECT coalesce(sum(epsilon), 0) FROM releases").fetchone()[0])
 
 
@@ -93,7 +94,7 @@ def _release(
 ) -> Release:
     key = (name, as_of.isoformat(), epsilon)
     limit = settings.privacy.epsilon_total
-    with closing(_open(home)) as db:
+    with closing(open_private(_path(home), _SCHEMA, room="release", busy_s=30.0)) as db:
         try:
             db.execute("BEGIN IMMEDIATE")  # two that ask at once must not both find the same budget left
             used = float(db.execute("SELECT coalesce(sum(epsilon), 0) FROM releases").fetchone()[0])
@@ -128,15 +129,3 @@ def _check(of_customer: pd.Series, epsilon: float) -> None:
 
 def _path(home: Path) -> Path:
     return home / "privacy" / "budget.db"
-
-
-def _open(home: Path) -> sqlite3.Connection:
-    path = _path(home)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-        db.execute("PRAGMA synchronous = FULL")  # a published value whose price was lost would be free
-        db.execute(_SCHEMA)
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"release: {path} could not be opened ({error}); nothing was published") from error
-    return db

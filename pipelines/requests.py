@@ -17,10 +17,10 @@ from enum import StrEnum
 from pathlib import Path
 
 from pipelines.errors import StoreError
+from pipelines.private_file import open_private
 from pipelines.vault import NOBODY, Vault
 
 KEPT_US = 3_600_000_000  # an answer that nobody fetched
-_BUSY_S = 10.0
 _LOOK_S = 0.5
 
 _SCHEMA = """
@@ -70,7 +70,7 @@ class Requests:
 
     def __init__(self, home: Path, *, vault: Vault) -> None:
         self.path, self._vault = home / "requests" / "requests.db", vault
-        self._db = _open(self.path)
+        self._db = open_private(self.path, _SCHEMA, room="requests")
 
     def ask(self, kind: Kind, who: str, *, by: str, now_us: int) -> str:
         """Put a question; returns the id under which the answer will be. The same question that still waits is not put twice."""
@@ -183,16 +183,3 @@ def _lock_path(home: Path) -> Path:
     path = home / "requests" / "worker.lock"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return path
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        db.executescript(_SCHEMA)
-    except sqlite3.Error as error:
-        raise StoreError(f"requests: {path} could not be opened ({error}); check its rights and the space on its disk") from error
-    path.chmod(0o600)
-    return db

@@ -6,6 +6,7 @@ that is trusted more wins, and among equals the newest word. Forgets no word: th
 
 from collections.abc import Sequence
 
+from pipelines.engine import literal
 from pipelines.sources.mapping import TRAITS
 
 
@@ -16,7 +17,7 @@ def profile_sql(words: str, *, sources: Sequence[str]) -> str:
     trusted ones, the most trusted first; all others come after them as equals. A word counts from when we knew it: one that comes
     late changes nothing before, and does not win over a newer one of its source or of an equal.
     """
-    rank = " ".join(f"WHEN {_literal(source)} THEN {-place}" for place, source in enumerate(sources))
+    rank = " ".join(f"WHEN {literal(source)} THEN {-place}" for place, source in enumerate(sources))
     trust = f"CASE source {rank} ELSE {-len(sources)} END" if sources else "0"
     # The value itself breaks a tie, so that two words at one instant give the same answer in every run.
     word = f"CASE WHEN value IS NOT NULL THEN {{'trust': {trust}, 'made': event_timestamp, 'value': value}} END"
@@ -34,7 +35,3 @@ def profile_sql(words: str, *, sources: Sequence[str]) -> str:
                     WHERE value IS NOT NULL AND trait IN {TRAITS})
                 WINDOW so_far AS (PARTITION BY customer_id ORDER BY event_timestamp RANGE UNBOUNDED PRECEDING)))
         QUALIFY {state} IS DISTINCT FROM lag({state}) OVER (PARTITION BY customer_id ORDER BY event_timestamp)"""
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from pydantic import SecretStr
 
 from pipelines.errors import StoreError
 from pipelines.keyfile import kept
+from pipelines.private_file import open_private
 from pipelines.pseudonyms import HEX_DIGITS, as_bytes, keyed_hash, keyed_hash_sql, normalised, normalised_sql, pads
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Vault:
         self._lock = threading.RLock()
         self._keys: dict[str, bytes] = {}
         self._seen = 0  # destructions that the keys in memory take account of
-        self._db = _open(path)
+        self._db = open_private(path, _SCHEMA, room="vault")
         try:
             self._pseudonym_key = self._secret("pseudonym")
         except BaseException:
@@ -344,22 +345,6 @@ def pseudonym_sql(kind: str, text: str) -> str:
 def tombstone_sql(subject: str) -> str:
     """SQL: the mark that the pseudonym `subject` has among `Vault.tombstones` if it is erased. Needs `Vault.bind`."""
     return keyed_hash_sql(_TOMB, subject)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        # SQLite's files beside it take its rights. Only where it is not there: closing a handle of a file gives up every lock that this
-        # process holds on it, its other connections' too, and another process would then unlink the log that they write to.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        db.executescript(_SCHEMA)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"vault: {path} could not be opened ({error}); check its rights and the space on its disk") from error
-    return db
 
 
 def _wrapper(master: bytes) -> AESGCM:

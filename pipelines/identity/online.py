@@ -19,6 +19,7 @@ from pipelines import tables
 from pipelines.errors import StoreError
 from pipelines.identity import deterministic
 from pipelines.identity.deterministic import Edges, surrogate
+from pipelines.private_file import open_private
 from pipelines.vault import IDENTIFIERS, Vault
 
 _TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES)
@@ -103,7 +104,8 @@ class Online:
     def __init__(self, home: Path, *, vault: Vault | None = None) -> None:
         self.home, self.vault = home, vault
         self.path = home / "identity" / "online.db"
-        self._db = _open(self.path)
+        # not durable: this file is made again from the tables, whose log is
+        self._db = open_private(self.path, _SCHEMA, room="identity", is_durable=False)
         self._desks = self._has_edges = False
         self.refresh()
 
@@ -338,17 +340,3 @@ def _numbered(edges: Sequence[tuple[str, str, str, int]], number: dict[str, int]
 
 def _linked(name: str, time: int, customer: str, created: int) -> Linked:
     return Linked(name, customer, _EPOCH + time * _MICROSECOND, _EPOCH + created * _MICROSECOND)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        # not FULL: this file is made again from the tables, whose log is durable
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
-            db.execute(f"PRAGMA {pragma}").fetchall()
-        db.executescript(_SCHEMA)
-    except sqlite3.Error as error:
-        raise StoreError(f"identity: {path} could not be opened ({error}); check its rights and the space on its disk") from error
-    path.chmod(0o600)
-    return db

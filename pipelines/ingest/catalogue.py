@@ -4,6 +4,7 @@ from pathlib import Path
 
 import duckdb
 
+from pipelines.engine import literal
 from pipelines.errors import InputError
 
 _COLUMNS = "{item_id: 'VARCHAR', category: 'VARCHAR', price: 'VARCHAR', available_from: 'TIMESTAMPTZ'}"
@@ -16,8 +17,7 @@ def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = No
     if items_file is not None:
         if not Path(items_file).is_file():
             raise InputError(f"ingest: expected the items in {items_file}, found no file; check the path")
-        path = str(items_file).replace("'", "''")
-        lines = f"read_json('{path}', format = 'newline_delimited', columns = {_COLUMNS})"
+        lines = f"read_json({literal(str(items_file))}, format = 'newline_delimited', columns = {_COLUMNS})"
     try:
         db.execute(
             f"""CREATE OR REPLACE TABLE catalogue AS

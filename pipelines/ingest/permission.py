@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import duckdb
 
 from pipelines import consent
+from pipelines.engine import literal
 from pipelines.ingest.people import assigned_sql
 from pipelines.ingest.staging import own_id_sql
 from pipelines.settings import ConsentSettings
@@ -68,7 +69,7 @@ def _hear(db: duckdb.DuckDBPyConnection, settings: ConsentSettings) -> None:
 
     Of people who said both yes and no also the repetitions, the stored events' among them: what comes late may lie between two.
     """
-    version = f"coalesce(policy_version, {_literal(settings.policy_version)}) AS policy_version"
+    version = f"coalesce(policy_version, {literal(settings.policy_version)}) AS policy_version"
     is_refusing = (
         "len(list_filter(CAST(json_extract(TRY_CAST(consent AS JSON), '$.*') AS VARCHAR[]), lambda said: said IS DISTINCT FROM 'true')) > 0"
     )
@@ -107,11 +108,11 @@ def _hear(db: duckdb.DuckDBPyConnection, settings: ConsentSettings) -> None:
 
 
 def _declare(db: duckdb.DuckDBPyConnection, source_no: int, basis: Basis) -> None:
-    purposes = ", ".join(_literal(purpose) for purpose in basis.purposes)
+    purposes = ", ".join(literal(purpose) for purpose in basis.purposes)
     db.execute(
         f"""INSERT INTO statements BY NAME
         SELECT customer AS customer_id, who_no AS identifier, unnest([{purposes}]) AS purpose, true AS is_allowed,
-            {_literal(consent.DECLARED + basis.text)} AS basis, source_no AS source, NULL AS policy_version, NULL AS evidence,
+            {literal(consent.DECLARED + basis.text)} AS basis, source_no AS source, NULL AS policy_version, NULL AS evidence,
             min(event_timestamp) AS event_timestamp, min(created_timestamp) AS created_timestamp
         FROM owned WHERE source_no = {source_no} GROUP BY customer, who_no, source_no"""
     ).fetchall()
@@ -163,7 +164,3 @@ def _judge(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None], pur
         CREATE TABLE refused_lines AS SELECT place FROM ({refused});
         """
     ).fetchall()
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

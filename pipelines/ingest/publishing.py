@@ -12,6 +12,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from pipelines import consent, tables
+from pipelines.engine import literal
 from pipelines.ingest import quarantine
 from pipelines.ingest.forming import changed_days_sql, events_sql
 from pipelines.ingest.messages import APPLIED, DROPPED, ERASED, halves_sql, message_sql
@@ -96,7 +97,7 @@ def write_messages(db: duckdb.DuckDBPyConnection, home: Path, change: Changes) -
     if again:
         rows = f"""
             SELECT source, message_high, message_low, coalesce(turned.outcome, old.outcome) AS outcome, created_timestamp
-            FROM read_parquet([{", ".join(_literal(str(path)) for path in again)}]) old LEFT JOIN (
+            FROM read_parquet([{", ".join(literal(str(path)) for path in again)}]) old LEFT JOIN (
                 SELECT source, {halves_sql("message")}, outcome FROM turned JOIN sources USING (source_no)) turned
                 USING (source, message_high, message_low)
             UNION ALL {fresh}"""
@@ -141,7 +142,7 @@ def _write_events(db: duckdb.DuckDBPyConnection, home: Path, change: Changes, pu
 def _canonise(db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> None:
     """Create `permissions`: the statements that came with rows, as they are stored with events: the purposes that we know, alone."""
     said = [
-        f"""{_literal(f'"{name}":')} || CAST(CAST(json_extract(consent, {_literal(f'$."{name}"')}) AS VARCHAR) = 'true' AS VARCHAR)"""
+        f"""{literal(f'"{name}":')} || CAST(CAST(json_extract(consent, {literal(f'$."{name}"')}) AS VARCHAR) = 'true' AS VARCHAR)"""
         for name in sorted(set(purposes))
     ]
     db.execute(
@@ -155,7 +156,7 @@ def _touched(db: duckdb.DuckDBPyConnection, stored: list[Path]) -> list[Path]:
     small = [path for path in stored if pq.ParquetFile(path).metadata.num_rows < _FULL_ROWS]
     again = set(small if len(small) > _SMALL_FILES else ())
     if stored and _any(db, "SELECT 1 FROM turned"):
-        named = ", ".join(_literal(str(path)) for path in stored)
+        named = ", ".join(literal(str(path)) for path in stored)
         found = db.sql(
             f"""SELECT DISTINCT filename FROM read_parquet([{named}], filename = true) SEMI JOIN (
                 SELECT source, {halves_sql("message")} FROM turned JOIN sources USING (source_no))
@@ -167,7 +168,3 @@ def _touched(db: duckdb.DuckDBPyConnection, stored: list[Path]) -> list[Path]:
 
 def _any(db: duckdb.DuckDBPyConnection, query: str) -> bool:
     return bool(db.sql(f"SELECT 1 FROM ({query}) LIMIT 1").fetchall())
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from pipelines import quality, tables
-from pipelines.engine import connect
+from pipelines.engine import connect, literal
 from pipelines.errors import StoreError
 from pipelines.ingest import forming, messages, names, people, permission, publishing, quarantine, staging
 from pipelines.ingest.accounts import tally
@@ -162,7 +162,7 @@ class Run:
 @contextmanager
 def working(home: Path, *, settings: Settings, vault: Vault | None = None) -> Iterator[tuple[Run, Changes]]:
     """A working space on the home, and the changes of its tables. Raises StoreError where the disk refuses; nothing is then changed."""
-    own = None if vault is not None else open_vault(home, master=settings.master_key)
+    keys = vault or open_vault(home, master=settings.master_key)
     space = home / ".ingest"
     try:
         with tables.together(home) as change:
@@ -173,7 +173,7 @@ def working(home: Path, *, settings: Settings, vault: Vault | None = None) -> It
                     db.execute(
                         "SET force_mbedtls_unsafe = true; SET temp_file_encryption = true; SET checkpoint_threshold = '1TB'"
                     ).fetchall()
-                    run = Run(home, settings, vault or own or open_vault(home, master=settings.master_key), db, space)
+                    run = Run(home, settings, keys, db, space)
                     _attach(db, home)
                     names.prepare(db, run.vault)
                     staging.prepare(db)
@@ -185,8 +185,8 @@ def working(home: Path, *, settings: Settings, vault: Vault | None = None) -> It
     except duckdb.IOException as error:
         raise StoreError(f"ingest: working space under {home} was refused ({error}); free space, then run again") from error
     finally:
-        if own is not None:
-            own.close()
+        if vault is None:
+            keys.close()
 
 
 def reassign(home: Path, *, settings: Settings, vault: Vault | None = None) -> IngestReport:
@@ -220,7 +220,7 @@ def _attach(db: duckdb.DuckDBPyConnection, home: Path) -> None:
     """Make the home's current tables the views `old_<name>`; empty ones where nothing was written."""
     for table in _KEPT:
         if tables.exists(home, table) and tables.files(home, table):
-            files = "'" + tables.glob(home, table).replace("'", "''") + "'"
+            files = literal(tables.glob(home, table))
             db.execute(f"CREATE VIEW old_{table.name} AS SELECT {_columns(table)} FROM read_parquet({files}, hive_partitioning = false)")
         else:
             db.register(f"old_{table.name}", tables.read_arrow(home, table))

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.engine import literal
 from pipelines.events import ORDER_TYPES, SEGMENT_CALLS, SEGMENT_NAMES
 from pipelines.sources.mapping import DIRECT, TRAITS, Mapping, Resolved
 
@@ -153,7 +154,7 @@ def json_table(db: duckdb.DuckDBPyConnection, table: pa.Table, shape: Resolved) 
     register(db, table)
     names = list(dict.fromkeys([shape.time, *shape.columns.values(), *shape.direct.values()]))
     steps = [step for name in names for step in (f'$."{name}"', "$" + "".join(f'."{part}"' for part in name.split(".")))]
-    found = f"json_extract_string(__raw, [{', '.join(_literal(step) for step in steps)}])"
+    found = f"json_extract_string(__raw, [{', '.join(literal(step) for step in steps)}])"
     columns = "".join(f", coalesce(found[{2 * at + 1}], found[{2 * at + 2}]) AS {_name(name)}" for at, name in enumerate(names))
     return db.sql(f"SELECT __raw, __row{columns} FROM (SELECT *, {found} AS found FROM piece)").to_arrow_table()
 
@@ -164,7 +165,7 @@ def segment_rows(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
     found = {name: [_field(path) for path in options] for name, options in _SEGMENT.items()}
     columns = {name: _first_of([f"trim({place})" for place in places] if name in _KEYS else places) for name, places in found.items()}
     call, event = f"lower({columns['call']})", f"lower({columns['name']})"
-    track, other = _lookup(event, _LOWER_NAMES, _literal("custom")), _lookup(call, SEGMENT_CALLS, "NULL")
+    track, other = _lookup(event, _LOWER_NAMES, literal("custom")), _lookup(call, SEGMENT_CALLS, "NULL")
     expressions = {
         **{name: expression for name, expression in columns.items() if name not in _NOT_OURS},
         "row": "__row",
@@ -179,9 +180,9 @@ def segment_rows(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
     is_whole = f"""coalesce(kind IN {ORDER_TYPES} AND {columns["item_id"]} IS NULL
         AND coalesce({columns["products"]}, '[]') IN ('[]', '{{}}'), false)"""
     kind = f"CASE WHEN {call} = 'track' THEN {track} ELSE {other} END"
-    rows = f"(SELECT __raw, __row, json_transform(__raw, {_literal(_SHAPE)}) AS found FROM piece)"
+    rows = f"(SELECT __raw, __row, json_transform(__raw, {literal(_SHAPE)}) AS found FROM piece)"
     has_traits = " OR ".join(f"{_field(place)} IS NOT NULL" for place in _PEOPLE[:2])
-    has_direct = f"CASE WHEN {has_traits} THEN regexp_matches(__raw, {_literal(_IS_DIRECT)}) END"
+    has_direct = f"CASE WHEN {has_traits} THEN regexp_matches(__raw, {literal(_IS_DIRECT)}) END"
     rows = f"(SELECT *, {is_whole} AS is_whole FROM (SELECT *, {kind} AS kind FROM {rows}))"
     canonical = _project(db, expressions | {"direct": f"CASE WHEN {has_direct} THEN '' END"}, rows, table)
     return canonical.set_column(canonical.column_names.index("direct"), "direct", _segment_direct(db, table, canonical["direct"]))
@@ -202,7 +203,7 @@ def _segment_direct(db: duckdb.DuckDBPyConnection, table: pa.Table, marked: pa.C
     traits["address"] = "CASE WHEN parts IS NULL THEN nullif(trim(address), '') END"
     rows = f"""(SELECT *, CASE WHEN starts_with(ltrim(address), '{{') THEN json_extract_string(address, {_STEPS}) END AS parts
         FROM (SELECT __row, found, {_first_of(text["address"])} AS address
-            FROM (SELECT __row, json_transform(__raw, {_literal(_DIRECT_SHAPE)}) AS found FROM piece)))"""
+            FROM (SELECT __row, json_transform(__raw, {literal(_DIRECT_SHAPE)}) AS found FROM piece)))"""
     found = _ordered(db.sql(f"SELECT __row, {_direct(traits)} AS direct FROM {rows}").to_arrow_table(), "__row", table["__row"])
     return pc.replace_with_mask(marked, may_have, found["direct"].combine_chunks().cast(_TEXT))
 
@@ -250,12 +251,12 @@ def _direct(given: dict[str, str]) -> str:
 
 
 def _row_json(table: pa.Table) -> str:
-    fields = ", ".join(f"{_literal(name)}: {_name(name)}" for name in table.column_names if name != "__row")
+    fields = ", ".join(f"{literal(name)}: {_name(name)}" for name in table.column_names if name != "__row")
     return f"CAST(to_json({{{fields}}}) AS VARCHAR)"
 
 
 def _mapped_type(text: dict[str, str], mapping: Mapping) -> str:
-    known = _lookup(text["type"], mapping.types, "NULL") if "type" in text else _literal(mapping.source.type or "")
+    known = _lookup(text["type"], mapping.types, "NULL") if "type" in text else literal(mapping.source.type or "")
     return f"CASE WHEN {_is_return(text, mapping)} THEN 'return' ELSE {known} END" if mapping.rules.returns else known
 
 
@@ -263,7 +264,7 @@ def _is_return(text: dict[str, str], mapping: Mapping) -> str:
     rule = mapping.rules.returns
     if rule is None or rule.column not in text:
         return "false"
-    return f"coalesce(starts_with({text[rule.column]}, {_literal(rule.prefix)}), false)"
+    return f"coalesce(starts_with({text[rule.column]}, {literal(rule.prefix)}), false)"
 
 
 def _read_text(column: str, table: pa.Table, *, whole: bool) -> str:
@@ -286,12 +287,12 @@ def _instant(text: str, formats: tuple[str, ...] = ()) -> str:
     """An ISO 8601 text as an instant, UTC where it names no zone; null where it is none. A plain TIMESTAMP cast drops the zone."""
     parsed = f"TRY_CAST({text} AS TIMESTAMPTZ)"
     if formats:
-        parsed = f"coalesce({parsed}, try_strptime({text}, [{', '.join(_literal(f) for f in formats)}]) AT TIME ZONE 'UTC')"
+        parsed = f"coalesce({parsed}, try_strptime({text}, [{', '.join(literal(f) for f in formats)}]) AT TIME ZONE 'UTC')"
     return f"CASE WHEN isfinite({parsed}) THEN {parsed} END"
 
 
 def _lookup(text: str, table: dict[str, str], otherwise: str) -> str:
-    whens = " ".join(f"WHEN {_literal(key)} THEN {_literal(value)}" for key, value in table.items())
+    whens = " ".join(f"WHEN {literal(key)} THEN {literal(value)}" for key, value in table.items())
     return f"CASE {text} {whens} ELSE {otherwise} END" if table else otherwise
 
 
@@ -302,7 +303,3 @@ def _first_of(expressions: list[str]) -> str:
 
 def _name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,31 @@
+"""A SQLite file that is for its owner's eyes only: made, opened and set to keep what it acknowledges.
+
+In: a path and the statements that create its tables. Out: a connection in autocommit mode. Never deletes or migrates anything.
+"""
+
+import os
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+from pipelines.errors import StoreError
+
+
+def open_private(path: Path, schema: str, *, room: str, is_durable: bool = True, busy_s: float = 10.0) -> sqlite3.Connection:
+    """A connection to the file, for any thread. `room`: who says so in an error. Not durable: a loss of power may take the newest commits.
+
+    What is deleted is overwritten in the file; see `PRAGMA secure_delete`. Raises StoreError where the file cannot be used.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # SQLite's files beside it take its rights. Only where it is not there: closing a handle of a file gives up every lock that this
+        # process holds on it, its other connections' too, and another process would then unlink the log that they write to.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        db = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
+        for pragma in ("journal_mode = WAL", f"synchronous = {'FULL' if is_durable else 'NORMAL'}", "secure_delete = ON"):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        db.executescript(schema)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(f"{room}: {path} could not be opened ({error}); check its rights and the space on its disk") from error
+    return db
