@@ -197,9 +197,9 @@ def _impute(job: Job) -> Summary:
 
 
 def _apply(job: Job) -> Summary:
-    from pipelines import features
+    from pipelines import feature_store
 
-    features.apply(job.home)
+    feature_store.apply(job.home)
     return {}
 
 
@@ -219,16 +219,16 @@ def _train(name: str) -> Callable[[Job], Summary]:
 
 
 def _materialize(job: Job) -> Summary:
-    from pipelines import features
+    from pipelines import feature_store
 
-    return {"rows": features.materialize(job.home, as_of=job.as_of())}
+    return {"rows": feature_store.materialize(job.home, as_of=job.as_of())}
 
 
 def _score(job: Job) -> Summary:
-    from pipelines import features, scoring
+    from pipelines import feature_store, scoring
 
     report = plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
-    features.materialize(job.home, as_of=job.as_of(), views=["customer_scores"])
+    feature_store.materialize(job.home, as_of=job.as_of(), views=["customer_scores"])
     return report
 
 

@@ -3,7 +3,7 @@
 In: rows of a feature view, with when they happened and when we knew. Out: what `get_online_features` would find had Feast written
 them, except that an older row never replaces a newer one: the comparison is part of the statement, so writers may race.
 Feast keeps `event_ts` in whole seconds and never reads `created_ts`, which here holds the fraction that decides within a second.
-Feast itself is not imported. Never creates a table: `features.apply` does.
+Feast itself is not imported. Never creates a table: `feature_store.apply` does.
 
     with OnlineWriter(home).transaction() as online:      # all of it is seen, or nothing
         online.write("customer_consent", [Row(customer_id, {"is_personalization_allowed": False}, event_us=now)])

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from models.classifier import Classifier
 from models.recommender import Recommender
-from pipelines import consent, features, labels, registry, tables
+from pipelines import consent, feature_store, labels, registry, tables
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training.classifiers import with_protected
@@ -62,7 +62,7 @@ def probabilities(home: Path, champion: Champion | None, rows: pd.DataFrame) -> 
     keys = rows[_KEYS].reset_index(drop=True)
     if champion is None or keys.empty:
         return keys.assign(probability=np.full(len(keys), np.nan))
-    frame = features.training_frame(home, keys, service=champion.manifest["feature_service"])
+    frame = feature_store.training_frame(home, keys, service=champion.manifest["feature_service"])
     learner = Classifier.load(champion.folder)
     return frame.assign(probability=learner.predict_proba(frame[learner.feature_names_])[:, 1])
 

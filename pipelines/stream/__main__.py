@@ -68,7 +68,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 def apply_where_absent(home: Path) -> None:
     """Create the online store of a home that has none, in a process of its own: Feast would stay in this one's memory."""
     if not (home / "feature_store" / "online.db").exists():
-        script = "import sys; from pathlib import Path; from pipelines import features; features.apply(Path(sys.argv[1]))"
+        script = "import sys; from pathlib import Path; from pipelines import feature_store; feature_store.apply(Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", script, str(home.resolve())], check=False, stdout=subprocess.DEVNULL)
 
 

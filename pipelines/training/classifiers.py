@@ -12,7 +12,7 @@ import pandas as pd
 
 from models import churn, evaluation, intent
 from models.classifier import Classifier, Task
-from pipelines import features, labels, tables, tracking
+from pipelines import feature_store, labels, tables, tracking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import truth
@@ -84,7 +84,7 @@ def read_rows(home: Path, task: Task, *, settings: Settings, as_of: datetime) ->
         events, consents = tables.read(home, tables.EVENTS), tables.read(home, tables.CONSENTS)
         wanted = make(events, consents, settings=settings, as_of=as_of)
     wanted = wanted.sort_values(["event_timestamp", "customer_id"], ignore_index=True)[list(KEYS)]
-    frame = features.training_frame(home, wanted, service=task.feature_service)
+    frame = feature_store.training_frame(home, wanted, service=task.feature_service)
     return Rows(frame, [c for c in frame.columns if c not in KEYS and c not in task.excluded])
 
 

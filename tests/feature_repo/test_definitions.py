@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 import feature_repo
-from pipelines import features, tables
+from pipelines import feature_store, tables
 
 VIEWS = {
     "identifier_customer": tables.IDENTITIES,
@@ -29,8 +29,8 @@ SERVICES = {
 @pytest.fixture(scope="module")
 def feast(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    features.apply(home)
-    return features.store(home)
+    feature_store.apply(home)
+    return feature_store.store(home)
 
 
 def test_every_view_has_the_fields_of_its_table(feast):
@@ -63,12 +63,12 @@ def test_every_service_resolves_and_none_feeds_a_protected_trait(feast):
 def test_applying_again_changes_nothing_and_forgets_what_is_no_longer_declared(tmp_path):
     from feast import FeatureService
 
-    features.apply(tmp_path)
-    feast = features.store(tmp_path)
+    feature_store.apply(tmp_path)
+    feast = feature_store.store(tmp_path)
     feast.apply([FeatureService(name="old_v0", features=[feast.get_feature_view("item_activity")])])
-    assert "old_v0" in {s.name for s in features.store(tmp_path).list_feature_services()}
-    features.apply(tmp_path)
-    assert {s.name for s in features.store(tmp_path).list_feature_services()} == set(SERVICES)
+    assert "old_v0" in {s.name for s in feature_store.store(tmp_path).list_feature_services()}
+    feature_store.apply(tmp_path)
+    assert {s.name for s in feature_store.store(tmp_path).list_feature_services()} == set(SERVICES)
     assert (tmp_path / "feature_store" / "registry.db").exists()
 
 

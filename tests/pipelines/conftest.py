@@ -91,13 +91,13 @@ def empty_tracking(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, empty_tracking):
     """The home after one training of all models, its settings and its reports."""
-    from pipelines import features, labels, training
+    from pipelines import feature_store, features, labels, training
 
     home = tmp_path_factory.mktemp("shop") / "home"
     write_shop(home)
     shutil.copytree(empty_tracking, home / "mlflow")
     features.build(home)
-    features.apply(home)
+    feature_store.apply(home)
     settings = settings_of(home)
     labels.build(home, settings=settings, as_of=AS_OF)
     reports = {name: training.train(name, home, settings=settings, as_of=AS_OF) for name in NAMES}

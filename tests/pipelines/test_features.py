@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines import features, offline_store, tables, windows
+from pipelines import feature_store, features, offline_store, tables, windows
 from pipelines.errors import InputError, StoreError
 
 START = pd.Timestamp("2025-01-01", tz="UTC")
@@ -67,7 +67,7 @@ def prepare(home, events):
     known = {"identifier": [f"user_id:{i}" for i in range(N_CUSTOMERS)], "created_timestamp": START}
     write(home, tables.IDENTITIES, pd.DataFrame(who | known))
     report = features.build(home)
-    features.apply(home)
+    feature_store.apply(home)
     return report
 
 
@@ -116,7 +116,7 @@ def differing(left, right):
 def leaks(home, other, rows, key):
     """Columns of the training frame that change when the log after the rows' last instant does."""
     service = next(name for name, value in SERVICES.items() if value == key)
-    return differing(features.training_frame(home, rows, service=service), features.training_frame(other, rows, service=service))
+    return differing(feature_store.training_frame(home, rows, service=service), feature_store.training_frame(other, rows, service=service))
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +168,16 @@ def test_events_known_late_are_not_seen_at_their_own_time(home, events):
     late = counted[counted["created_timestamp"] > counted["event_timestamp"] + timedelta(days=1)].iloc[0]
     at = pd.Series([late["event_timestamp"] + US, late["created_timestamp"], late["created_timestamp"] + US])
     mine = counted[counted["customer_id"] == late["customer_id"]]
-    found = features.training_frame(home, pd.DataFrame({"customer_id": late["customer_id"], "event_timestamp": at}), service="churn_v1")
+    found = feature_store.training_frame(
+        home, pd.DataFrame({"customer_id": late["customer_id"], "event_timestamp": at}), service="churn_v1"
+    )
     assert found["events_total"].tolist() == [(enters(mine) < instant).sum() for instant in at]
     assert (mine["event_timestamp"] < at[0]).sum() > found["events_total"][0]
 
 
 def test_training_frame_keeps_rows_order_index_and_labels(home, events, cut):
     rows = label_rows(events, "customer_id", cut).assign(session_events=-1)
-    found = features.training_frame(home, rows, service="intent_v1")
+    found = feature_store.training_frame(home, rows, service="intent_v1")
     pd.testing.assert_frame_equal(found[["customer_id", "event_timestamp", "label"]], rows[["customer_id", "event_timestamp", "label"]])
     assert found["session_events"].min() == 0  # the feature of that name, not the label table's column
     assert found.columns.is_unique
@@ -190,13 +192,13 @@ def test_training_frame_keeps_rows_order_index_and_labels(home, events, cut):
 @pytest.mark.parametrize("offset_us", [0, 1])
 def test_online_rows_equal_the_training_frame_at_the_same_instant(home, events, cut, offset_us):
     as_of = cut + offset_us * US
-    features.materialize(home, as_of=as_of)
-    feast = features.store(home)
+    feature_store.materialize(home, as_of=as_of)
+    feast = feature_store.store(home)
     for service, key in SERVICES.items():
         ids = [f"c{i:02}" for i in range(N_CUSTOMERS)] if key == "customer_id" else [f"i{i}" for i in range(N_ITEMS + 1)]
         online = feast.get_online_features(feast.get_feature_service(service), [{key: name} for name in ids]).to_df()
         rows = pd.DataFrame({key: ids, "event_timestamp": as_of})
-        offline = features.training_frame(home, rows, service=service).drop(columns=[key, "event_timestamp"])
+        offline = feature_store.training_frame(home, rows, service=service).drop(columns=[key, "event_timestamp"])
         numbers = [c for c in online.columns if c not in (key, "region")]
         seen = windows.derive(online.astype(dict.fromkeys(numbers, "float64"))[_stored(feast, service)], as_of)
         assert seen["events_total" if key == "customer_id" else "item_views_total"].sum() > 0
@@ -212,19 +214,19 @@ def test_materialising_a_later_instant_moves_the_online_rows(home, events, cut):
     customer = events.loc[(enters(events) == cut) & ~events["type"].isin(windows.NOT_BEHAVIOUR), "customer_id"].iloc[0]
     seen = []
     for as_of in (cut, cut + US):
-        features.materialize(home, as_of=as_of, views=["customer_activity"])
-        row = features.store(home).get_online_features(["customer_activity:events_total"], [{"customer_id": customer}]).to_dict()
+        feature_store.materialize(home, as_of=as_of, views=["customer_activity"])
+        row = feature_store.store(home).get_online_features(["customer_activity:events_total"], [{"customer_id": customer}]).to_dict()
         seen.append(row["events_total"][0])
     assert seen[1] > seen[0]
 
 
 def test_materialize_counts_its_rows_and_leaves_out_what_was_never_written(home, cut):
-    assert features.materialize(home, as_of=cut, views=["customer_scores"]) == 0
-    assert features.materialize(home, as_of=cut, views=["customer_profile", "identifier_customer"]) == 2 * N_CUSTOMERS
-    owner = features.store(home).get_online_features(["identifier_customer:customer_id"], [{"identifier": "user_id:3"}]).to_dict()
+    assert feature_store.materialize(home, as_of=cut, views=["customer_scores"]) == 0
+    assert feature_store.materialize(home, as_of=cut, views=["customer_profile", "identifier_customer"]) == 2 * N_CUSTOMERS
+    owner = feature_store.store(home).get_online_features(["identifier_customer:customer_id"], [{"identifier": "user_id:3"}]).to_dict()
     assert owner["customer_id"] == ["c03"]
     with pytest.raises(StoreError, match="found \\['no_such_view'\\]"):
-        features.materialize(home, as_of=cut, views=["no_such_view"])
+        feature_store.materialize(home, as_of=cut, views=["no_such_view"])
     with sqlite3.connect(home / "feature_store" / "online.db") as db:
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -232,14 +234,14 @@ def test_materialize_counts_its_rows_and_leaves_out_what_was_never_written(home,
 def test_killed_materialisation_does_not_stop_the_next_reader(home, cut):
     from feast.feature_view import FeatureViewState
 
-    features.materialize(home, as_of=cut, views=["customer_activity"])
-    feast = features.store(home)
+    feature_store.materialize(home, as_of=cut, views=["customer_activity"])
+    feast = feature_store.store(home)
     view = feast.get_feature_view("customer_activity")
     view.state = FeatureViewState.MATERIALIZING
     feast.registry.apply_feature_view(view, feast.project, commit=True)
     rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [cut]})
-    assert features.training_frame(home, rows, service="churn_v1")["events_total"].notna().all()
-    assert features.materialize(home, as_of=cut, views=["customer_activity"]) > 0
+    assert feature_store.training_frame(home, rows, service="churn_v1")["events_total"].notna().all()
+    assert feature_store.materialize(home, as_of=cut, views=["customer_activity"]) > 0
 
 
 def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, events, tmp_path, monkeypatch):
@@ -259,7 +261,7 @@ def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, 
 def test_catalogue_tells_the_price_and_age_of_an_item_nobody_looked_at(home):
     at = [START + timedelta(days=2), START + timedelta(days=2) + US]
     rows = pd.DataFrame({"item_id": f"i{N_ITEMS}", "event_timestamp": at})
-    found = features.training_frame(home, rows, service="recommender_v1")
+    found = feature_store.training_frame(home, rows, service="recommender_v1")
     assert np.isnan(found["item_price_cents"][0])  # not known before the catalogue was
     assert (found["item_price_cents"][1], found["item_views_total"][1]) == (50, 0)
     assert found["item_first_seen_age_days"][1] == pytest.approx(2)
@@ -271,12 +273,12 @@ def test_log_without_events_gives_empty_tables_and_none_at_all_says_what_to_do(t
     report = prepare(tmp_path, invented().head(0))
     assert (report.customer_activity, report.customer_session) == (0, 0)
     rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [START]})
-    assert features.training_frame(tmp_path, rows, service="intent_v1")["events_total"].tolist() == [0]
+    assert feature_store.training_frame(tmp_path, rows, service="intent_v1")["events_total"].tolist() == [0]
 
 
 def test_unknown_service_or_missing_key_says_what_to_do(home):
     rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [START]})
     with pytest.raises(StoreError, match="rapport features apply"):
-        features.training_frame(home, rows, service="churn_v99")
+        feature_store.training_frame(home, rows, service="churn_v99")
     with pytest.raises(InputError, match="item_id"):
-        features.training_frame(home, rows, service="recommender_v1")
+        feature_store.training_frame(home, rows, service="recommender_v1")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import features, tables
+from pipelines import feature_store, tables
 from pipelines.errors import StoreError
 from pipelines.online_writer import OnlineWriter, Row, encode_value, erase, key_encoder, table_of
 
@@ -25,7 +25,7 @@ VALUES = st.none() | st.booleans() | st.text(max_size=300) | st.integers(-(2**63
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
     home = tmp_path_factory.mktemp("applied")
-    features.apply(home)
+    feature_store.apply(home)
     return home
 
 
@@ -63,7 +63,7 @@ def stored(home, view):
 
 
 def through_feast(home, view, feature, key, join_key="customer_id"):
-    answer = features.store(home).get_online_features([f"{view}:{feature}"], [{join_key: key}])
+    answer = feature_store.store(home).get_online_features([f"{view}:{feature}"], [{join_key: key}])
     return answer.to_dict()[feature][0]
 
 
@@ -107,7 +107,7 @@ def test_rows_are_byte_for_byte_what_feast_writes(home, tmp_path, online, view):
     with online.transaction():
         online.remove(view, [key for key, _ in ROWS[view]])
     assert stored(home, view) == []
-    store = features.store(home)
+    store = feature_store.store(home)
     names = [field.name for field in store.get_feature_view(view).features]
     kinds = {field.name: str(field.dtype) for field in store.get_feature_view(view).features}
     pandas = {"Int64": "Int64", "Float64": "float64", "String": "object", "Bool": "bool"}
@@ -139,7 +139,7 @@ def test_feasts_own_writer_lets_the_older_win(home):
     """The control: without the guard the same rows end the other way."""
     import pandas as pd
 
-    store = features.store(home)
+    store = feature_store.store(home)
     for allowed, at in ((False, NOW + timedelta(hours=1)), (True, NOW)):
         frame = pd.DataFrame({"customer_id": ["c1"], "event_timestamp": [at], "is_personalization_allowed": [allowed]})
         store.write_to_online_store("customer_consent", frame)
@@ -229,7 +229,7 @@ def table(home, declared, rows):
 def test_load_never_puts_an_older_consent_over_what_the_stream_wrote(home, online):
     table(home, tables.CUSTOMER_CONSENT, [{"customer_id": "c1", "event_timestamp": NOW, "is_personalization_allowed": True}])
     write(online, consent("c1", False, NOW_US + 1), consent("c2", True, NOW_US))
-    features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is False  # withdrawn since
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c2") is True  # no table knows them yet
     table(
@@ -237,17 +237,17 @@ def test_load_never_puts_an_older_consent_over_what_the_stream_wrote(home, onlin
         tables.CUSTOMER_CONSENT,
         [{"customer_id": "c1", "event_timestamp": NOW + timedelta(hours=1), "is_personalization_allowed": True}],
     )
-    features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
 
 
 def test_load_of_any_other_view_is_what_its_table_says(home):
     scores = [{"customer_id": f"c{n}", "event_timestamp": NOW, "churn_probability": 0.5} for n in range(2)]
     table(home, tables.CUSTOMER_SCORES, scores)
-    assert features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 2
+    assert feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 2
     before = NOW - timedelta(days=1)  # recomputed: earlier, and one customer less
     table(home, tables.CUSTOMER_SCORES, [{"customer_id": "c0", "event_timestamp": before, "churn_probability": 0.75}])
-    assert features.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 1
+    assert feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_scores"]) == 1
     assert through_feast(home, "customer_scores", "churn_probability", "c0") == 0.75
     assert through_feast(home, "customer_scores", "churn_probability", "c1") is None
 
@@ -264,7 +264,7 @@ def test_consent_of_a_customer_merged_away_is_taken_out(home):
     identities(home, ("user_id:a", "c1", NOW, NOW), ("anonymous_id:b", "c1", NOW, NOW))
     allowed = {"event_timestamp": NOW, "is_personalization_allowed": True}
     table(home, tables.CUSTOMER_CONSENT, [{"customer_id": c} | allowed for c in ("c1", "c2")])
-    features.materialize(home, as_of=NOW + timedelta(days=1))
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1))
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c2") is None
 
@@ -272,11 +272,11 @@ def test_consent_of_a_customer_merged_away_is_taken_out(home):
 def test_people_told_apart_by_a_decision_are_apart_online_though_their_rows_are_older(home):
     later = NOW + timedelta(hours=2)
     identities(home, ("user_id:a", "c1", NOW, NOW), ("user_id:b", "c1", NOW, NOW + timedelta(hours=1)))
-    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
     identities(home, ("user_id:a", "c1", NOW, NOW), ("user_id:b", "c2", NOW, NOW))
-    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
     assert through_feast(home, "identifier_customer", "customer_id", "user_id:b", "identifier") == "c1"  # the control: just older
     cut = {"link_id": "x", "left": "user_id:a", "right": "user_id:b", "kind": "manual", "state": "cut", "created_timestamp": later}
     table(home, tables.IDENTITY_EDGES, [cut])
-    features.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
+    feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
     assert through_feast(home, "identifier_customer", "customer_id", "user_id:b", "identifier") == "c2"

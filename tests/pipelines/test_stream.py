@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import features, profiles, tables
+from pipelines import feature_store, profiles, tables
 from pipelines.errors import InputError, StoreError
 from pipelines.identity.online import Online
 from pipelines.log import Incoming, open_log
@@ -39,7 +39,7 @@ def us(at):
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
     home = tmp_path_factory.mktemp("applied")
-    features.apply(home)
+    feature_store.apply(home)
     return home
 
 

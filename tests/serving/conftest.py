@@ -156,10 +156,10 @@ def activity(rng, table, keys, then):
 
 
 def fill_store(home):
-    from pipelines import features
+    from pipelines import feature_store
 
-    features.apply(home)
-    features.materialize(home, as_of=NOW)
+    feature_store.apply(home)
+    feature_store.materialize(home, as_of=NOW)
 
 
 def train(home):

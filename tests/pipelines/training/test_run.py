@@ -13,7 +13,7 @@ import pytest
 from models import evaluation
 from models.classifier import Classifier
 from models.recommender import Recommender
-from pipelines import features, labels, registry, scoring, tables, tracking, training
+from pipelines import feature_store, features, labels, registry, scoring, tables, tracking, training
 from pipelines.errors import InputError, RegistryError
 from pipelines.settings import Settings
 from pipelines.training import classifiers, publishing, recommenders
@@ -220,11 +220,11 @@ def test_features_of_a_label_row_do_not_move_when_the_future_is_cut_off(copied):
     home = copied.home
     wanted = tables.read(home, tables.LABELS_CHURN, ["customer_id", "event_timestamp"]).iloc[::7].reset_index(drop=True)
     cut = wanted["event_timestamp"].max()
-    full = features.training_frame(home, wanted, service="churn_v1")
+    full = feature_store.training_frame(home, wanted, service="churn_v1")
     events = tables.read(home, tables.EVENTS)
     tables.write(home, tables.EVENTS, events[events["event_timestamp"] < cut])
     features.build(home)
-    pd.testing.assert_frame_equal(features.training_frame(home, wanted, service="churn_v1"), full)
+    pd.testing.assert_frame_equal(feature_store.training_frame(home, wanted, service="churn_v1"), full)
 
 
 def test_planted_leak_is_named_among_the_suspects():
