@@ -381,7 +381,7 @@ def features_apply(as_json: AsJson = False) -> None:
 @features_app.command("build")
 def features_build(as_json: AsJson = False) -> None:
     """Clean events to feature tables. Example: rapport features build"""
-    _run_one("features", as_json)
+    _run_one("features", as_json, then="impute")
 
 
 @features_app.command("materialize")
@@ -390,23 +390,52 @@ def features_materialize(as_json: AsJson = False) -> None:
     _run_one("materialize", as_json)
 
 
+@features_app.command("parity")
+def features_parity(
+    customers: Annotated[int, typer.Option(min=1, help="People looked at, chosen at random.")] = 100,
+    probes: Annotated[int, typer.Option(min=1, help="Instants looked at: on events, expiries, one microsecond beside, long after.")] = 300,
+    seed: Annotated[int, typer.Option(help="Same seed, same choice.")] = 7,
+    repair: Annotated[bool, typer.Option("--repair", help="Write online rows that are wrong anew from the tables.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Whether models see when serving what they were trained on, to the last bit; exit 1 where not.
+
+    Example: rapport features parity --customers 200 --json
+    """
+    from pipelines import parity
+
+    settings = _settings()
+    with _step("parity"):
+        report = parity.check(settings.home, settings=settings, customers=customers, probes=probes, seed=seed, repairs=repair)
+    if repair:
+        _record(settings, "repair features", **{name: str(number) for name, number in report.repaired.items()})
+    _show_parity(report, as_json)
+    if report.mismatches:
+        raise typer.Exit(1)
+
+
 @app.command()
 def train(
-    model: Annotated[str, typer.Argument(help="churn, intent, recommender or all.")],
+    model: Annotated[str, typer.Argument(help="churn, intent, recommender, segments or all.")],
     trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of tuning per model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Label, join, tune, fit, evaluate against the rival, register. Example: rapport train churn --trials 30"""
+    """Label, join, tune, fit, evaluate against the rivals, pass the gate, register. Example: rapport train churn --trials 30
+
+    Any task that a file of models/ declares is trained by its name: rapport train intent_24h
+    """
     from pipelines import flow
 
-    names = ("churn", "intent", "recommender") if model == "all" else (model,)
+    names = ("churn", "intent", "recommender", "segments") if model == "all" else (model,)
     steps = tuple(step for step in flow.STEPS if step.name in {"labels", *(f"train {name}" for name in names)})
     if len(steps) != len(names) + 1:
-        raise typer.BadParameter(f"expected churn, intent, recommender or all; found {model!r}", param_hint="MODEL")
+        steps = (*steps, flow.train_step(_declared_task(model)))
     settings = _settings(training={"trials": trials, "timeout_s": timeout})
     outcome = _run(steps, flow.Job(settings))
     _show_models({name: outcome.summary(f"train {name}") for name in names}, as_json)
+    if "segments" in names and not as_json:
+        _show_segments(outcome.summary("train segments"))
 
 
 @models_app.command("list")
@@ -503,31 +532,59 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="ingest.")],
+    what: Annotated[str, typer.Argument(help="ingest or features.")],
+    quick: Annotated[bool, typer.Option("--quick", help="features: smaller sizes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="features: up to ten million events.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """How fast it is here, each figure beside a named rival in the same run. Example: rapport bench ingest --json"""
     import tempfile
 
-    from pipelines import bench as files
-    from serving import load
-
-    if what != "ingest":
-        raise typer.BadParameter(f"expected ingest; found {what!r}", param_hint="WHAT")
+    benches: dict[str, Any] = {"ingest": _bench_ingest, "features": lambda folder: _bench_features(folder, quick=quick, full=full)}
+    if what not in benches:
+        raise typer.BadParameter(f"expected {' or '.join(benches)}; found {what!r}", param_hint="WHAT")
     settings = _settings()
     settings.home.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=settings.home, prefix=".bench-") as folder:
-        with _step("files"):
-            rows += [asdict(row) for row in files.ingest_rows(Path(folder) / "files")]
-        with _step("log"):
-            rows += [asdict(row) for row in files.log_rows(Path(folder) / "log")]
-        with _step("http"):
-            rows += load.measure_collect(settings)
+        rows = benches[what](Path(folder))
     if as_json:
         print(json.dumps({"bench": what, "rows": rows}))  # noqa: T201
     else:
         _show_rows(rows, as_json=False)
+
+
+def _bench_ingest(folder: Path) -> list[dict[str, Any]]:
+    from pipelines import bench as measures
+    from serving import load
+
+    rows: list[dict[str, Any]] = []
+    with _step("files"):
+        rows += [asdict(row) for row in measures.ingest_rows(folder / "files")]
+    with _step("log"):
+        rows += [asdict(row) for row in measures.log_rows(folder / "log")]
+    with _step("http"):
+        rows += load.measure_collect(_settings())
+    return rows
+
+
+def _bench_features(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any]]:
+    from pipelines import bench as measures
+    from pipelines.settings import OnlineSettings, Settings
+    from serving import reading
+
+    sizes = measures.QUICK if quick else measures.FULL if full else measures.USUAL
+    with measures.redis_beside(folder / "redis") as url:
+        with _step("training sets, building, loading, freshness"):
+            rows = [asdict(row) for row in measures.feature_rows(folder / "features", sizes=sizes, redis_url=url)]
+        home = folder / "read"
+        with _step("reading"):
+            measures.fill_for_reads(Settings(home=home))
+            rows += reading.measure_reads(home, at=measures.AS_OF)
+            if url is not None:
+                settings = Settings(home=home, online=OnlineSettings(redis_url=url))
+                measures.fill_for_reads(settings)
+                rows += reading.measure_reads(home, at=measures.AS_OF, redis_url=settings.online.redis_url)
+    return rows
 
 
 # -- what the verbs share ----------------------------------------------------------------------------------------------
@@ -627,11 +684,13 @@ def _run(steps: tuple[Any, ...], job: Any) -> Any:
         )
 
 
-def _run_one(name: str, as_json: bool) -> None:
+def _run_one(name: str, as_json: bool, *, then: str | None = None) -> None:
+    """Run this step, and after it `then` where it belongs to the job; show what the first one did."""
     from pipelines import flow
 
-    steps = tuple(step for step in flow.STEPS if step.name == name)
-    _show(_run(steps, flow.Job(_settings())).summary(name), as_json)
+    job = flow.Job(_settings())
+    steps = tuple(step for step in flow.steps_for(job) if step.name in (name, then))
+    _show(_run(steps, job).summary(name), as_json)
 
 
 def _until_interrupted(service: Any) -> None:
@@ -667,6 +726,26 @@ def _show(report: Any, as_json: bool) -> None:
         return
     for key, value in plain.items():
         out.print(f"{key}: {value if not isinstance(value, dict) else json.dumps(value)}", markup=False, soft_wrap=True)
+
+
+def _show_parity(report: Any, as_json: bool) -> None:
+    """Values compared and values that differ, each way of looking on a line; then what differs."""
+    if as_json:
+        _show(report, as_json)
+        return
+    stages = {name: stage for name, stage in report.stages.items() if name != "training"}
+    _show_rows([{"looked at": name, **{key: stage[key] for key in ("checked", "mismatches")}} for name, stage in stages.items()], as_json)
+    for name, stage in stages.items():
+        for feature, wrong in stage.get("wrong", {}).items():
+            behind = "never right" if wrong["behind_s"] is None else f"up to {wrong['behind_s']:,.0f} s behind"
+            models = ", ".join(f"{model} {number} times" for model, number in wrong["models"].items())
+            out.print(f"  {name}: {feature} {behind}, {wrong['first']} to {wrong['last']}, fed to {models}", markup=False, soft_wrap=True)
+    for feature, number in report.by_feature.items():
+        out.print(f"  {feature}: {number:,} values differ", highlight=False)
+    for table, found in report.stages["training"].items():
+        out.print(f"  {table}: {found['differing_rows']:,} of {found['rows']:,} rows are other than the tables say now", highlight=False)
+    for feature, number in report.repaired.items():
+        out.print(f"  repaired {feature}: {number:,} values", highlight=False)
 
 
 def _show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -765,6 +844,8 @@ def _show_models(models: dict[str, Any], as_json: bool) -> None:
     for name, report in models.items():
         if report["trainable"]:
             grid.add_row(name, *_model_cells(report))
+            for cells in _further_rivals(report):
+                grid.add_row(*cells)
     out.print(grid)
     for name, report in models.items():
         remark = _remark(report)
@@ -772,10 +853,56 @@ def _show_models(models: dict[str, Any], as_json: bool) -> None:
             out.print(f"  {name}: {remark}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _declared_task(name: str) -> str:
+    """`name`, if a file of models/ declares a task of it."""
+    from pipelines.training import tasks
+
+    known = tasks.discover()
+    if name not in known:
+        expected = ", ".join(sorted({*known, "recommender", "segments"}))
+        raise typer.BadParameter(f"expected one of {expected}, or all; found {name!r}", param_hint="MODEL")
+    return name
+
+
+def _further_rivals(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each baseline but the first, which stands beside the model, and one for the champion that it was held against."""
+    rows = [
+        ("", "", "", one["name"], f"{one['value']:.4f}", f"{one['lead']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})", "", "")
+        for one in report.get("baselines", [])[1:]
+    ]
+    champion = report.get("champion")
+    if champion is None:
+        return rows
+    ahead = f"{report['value'] - champion['value']:+.3f}"
+    if champion.get("low") is not None:
+        ahead += f" ({champion['low']:+.3f} to {champion['high']:+.3f})"
+    return [*rows, ("", "", "", f"champion, version {champion['version']}", f"{champion['value']:.4f}", ahead, "", "")]
+
+
+def _show_segments(report: dict[str, Any]) -> None:
+    """What the segments are, in words, and how many customers have moved since they were last written."""
+    shown = ("segment", "customers", "share", "stability", "description")
+    rows = [
+        {name: f"{row[name]:.2f}" if name in ("share", "stability") else row[name] for name in shown}
+        for row in report["details"].get("segments", ())
+    ]
+    if rows:
+        _show_rows(rows, as_json=False)
+    for name, title in (("lifecycle", "life cycle"), ("rfm_tier", "recency, frequency and money")):
+        counts = ", ".join(f"{count:,} {key}" for key, count in report["details"].get(name, {}).items())
+        out.print(f"  {title}: {counts or 'nobody'}", highlight=False)
+    moved = report["details"].get("moved")
+    if rows and moved and moved["share_moved"] is not None:
+        word = "more than chance and little" if moved["is_material"] else "no more than chance or little"
+        out.print(f"  {moved['share_moved']:.1%} of customers have another segment than before; shares moved by {word}", highlight=False)
+
+
 def _remark(report: dict[str, Any]) -> str:
     """What the figures alone do not say."""
     if not report["trainable"]:
         return "not trainable, because " + report["why"]
+    if report.get("champion") and not report["details"]["is_champion"]:
+        return f"version {report['champion']['version']} stays the champion: {report['details']['why']}"
     if report["low"] <= 0:
         judged = int(report["details"].get("judged_customers", 0)) or report["details"]["rows"]["test"]
         return f"not shown to be ahead: {judged:,} judged in the test window leave an interval that reaches {report['low']:+.3f}"

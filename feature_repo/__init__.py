@@ -1,1 +1,1 @@
-"""DECLARES. Feast objects only; imports nothing of ours."""
+"""DECLARES. Feast objects and plain declarations; imports nothing of ours."""

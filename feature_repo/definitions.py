@@ -1,7 +1,8 @@
 """Entities, sources, feature views and feature services: what the feature store holds and who asks for what.
 
 Feast objects only. Paths are relative to the home folder. Request-time arithmetic is not here: an on-demand view is stored as a
-pickled function, so it lives in pipelines/windows.py, where training and serving import the same code.
+pickled function, so it lives in pipelines/windows.py, where training and serving import the same code. What is counted from events
+is declared in aggregates.py.
 """
 
 from datetime import timedelta
@@ -9,6 +10,8 @@ from datetime import timedelta
 from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
 from feast.data_format import ParquetFormat
 from feast.types import Bool, FeastType, Float64, Int64, String
+
+from feature_repo.aggregates import CUSTOMER_ACTIVITY, CUSTOMER_CATEGORY, CUSTOMER_ITEM, ITEM_ACTIVITY, SESSION_COUNTS, SESSION_INSTANTS
 
 # No expiry. The activity tables hold change points of a step function: a row is right until the next one, however old it is,
 # and what decays by itself (a window that empties) has a change point of its own. An age limit would turn right values to null.
@@ -18,6 +21,9 @@ FOREVER = timedelta(0)
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.STRING, description="A resolved person.")
 item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, description="A product of the shop.")
+category = Entity(
+    name="category", join_keys=["category"], value_type=ValueType.STRING, description="A group of items, as the catalogue has it."
+)
 identifier = Entity(
     name="identifier",
     join_keys=["identifier"],
@@ -44,17 +50,23 @@ customer_consent_source = _source("customer_consent")
 customer_activity_source = _source("customer_activity")
 customer_session_source = _source("customer_session")
 item_activity_source = _source("item_activity")
+customer_item_source = _source("customer_item")
+customer_category_source = _source("customer_category")
 customer_scores_source = _source("customer_scores")
+customer_segments_source = _source("customer_segments")
 
 # -- views -------------------------------------------------------------------------------------------------------------
 
 
-def _view(source: FileSource, entity: Entity, fields: dict[str, FeastType], description: str, *, name: str = "") -> FeatureView:
-    key = Field(name=entity.join_key, dtype=String)
+def _view(
+    source: FileSource, entities: Entity | list[Entity], fields: dict[str, FeastType], description: str, *, name: str = ""
+) -> FeatureView:
+    of = [entities] if isinstance(entities, Entity) else entities
+    keys = [Field(name=entity.join_key, dtype=String) for entity in of]
     return FeatureView(
         name=name or source.name,
-        entities=[entity],
-        schema=[key, *(Field(name=field, dtype=kind) for field, kind in fields.items())],
+        entities=of,
+        schema=[*keys, *(Field(name=field, dtype=kind) for field, kind in fields.items())],
         source=source,
         ttl=FOREVER,
         description=description,
@@ -64,8 +76,6 @@ def _view(source: FileSource, entity: Entity, fields: dict[str, FeastType], desc
 def _whole(*names: str) -> dict[str, FeastType]:
     return dict.fromkeys(names, Int64)
 
-
-_WINDOWS = ("1h", "24h", "7d", "30d", "90d")
 
 identifier_customer = _view(
     identities_source,
@@ -92,40 +102,44 @@ customer_consent = _view(
 customer_activity = _view(
     customer_activity_source,
     customer,
-    {
-        **_whole(*(f"{what}_{w}" for what in ("events", "views", "cart_adds", "purchases", "revenue_cents") for w in _WINDOWS)),
-        **_whole(*(f"sessions_{w}" for w in ("7d", "30d", "90d"))),
-        **_whole("distinct_items_30d", "distinct_items_total"),
-        **_whole("events_total", "views_total", "cart_adds_total", "purchases_total", "returns_total"),
-        **_whole("orders_total", "sessions_total", "revenue_cents_total"),
-        **_whole("first_event_at", "last_event_at", "first_purchase_at", "last_purchase_at"),
-    },
+    _whole(*CUSTOMER_ACTIVITY.columns()),
     "Counts and cents over moving windows and over all time; instants in microseconds since 1970.",
 )
 customer_session = _view(
     customer_session_source,
     customer,
-    {
-        **_whole("session_events", "session_views", "session_cart_adds", "session_searches", "session_purchases"),
-        **_whole("session_distinct_items", "session_cart_cents", "session_started_at", "session_last_event_at"),
-    },
+    _whole(*SESSION_COUNTS, *SESSION_INSTANTS),
     "What the running session holds; zeros once it has fallen silent.",
 )
 item_activity = _view(
     item_activity_source,
     item,
-    {
-        **_whole(*(f"item_{what}_{w}" for what in ("views", "cart_adds", "purchases", "revenue_cents") for w in ("24h", "7d", "30d"))),
-        **_whole("item_views_total", "item_cart_adds_total", "item_purchases_total"),
-        **_whole("item_price_cents", "item_first_seen_at"),
-    },
+    _whole(*ITEM_ACTIVITY.columns()),
     "Demand for an item over moving windows, its last price seen and when it was first seen.",
+)
+customer_item = _view(
+    customer_item_source,
+    [customer, item],
+    _whole(*CUSTOMER_ITEM.columns()),
+    "What a customer did with one item.",
+)
+customer_category = _view(
+    customer_category_source,
+    [customer, category],
+    _whole(*CUSTOMER_CATEGORY.columns()),
+    "What a customer did with the items of one category; an item is of the category that the catalogue has when features are built.",
 )
 customer_scores = _view(
     customer_scores_source,
     customer,
     {"churn_probability": Float64, "churn_version": String, "intent_probability": Float64, "intent_version": String},
     "The champions' latest scores.",
+)
+customer_segments = _view(
+    customer_segments_source,
+    customer,
+    {"rfm_tier": String, "lifecycle": String, "segment": String, "version": String},
+    "Tier of recency, frequency and money, state of the life cycle, and segment; the version that named it.",
 )
 
 # -- services ----------------------------------------------------------------------------------------------------------
@@ -134,4 +148,6 @@ customer_scores = _view(
 churn_v1 = FeatureService(name="churn_v1", features=[customer_profile[["region"]], customer_activity])
 intent_v1 = FeatureService(name="intent_v1", features=[customer_profile[["region"]], customer_activity, customer_session])
 recommender_v1 = FeatureService(name="recommender_v1", features=[item_activity])
+# For a model that ranks items for one customer: one row is a customer, an item and the item's category.
+ranker_v1 = FeatureService(name="ranker_v1", features=[customer_activity, item_activity, customer_item, customer_category])
 serving_v1 = FeatureService(name="serving_v1", features=[customer_consent, customer_scores])

@@ -1,11 +1,10 @@
-"""Features and 0/1 labels -> a calibrated, explained probability; and the declaration of a supervised task.
+"""Features and 0/1 labels -> a calibrated, explained probability.
 
 LightGBM trees, stopped early on one part of the validation rows, then Platt's two numbers and the threshold from the
 other part. Never resamples or re-weights classes: both would bend the probabilities that decisions are taken with.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from models import evaluation
+from models import boosters, evaluation
 from models.learner import Learner, read_json, write_json
 
 if TYPE_CHECKING:
@@ -27,25 +26,13 @@ MIN_SLOPE = 0.01  # a calibration may flatten the scores but never turn their or
 PRIOR_PRECISION = 0.25  # pulls Platt's numbers to "already calibrated" (1, 0) with the force of a standard deviation of 2
 
 
-@dataclass(frozen=True)
-class Task:
-    """A supervised task: which labels and features, how it is judged, and the simple rule that a model has to beat."""
-
-    name: str
-    label_table: str
-    feature_service: str
-    metric: str  # a function of models.evaluation
-    rival_name: str
-    rival: Callable[[pd.DataFrame], Floats]  # feature rows -> (n,) finite scores, higher = more likely positive
-    excluded: tuple[str, ...] = ()  # columns that a model never sees, such as protected ones
-
-
 class Classifier(Learner):
     """Gradient-boosted trees for a 0/1 label with calibrated probabilities.
 
     Rows of `fit` and of its validation are expected in time order, rows of one instant in an order that says nothing of their
     labels: the newest ones decide when to stop, how to calibrate and where to act.
-    The same data and `random_state` give the same model, whatever `num_threads`.
+    The same data and `random_state` give the same model, whatever `num_threads`. With `n_seeds` above 1 as many boosters, drawn apart,
+    are averaged into one. monotone: column -> 1 where more of it never lowers the probability, -1 where it never raises it.
 
     Learned: `feature_names_`; `categories_` (values known of each text column, and none for a column without values);
     `booster_`; `calibration_` (slope, intercept) on the logit; `base_`, the logit that contributions start from;
@@ -66,6 +53,8 @@ class Classifier(Learner):
         early_stopping_rounds: int = 40,
         cost_false_positive: float = 1.0,
         cost_false_negative: float = 4.0,
+        monotone: Mapping[str, int] | None = None,
+        n_seeds: int = 1,
         random_state: int = 0,
         num_threads: int = 1,
     ) -> None:
@@ -80,6 +69,8 @@ class Classifier(Learner):
         self.early_stopping_rounds = early_stopping_rounds
         self.cost_false_positive = cost_false_positive
         self.cost_false_negative = cost_false_negative
+        self.monotone = monotone
+        self.n_seeds = n_seeds
         self.random_state = random_state
         self.num_threads = num_threads
 
@@ -106,6 +97,7 @@ class Classifier(Learner):
         """
         y = _check_training(features, label)
         names, categories = [str(name) for name in features.columns], _learn_categories(features)
+        constraints = _constraints(self.monotone or {}, names, categories)
         matrix = _encode(features, names, categories)
         if validation is None:
             is_tail = _tail(y)
@@ -115,7 +107,8 @@ class Classifier(Learner):
             _check_columns(validation[0], names, "validation")
             later, y_later = _encode(validation[0], names, categories), _check_label(validation[1], len(validation[0]))
         half = len(later) // 2
-        booster = self._train(matrix, y, later[:half], y_later[:half], [j for j, name in enumerate(names) if categories.get(name)])
+        text_columns = [j for j, name in enumerate(names) if categories.get(name)]
+        booster = self._train(matrix, y, later[:half], y_later[:half], text_columns, constraints)
         raw = np.asarray(booster.predict(later[half:], raw_score=True, num_threads=self.num_threads)) if len(later) else np.empty(0)
         calibration = _platt(raw, y_later[half:])
         threshold = _cheapest_threshold(_sigmoid(calibration, raw), y_later[half:], self.cost_false_positive, self.cost_false_negative)
@@ -192,17 +185,28 @@ class Classifier(Learner):
         categories = {name: tuple(values) for name, values in saved["categories"].items()}
         return cls(**saved["params"])._learned(booster, names, categories, (slope, intercept), saved["threshold"])
 
-    def _train(self, matrix: Floats, y: Floats, later: Floats, y_later: Floats, text_columns: list[int]) -> "lgb.Booster":
-        """The trees up to the best round on the later rows; all rounds where there are none to judge by."""
+    def _train(
+        self, matrix: Floats, y: Floats, later: Floats, y_later: Floats, text_columns: list[int], constraints: list[int]
+    ) -> "lgb.Booster":
+        """The trees up to the best round on the later rows, all rounds where there are none to judge by; the mean of all seeds."""
         import lightgbm as lgb
 
-        params = {name: getattr(self, name) for name in _TREE_PARAMS} | _FIXED_PARAMS | {"seed": self.random_state}
-        data = lgb.Dataset(matrix, y, categorical_feature=text_columns, params=params)
+        params = {name: getattr(self, name) for name in _TREE_PARAMS} | _FIXED_PARAMS
+        if any(constraints):
+            params |= {"monotone_constraints": constraints, "monotone_constraints_method": "intermediate"}
+        data = lgb.Dataset(matrix, y, categorical_feature=text_columns, params=params, free_raw_data=False)
         judged = [lgb.Dataset(later, y_later, reference=data, categorical_feature=text_columns, params=params)] if len(later) else None
-        stop: list[Callable[..., Any]] = [lgb.early_stopping(self.early_stopping_rounds, verbose=False)] if judged else []
-        booster = lgb.train(params, data, num_boost_round=self.n_rounds, valid_sets=judged, callbacks=stop)
+        texts = []
+        for seed in self._seeds():
+            stop: list[Callable[..., Any]] = [lgb.early_stopping(self.early_stopping_rounds, verbose=False)] if judged else []
+            booster = lgb.train({**params, "seed": seed}, data, num_boost_round=self.n_rounds, valid_sets=judged, callbacks=stop)
+            texts.append(booster.model_to_string(num_iteration=booster.best_iteration or None))
         # from its own text: what is used now is, to the bit, what will be loaded later
-        return lgb.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration or None))
+        return lgb.Booster(model_str=texts[0] if len(texts) == 1 else boosters.average(texts))
+
+    def _seeds(self) -> list[int]:
+        drawn = np.random.SeedSequence(self.random_state).generate_state(max(self.n_seeds - 1, 0)) >> 2  # LightGBM's seeds have 31 bits
+        return [self.random_state, *(int(seed) for seed in drawn)]
 
     def _learned(
         self,
@@ -266,6 +270,14 @@ def _check_columns(features: pd.DataFrame, names: list[str], what: str) -> None:
     if sorted(found) != sorted(names):
         missing, extra = sorted(set(names) - set(found)), sorted(set(found) - set(names))
         raise ValueError(f"Classifier: {what} must have the columns of fit, each once; missing {missing}, not known {extra}")
+
+
+def _constraints(monotone: Mapping[str, int], names: list[str], categories: Mapping[str, tuple[str, ...]]) -> list[int]:
+    """The direction of each column. Raises ValueError on a column that is not there or is text, or a direction that is none."""
+    wrong = [name for name, way in monotone.items() if name not in names or categories.get(name) or way not in (-1, 0, 1)]
+    if wrong:
+        raise ValueError(f"Classifier: monotone expects -1, 0 or 1 for columns of numbers among those of fit; not so: {wrong}")
+    return [int(monotone.get(name, 0)) for name in names]
 
 
 def _learn_categories(features: pd.DataFrame) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ Every metric of rows takes an optional weight per row, so that one bootstrap ser
 weight. A metric that cannot be formed (one class only, nobody with a relevant item) is NaN, never a made-up number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -170,6 +170,15 @@ def paired_bootstrap(statistic: Statistic, units: ArrayLike, *, draws: int, seed
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def leads(
+    metric: Metric, label: ArrayLike, score: ArrayLike, rivals: Mapping[str, ArrayLike], units: ArrayLike, *, draws: int, seed: int
+) -> dict[str, Interval]:
+    """By rival, the metric of `score` minus the rival's, with `paired_bootstrap`'s interval; all on the same draws."""
+    return {
+        name: paired_bootstrap(difference(metric, label, score, rival), units, draws=draws, seed=seed) for name, rival in rivals.items()
+    }
 
 
 def difference(metric: Metric, label: ArrayLike, score: ArrayLike, rival_score: ArrayLike) -> Statistic:

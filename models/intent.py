@@ -1,10 +1,11 @@
-"""The intent task: will the session still end in a purchase? Declares; computes only its rival's score."""
+"""The intent tasks: will the session still end in a purchase, or one follow within a day, or a week? Declares; computes only a rival's
+score."""
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from models.classifier import Task
+from models.task import Task
 
 
 def cart_rule(features: pd.DataFrame) -> NDArray[np.float64]:
@@ -13,13 +14,22 @@ def cart_rule(features: pd.DataFrame) -> NDArray[np.float64]:
     return np.asarray(cart_adds + views / (1.0 + views))
 
 
-TASK = Task(
-    name="intent",
-    label_table="labels_intent",
-    feature_service="intent_v1",
-    metric="auc",
-    rival_name="cart rule",
-    rival=cart_rule,
-    # A decision point lies right after an event; a request comes when it comes. These ages would say which of the two it is.
-    excluded=("age_band", "gender", "last_event_age_days", "session_last_event_age_days"),
-)
+# A decision point lies right after an event; a request comes when it comes. These ages would say which of the two it is.
+_EXCLUDED = ("age_band", "gender", "last_event_age_days", "session_last_event_age_days")
+
+
+def _task(name: str, horizon_hours: float | None) -> Task:
+    return Task(
+        name=name,
+        feature_service="intent_v1",
+        metric="auc",
+        rival_name="cart rule",
+        rival=cart_rule,
+        excluded=_EXCLUDED,
+        horizon_hours=horizon_hours,
+    )
+
+
+TASK = _task("intent", None)  # until the session ends
+TASK_24H = _task("intent_24h", 24.0)
+TASK_7D = _task("intent_7d", 168.0)

@@ -1,10 +1,12 @@
 """Interactions -> ranked items for each customer: implicit matrix factorisation, own history, popularity for strangers.
 
-Rows are customers, columns items, both by position: which position is whose is the caller's knowledge. Never reads a
-clock: recency is in the weights it is given.
+A second stage may hand its lists over (`put_first`): they lead for the customers they were made for, the factors fill what is left
+and answer for everybody else. Rows are customers, columns items, both by position: which position is whose is the caller's
+knowledge. Never reads a clock: recency is in the weights it is given.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,16 +16,17 @@ from scipy import sparse
 
 from models import als, evaluation
 from models.als import Objective, Singles
+from models.candidates.source import checked
 from models.learner import Learner, read_json, write_json
+from models.lists import Ranked, best
 
 Indices = NDArray[np.int64]
-Ranked = tuple[Indices, Singles]
 
 LOSS_K = 20
 CHUNK_CELLS = 4_000_000  # scores held at a time
-GROUPS_PER_PLACE = 8  # groups of columns for each place of a list: more give a closer bound
+LEAD = 0.01  # between two places of a list that is put first
 _ARRAYS = ("customer_factors_", "item_factors_", "popularity_")
-_HISTORY = ("data", "indices", "indptr")
+_CSR = ("data", "indices", "indptr")
 
 
 class Recommender(Learner):
@@ -34,8 +37,15 @@ class Recommender(Learner):
     repeat_weight: what the customer's strongest own item gains, the others in proportion to their weight; 0 = nothing.
 
     Learned: `customer_factors_`, `item_factors_`, `popularity_` (n_items,) the items' total weight, `history_` csr of own
-    weights over the row's largest, `objective_`.
+    weights over the row's largest, `lifts_` csr of what `put_first` adds to a score, `objective_`.
     """
+
+    objective_: Objective
+    customer_factors_: Singles
+    item_factors_: Singles
+    popularity_: NDArray[np.float64]
+    history_: Any
+    lifts_: Any
 
     def __init__(
         self,
@@ -77,7 +87,7 @@ class Recommender(Learner):
         weights that are negative or not finite, no interaction at all, or a parameter outside its range.
         """
         self._check_params()
-        weights = _checked(interactions, None)
+        weights = checked(interactions)
         if not weights.nnz:
             raise ValueError(f"Recommender: expected interactions to learn from, found none in shape {weights.shape}")
         objective = Objective.balanced(weights, alpha0=self.alpha0, regularization=self.regularization, nu=self.nu)
@@ -85,7 +95,42 @@ class Recommender(Learner):
             weights, objective, n_factors=self.n_factors, n_epochs=self.n_epochs, seed=self.random_state, num_threads=self.num_threads
         )
         popularity = np.asarray(weights.sum(axis=0), dtype=np.float64).ravel()
-        return self._learned(objective, customers, items, popularity, _over_largest(weights))
+        return self._learned(
+            objective, customers, items, popularity, _over_largest(weights), sparse.csr_matrix(weights.shape, dtype=np.float32)
+        )
+
+    def put_first(self, items: ArrayLike) -> Self:
+        """Let these items (n_customers, k), best first, -1 for an empty place, lead each customer's list, in this order.
+
+        A row without history is a stranger's and stays so. Calling it again replaces what led before; rows of -1 lead with nothing.
+        """
+        self._check_fitted("item_factors_")
+        wanted, n_items = np.asarray(items, dtype=np.int64), len(self.item_factors_)
+        if (
+            wanted.ndim != 2
+            or len(wanted) != len(self.customer_factors_)
+            or wanted.max(initial=-1) >= n_items
+            or wanted.min(initial=0) < -1
+        ):
+            raise ValueError(f"Recommender: expected one list of items below {n_items} for each of {len(self.customer_factors_)} customers")
+        self.lifts_ = sparse.csr_matrix(self.history_.shape, dtype=np.float32)
+        lifts = []
+        for part in self._chunks(len(wanted)):
+            rows, places = np.nonzero(wanted[part] >= 0)
+            columns = wanted[part][rows, places]
+            scores = self._scores(self.customer_factors_[part], self._bonuses(np.arange(part.start, part.stop)))
+            # above the row's best, and so far apart that single precision keeps the order
+            goal = scores.max(axis=1)[rows] + LEAD * (wanted.shape[1] - places)
+            gain = (goal - scores[rows, columns]).astype(np.float32)
+            lifts.append(sparse.csr_matrix((gain, (rows, columns)), scores.shape))
+        self.lifts_ = sparse.csr_matrix(sparse.vstack(lifts)) if lifts else self.lifts_
+        return self
+
+    def keep(self, rows: ArrayLike) -> Self:
+        """Forget every customer but those in these rows of `fit`, which are numbered anew in the order given."""
+        kept = self._check_customers(rows)
+        self.customer_factors_, self.history_, self.lifts_ = self.customer_factors_[kept], self.history_[kept], self.lifts_[kept]
+        return self
 
     def score(self, customers: ArrayLike, items: ArrayLike) -> Singles:
         """The score of each pair (m,) of customer and item; -1 is an unknown customer. Comparable within a customer only.
@@ -95,10 +140,10 @@ class Recommender(Learner):
         rows, columns = self._check_customers(customers), np.asarray(items, dtype=np.int64)
         if columns.shape != rows.shape or (columns.size and (columns.min() < 0 or columns.max() >= len(self.item_factors_))):
             raise ValueError(f"Recommender: expected {rows.size} items in [0, {len(self.item_factors_)}), one for each customer")
-        own = _take(self.history_, rows)
         scores = np.einsum("md,md->m", self.customer_factors_[rows], self.item_factors_[columns])
-        scores += np.float32(self.repeat_weight) * np.asarray(own[np.arange(rows.size), columns]).ravel()
-        return np.asarray(np.where(np.diff(own.indptr) > 0, scores, self._popularity_share[columns]))
+        for bonus in self._bonuses(rows):
+            scores += np.asarray(bonus[np.arange(rows.size), columns]).ravel()
+        return np.asarray(np.where(self._strangers(rows), self._popularity_share[columns], scores))
 
     def recommend(self, customers: ArrayLike, k: int, exclude: Any = None) -> Ranked:
         """The k best items (m, k) for each customer and their scores (m, k), best first, of equal ones the lower position.
@@ -107,26 +152,36 @@ class Recommender(Learner):
         for; its non-zero entries are never returned. Places that cannot be filled hold item -1 and score -inf.
         """
         rows = self._check_customers(customers)
-        return self._ranked(rows.size, lambda part: (self.customer_factors_[rows[part]], _take(self.history_, rows[part])), k, exclude)
+
+        def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
+            asked = rows[part]
+            return self._scores(self.customer_factors_[asked], self._bonuses(asked)), self._strangers(asked)
+
+        return self._ranked(rows.size, scores, k, exclude)
 
     def fold_in(self, interactions: Any) -> Singles:
         """Factors (m, n_factors) of customers with these weights, csr (m, n_items): what they would have been trained to."""
         self._check_fitted("item_factors_")
-        weights = _checked(interactions, len(self.item_factors_))
+        weights = checked(interactions, len(self.item_factors_))
         return als.fold_in(weights, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
 
     def recommend_factors(self, factors: Singles, interactions: Any, k: int, exclude: Any = None) -> Ranked:
         """As `recommend`, for customers given by their factors (m, n_factors) and the weights (m, n_items) behind them."""
         self._check_fitted("item_factors_")
-        own = _over_largest(_checked(interactions, len(self.item_factors_)))
+        own = _over_largest(checked(interactions, len(self.item_factors_)))
         if len(factors) != own.shape[0]:
             raise ValueError(f"Recommender: expected as many rows of factors as of interactions, found {len(factors)} and {own.shape[0]}")
-        return self._ranked(own.shape[0], lambda part: (factors[part], own[part]), k, exclude)
+        own.data *= np.float32(self.repeat_weight)
+
+        def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
+            return self._scores(factors[part], (own[part],)), np.diff(own[part].indptr) == 0
+
+        return self._ranked(own.shape[0], scores, k, exclude)
 
     def loss(self, relevant: Any) -> float:
         """Minus the NDCG@20 of recommending to the customers of `fit` with something relevant, csr (n_customers, n_items)."""
         self._check_fitted("item_factors_")
-        wanted = _checked(relevant, len(self.item_factors_))
+        wanted = checked(relevant, len(self.item_factors_))
         rows = np.flatnonzero(np.diff(wanted.indptr))
         if not rows.size:
             raise ValueError("Recommender: no customer has anything relevant; there is nothing to judge by")
@@ -138,8 +193,8 @@ class Recommender(Learner):
         folder.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             np.save(folder / f"{name.rstrip('_')}.npy", getattr(self, name), allow_pickle=False)
-        for part in _HISTORY:
-            np.save(folder / f"history_{part}.npy", getattr(self.history_, part), allow_pickle=False)
+        for name, part in itertools.product(("history", "lifts"), _CSR):
+            np.save(folder / f"{name}_{part}.npy", getattr(getattr(self, f"{name}_"), part), allow_pickle=False)
         write_json(folder / "recommender.json", {"kind": "recommender", "params": self.get_params(), "objective": vars(self.objective_)})
 
     @classmethod
@@ -147,15 +202,18 @@ class Recommender(Learner):
         """The learner as it was saved; mapped, processes share one copy in memory. Raises ValueError if the files disagree."""
         saved = read_json(folder / "recommender.json", "recommender")
         customers, items, popularity = (_read(folder / f"{name.rstrip('_')}.npy", is_mapped) for name in _ARRAYS)
-        data, indices, indptr = (_read(folder / f"history_{part}.npy", is_mapped) for part in _HISTORY)
-        if len(indptr) != len(customers) + 1 or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
+        parts = {name: tuple(_read(folder / f"{name}_{part}.npy", is_mapped) for part in _CSR) for name in ("history", "lifts")}
+        is_whole = all(len(indptr) == len(customers) + 1 for _, _, indptr in parts.values())
+        if not is_whole or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
             raise ValueError(f"{folder}: the arrays do not belong together; save the model again")
-        history = sparse.csr_matrix((data, indices, indptr), (len(customers), len(items)), copy=False)
-        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history)
+        history, lifts = (sparse.csr_matrix(parts[name], (len(customers), len(items)), copy=False) for name in ("history", "lifts"))
+        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history, lifts)
 
-    def _learned(self, objective: Objective, customers: Singles, items: Singles, popularity: NDArray[np.float64], history: Any) -> Self:
+    def _learned(
+        self, objective: Objective, customers: Singles, items: Singles, popularity: NDArray[np.float64], history: Any, lifts: Any
+    ) -> Self:
         self.objective_, self.customer_factors_, self.item_factors_ = objective, customers, items
-        self.popularity_, self.history_ = popularity, history
+        self.popularity_, self.history_, self.lifts_ = popularity, history, lifts
         self._gram = items.T @ items
         self._popularity_share = (popularity / popularity.max()).astype(np.float32)
         place = np.empty(len(popularity), dtype=np.float32)
@@ -163,30 +221,44 @@ class Recommender(Learner):
         self._popularity_place = place  # 0 for the most popular, then -1, ...: no ties, so cheap to rank by
         return self
 
-    def _ranked(self, n_rows: int, take: Callable[[slice], tuple[Singles, Any]], k: int, exclude: Any) -> Ranked:
-        """Rank in chunks of rows; take: slice of rows -> their factors and own history."""
+    def _ranked(self, n_rows: int, scored: Callable[[slice], tuple[Singles, NDArray[np.bool_]]], k: int, exclude: Any) -> Ranked:
+        """Rank in chunks of rows; scored: slice of rows -> their scores of all items, and which of them are strangers."""
         if k < 1:
             raise ValueError(f"Recommender: k must be 1 or more, found {k}")
         n_items = len(self.item_factors_)
         barred = None if exclude is None else _checked_shape(exclude, (n_rows, n_items))
-        items, scores = np.empty((n_rows, k), dtype=np.int64), np.empty((n_rows, k), dtype=np.float32)
-        step = max(1, CHUNK_CELLS // n_items)
-        for start in range(0, n_rows, step):
-            part = slice(start, min(start + step, n_rows))
-            items[part], scores[part] = self._rank(*take(part), k=k, barred=None if barred is None else barred[part])
-        return items, scores
-
-    def _rank(self, factors: Singles, own: Any, *, k: int, barred: Any) -> Ranked:
-        scores = factors @ self.item_factors_.T
-        counts = np.diff(own.indptr)
-        scores[np.repeat(np.arange(len(counts)), counts), own.indices] += np.float32(self.repeat_weight) * own.data
-        strangers = counts == 0
-        scores[strangers] = self._popularity_place
-        if barred is not None:
-            scores[np.repeat(np.arange(len(counts)), np.diff(barred.indptr)), barred.indices] = -np.inf
-        items, values = _top(scores, k)
-        values[strangers] = np.where(items[strangers] < 0, -np.inf, self._popularity_share[items[strangers]])
+        items, values = np.empty((n_rows, k), dtype=np.int64), np.empty((n_rows, k), dtype=np.float32)
+        for part in self._chunks(n_rows):
+            scores, strangers = scored(part)
+            scores[strangers] = self._popularity_place
+            if barred is not None:
+                rows = barred[part]
+                scores[np.repeat(np.arange(len(scores)), np.diff(rows.indptr)), rows.indices] = -np.inf
+            items[part], values[part] = best(scores, k)
+            listed = items[part][strangers]
+            values[part][strangers] = np.where(listed < 0, -np.inf, self._popularity_share[listed])
         return items, values
+
+    def _chunks(self, n_rows: int) -> Iterator[slice]:
+        step = max(1, CHUNK_CELLS // len(self.item_factors_))
+        return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+
+    def _scores(self, factors: Singles, bonuses: Iterable[Any]) -> Singles:
+        """The scores of all items for customers with these factors, and what is added to them, each a csr; a fresh array."""
+        scores = factors @ self.item_factors_.T
+        for bonus in bonuses:
+            scores[np.repeat(np.arange(len(scores)), np.diff(bonus.indptr)), bonus.indices] += bonus.data
+        return np.asarray(scores)
+
+    def _bonuses(self, rows: Indices) -> tuple[Any, ...]:
+        """What own history and the second stage add to the scores of these rows, each a csr of float32."""
+        own = _take(self.history_, rows)
+        own.data = own.data * np.float32(self.repeat_weight)
+        return (own, _take(self.lifts_, rows)) if self.lifts_.nnz else (own,)
+
+    def _strangers(self, rows: Indices) -> NDArray[np.bool_]:
+        """Which of these rows have no history, or are unknown."""
+        return np.asarray((rows < 0) | (self.history_.indptr[rows + 1] == self.history_.indptr[rows]))
 
     def _check_customers(self, customers: ArrayLike) -> Indices:
         self._check_fitted("item_factors_")
@@ -205,20 +277,6 @@ class Recommender(Learner):
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
-
-
-def _checked(weights: Any, n_items: int | None) -> Any:
-    """A csr of weights > 0 without duplicates, never the caller's own."""
-    if not sparse.issparse(weights):
-        raise ValueError(f"Recommender: expected a sparse matrix of customers by items, found {type(weights).__name__}")
-    matrix = sparse.csr_matrix(weights, dtype=np.float64, copy=True)
-    if n_items is not None and matrix.shape[1] != n_items:
-        raise ValueError(f"Recommender: expected {n_items} items as in fit, found {matrix.shape[1]} columns")
-    if not np.all(np.isfinite(matrix.data) & (matrix.data >= 0)):
-        raise ValueError("Recommender: weights must be finite and not negative; found others")
-    matrix.sum_duplicates()
-    matrix.eliminate_zeros()
-    return matrix
 
 
 def _checked_shape(exclude: Any, shape: tuple[int, int]) -> Any:
@@ -252,32 +310,3 @@ def _read(path: Path, is_mapped: bool) -> NDArray[Any]:
     # mapped copy-on-write: the compiled solver refuses read-only arrays
     array: NDArray[Any] = np.load(path, mmap_mode="c" if is_mapped else None, allow_pickle=False)
     return array.view(np.ndarray)
-
-
-def _top(scores: Singles, k: int) -> Ranked:
-    """The k best finite columns of each row (m, k), best first, ties by column; -1 and -inf where there are fewer."""
-    n_rows, n_items = scores.shape
-    rows, columns = np.divmod(np.flatnonzero(scores >= _bound(scores, k)), n_items)
-    values = scores[rows, columns]
-    order = np.lexsort((columns, -values, rows))
-    starts = np.searchsorted(rows, np.arange(n_rows))
-    places = np.arange(len(rows)) - starts[rows]  # rows are in order before and after the sort
-    best = order[places < k]
-    items, top = np.full((n_rows, k), -1, dtype=np.int64), np.full((n_rows, k), -np.inf, dtype=np.float32)
-    items[rows[best], places[places < k]], top[rows[best], places[places < k]] = columns[best], values[best]
-    return items, top
-
-
-def _bound(scores: Singles, k: int) -> Singles:
-    """A finite number at or below the k-th best finite score of each row (m, 1), close to it, from one pass.
-
-    The k-th best of the maxima of disjoint groups cannot exceed it. Groups take every n-th column, since good items tend to
-    be neighbours. Far cheaper than a partition of the row, and ties at the k-th place all stay in.
-    """
-    lowest = np.finfo(np.float32).min
-    size = scores.shape[1] // (GROUPS_PER_PLACE * k)
-    if size < 2:
-        return np.full((len(scores), 1), lowest, dtype=np.float32)
-    n_groups = scores.shape[1] // size
-    maxima = scores[:, : size * n_groups].reshape(len(scores), size, n_groups).max(axis=1)
-    return np.maximum(np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None], lowest)

@@ -37,7 +37,8 @@ _INPUTS = {ratio.name: (ratio.numerator, ratio.denominator) for ratio in windows
 _AGES = {f"{name.removesuffix('_at')}_age_days" for name in getattr(tables.CUSTOMER_ACTIVITY.schema, "names", ()) if name.endswith("_at")}
 _FIRST_AGES = {name for name in _AGES if name.startswith("first_")}
 _LAST_AGES = _AGES - _FIRST_AGES
-_LONGEST_DAYS = max(int(w.removesuffix("d")) for w in tables.CUSTOMER_WINDOWS if w.endswith("d"))
+_LASTING = {windows.CUSTOMER_ACTIVITY.column(a): a.is_first for a in windows.CUSTOMER_ACTIVITY.latests if a.window is None}  # of all time
+_LONGEST_DAYS = max(window.size.days for window in windows.WINDOWS.values())
 
 
 @dataclass(frozen=True)
@@ -281,12 +282,12 @@ def _needed_days(name: str) -> float:
     """Days of log before a row that fill the column; infinite for life times. A ratio needs what its parts need."""
     if name in _INPUTS:
         return max(map(_needed_days, _INPUTS[name]))
-    if name.endswith("_total") or name in _FIRST_AGES:
+    if name.endswith("_total") or name in _FIRST_AGES or _LASTING.get(name, False):
         return np.inf
     window = re.search(r"_(\d+)(h|d)$", name)
     if window:
         return int(window[1]) / (24 if window[2] == "h" else 1)
-    return _LONGEST_DAYS if name in _LAST_AGES else 0.0
+    return _LONGEST_DAYS if name in _LAST_AGES or name in _LASTING else 0.0
 
 
 def _by_need(frame: pd.DataFrame) -> dict[float, list[str]]:

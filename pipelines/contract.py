@@ -67,11 +67,6 @@ def passes_sql(limits: IngestSettings | None = None, columns: Mapping[str, str] 
         AND coalesce({lead} BETWEEN {-limits.max_age_days * 86_400_000_000} AND {limits.max_future_minutes * 60_000_000}, true), false)"""
 
 
-def suspects_sql(rows: str, limits: IngestSettings | None = None) -> str:
-    """SQL: the rows of the relation `rows` (columns CHECKED) that `validate` has to look at; it would let all others pass."""
-    return f"SELECT * FROM {rows} WHERE NOT {passes_sql(limits)}"
-
-
 _REJECTED = pd.DataFrame({"index": pd.Series(dtype="int64"), "reason": pd.Series(dtype="str"), "detail": pd.Series(dtype="str")})
 _RANK = {reason: rank for rank, reason in enumerate(REASONS)}
 

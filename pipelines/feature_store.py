@@ -3,9 +3,10 @@
 In: the feature tables of a home, and feature_repo/definitions.py. Out: Feast's registry and online store; frames of features as they
 were strictly before given instants. Reads no clock and never changes a table.
 
-What the stream writes online as events come (identifiers, consent) is often newer than the tables: a load never overrides a newer
-row of those views. Every other view is what its table says, no row more. Feast's own writer knows neither rule (SQLite: the older
-overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
+What the stream writes online as events come is often newer than the tables: a load never overrides a newer row of those views, nor
+takes out a key that the tables do not know yet; it takes out customers whom no identifier names any more. Every other view is what its
+table says, no row more, and so is a view that could be streamed and never was. Feast's own writer knows none of this (SQLite: the
+older overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
 """
 
 import contextlib
@@ -13,83 +14,126 @@ import io
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import pandas as pd
 
-from pipelines import engine, tables, windows
+from pipelines import engine, online_schema, tables, windows
 from pipelines.engine import literal
 from pipelines.errors import StoreError
-from pipelines.online_writer import CONSENT_VIEW, IDENTIFIER_VIEW, OnlineWriter
+from pipelines.feast_format import JoinKey, sorted_names, table_of
+from pipelines.online_schema import Schema
+from pipelines.online_writer import CONSENT_VIEW, CUSTOMER, IDENTIFIER_VIEW, OnlineWriter, encoded_keys, open_writer
+from pipelines.redis_server import feast_connection
+from pipelines.redis_writer import RedisWriter
+from pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
 BATCH_ROWS = 500_000
 ONLINE_ROWS = 1_000  # written in one transaction: a tenth of a second in which the stream waits
-STREAMED_VIEWS = (IDENTIFIER_VIEW, CONSENT_VIEW)  # have rows that no table knows yet
+ALWAYS_STREAMED = (IDENTIFIER_VIEW, CONSENT_VIEW)  # have rows that no table knows yet, of every home
+STREAMED_VIEWS = (*ALWAYS_STREAMED, "customer_activity", "customer_session", "customer_item", "customer_category", "item_activity")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+COMPUTED_VIEWS = ("customer_scores", "customer_segments")  # stamped with the instant as of which they were computed: true from it on
+
+Writer = OnlineWriter | RedisWriter
 
 
-def store(home: Path) -> "FeatureStore":
-    """Feast's store of this home: the profile of feature_repo/feature_store.yaml with every path below `home`."""
+def store(home: Path, *, settings: Settings | None = None) -> "FeatureStore":
+    """Feast's store of this home: feature_repo/feature_store.yaml with every path below `home`; its online store as `settings` say."""
     import yaml
     from feast import FeatureStore, RepoConfig
 
     import feature_repo
 
-    profile = Path(feature_repo.__file__).with_name("feature_store.yaml")
+    profile = yaml.safe_load(Path(feature_repo.__file__).with_name("feature_store.yaml").read_text())
+    if settings is not None and settings.online.redis_url is not None:
+        profile["online_store"] = {"type": "redis", "connection_string": feast_connection(settings.online.redis_url.get_secret_value())}
     (home / "feature_store").mkdir(parents=True, exist_ok=True)
-    config = RepoConfig(**yaml.safe_load(profile.read_text()), repo_path=home.resolve())
+    config = RepoConfig(**profile, repo_path=home.resolve())
     feast = FeatureStore(repo_path=str(home.resolve()), config=config)
     # A materialisation marks its views while it works and is sometimes killed: what was there before can still be read.
     feast.registry.serve_features_while_materializing = True
     return feast
 
 
-def apply(home: Path) -> None:
-    """Register what feature_repo/definitions.py declares, forget what it no longer does, and create the online tables."""
+def apply(home: Path, *, settings: Settings | None = None) -> None:
+    """Register what feature_repo/definitions.py declares, forget what it no longer does, and make the online store ready for it.
+
+    A store of older definitions is kept: new features are null in it until they are materialised; what is declared no more, or with
+    another type or join key, is taken out. A file of SQLite is there with Redis too: the stream keeps there what it knows of people.
+    """
     feast, declared = store(home), _declared()
     names = {(type(o), o.name) for o in declared}
+    before = online_schema.of(feast.list_feature_views())
     listed = (feast.list_feature_services, feast.list_feature_views, feast.list_data_sources, feast.list_entities)
     gone: list[Any] = [o for listing in listed for o in listing() if (type(o), o.name) not in names]
     with _quiet():
         feast.apply(declared, objects_to_delete=gone, partial=False)
-    with closing(sqlite3.connect(home / "feature_store" / "online.db")) as db:
+    wanted = declared_schema()
+    with closing(sqlite3.connect(home / "feature_store" / "online.db", isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL")  # readers go on while a materialisation writes
+        db.execute("BEGIN IMMEDIATE")
+        _migrate(db, online_schema.get(db) or before, wanted)
+        online_schema.put(db, wanted)
+        db.execute("COMMIT")
+    if settings is not None and settings.online.redis_url is not None:
+        with closing(RedisWriter(settings.online.redis_url.get_secret_value())) as online:
+            online.migrate(wanted)
 
 
-def materialize(home: Path, *, as_of: datetime, start: datetime | None = None, views: Sequence[str] | None = None) -> int:
-    """Bring the online store to the state strictly before `as_of`; returns the rows that the views then hold online.
+def declared_schema() -> Schema:
+    """The feature views of feature_repo/definitions.py as plain data."""
+    from feast import FeatureView
+
+    return online_schema.of(o for o in _declared() if isinstance(o, FeatureView))
+
+
+def materialize(
+    home: Path, *, as_of: datetime, start: datetime | None = None, views: Sequence[str] | None = None, settings: Settings | None = None
+) -> int:
+    """Bring the online store to the state strictly before `as_of`, what was computed as of it included; returns the views' rows online.
 
     `start`: only what changed since then; none: everything. `views`: by name; none: all. A view whose table was never written
-    is left out. What the stream wrote since stays: see above. Raises StoreError where a name is unknown or nothing was applied.
+    is left out. What the stream wrote since stays: see above. Raises StoreError where a name is unknown, nothing was applied, or
+    what was applied is not what is declared by now.
     """
     feast = store(home)
     known: dict[str, Any] = {view.name: view for view in feast.list_feature_views()}
     unknown = set(views or ()) - set(known)
     if unknown or not known:
         raise StoreError(f"features: expected views among {sorted(known)}, found {sorted(unknown)}; run `rapport features apply` first")
+    online_schema.check_same(online_schema.of(known.values()), declared_schema(), f"the registry under {home}")
     wanted = [name for name in (views or known) if (home / known[name].batch_source.path).exists()]
     if not wanted:
         return 0
     begin, end = start or EPOCH, as_of.astimezone(UTC)
-    with closing(engine.connect(home)) as con, closing(OnlineWriter(home)) as online:
+    with closing(engine.connect(home)) as con, closing(open_writer(home, settings)) as online:
+        online_schema.check_same(online.schema, declared_schema(), f"the online store of {home}")
         for name in wanted:
-            _load(con, online, home, known[name], begin, end, is_whole=start is None)
+            try:
+                until = end + timedelta(microseconds=1) if name in COMPUTED_VIEWS else end
+                _load(con, online, home, known[name], begin, until, is_whole=start is None)
+            except duckdb.BinderException as error:
+                what = str(error).partition("\n")[0]
+                raise StoreError(f"features: the table of {name} lacks what is declared ({what}); run `rapport features build`") from error
             feast.registry.apply_materialization(known[name], feast.project, begin, end)
         if start is None and IDENTIFIER_VIEW in wanted:
             _forget_orphans(online)
-    return _online_rows(home, [f"{feast.project}_{name}" for name in wanted])
+        return sum(online.count(name) for name in wanted)
 
 
 def training_frame(home: Path, labels: pd.DataFrame, *, service: str) -> pd.DataFrame:
     """`labels` with the features of a service as they were strictly before each row's `event_timestamp`, ages and ratios derived.
 
     labels: the join keys, `event_timestamp` (UTC), any others. Same rows, same order, same index; a column that is also a
-    feature is replaced by it. Raises StoreError where the service is unknown or a table is missing, InputError without the keys.
+    feature is replaced by it; a column of windows.REQUEST is what a request told then, and is used like a feature.
+    Raises StoreError where the service is unknown or a table is missing, InputError without the keys.
     """
     from feast.errors import FeatureServiceNotFoundException
 
@@ -101,7 +145,8 @@ def training_frame(home: Path, labels: pd.DataFrame, *, service: str) -> pd.Data
     keys = [c for c in _join_keys(feast, wanted) if c in labels.columns]
     rows = labels[[*keys, "event_timestamp"]].reset_index(drop=True)
     found = feast.get_historical_features(rows, wanted).to_df().drop(columns=rows.columns)
-    derived = windows.derive(found, rows["event_timestamp"]).set_axis(labels.index)
+    asked = labels[[name for name in windows.REQUEST if name in labels.columns]].reset_index(drop=True)
+    derived = windows.derive(found, rows["event_timestamp"], request=asked).set_axis(labels.index)
     return pd.concat([labels.drop(columns=derived.columns, errors="ignore"), derived], axis=1)
 
 
@@ -118,28 +163,36 @@ def _join_keys(feast: "FeatureStore", service: Any) -> list[str]:
     return list(dict.fromkeys(column.name for view in views for column in view.entity_columns))
 
 
-def _online_rows(home: Path, names: list[str]) -> int:
-    with closing(sqlite3.connect(home / "feature_store" / "online.db")) as db:
-        counts = [db.execute(f'SELECT count(DISTINCT entity_key) FROM "{name}"').fetchone()[0] for name in names]
-    return sum(counts)
+def _migrate(db: sqlite3.Connection, before: Schema, wanted: Schema) -> None:
+    """Take out of the tables what is no longer declared, or not as it was. Feast has made new tables, and dropped those of views gone."""
+    for view, made in before.items():
+        declared = wanted.get(view)
+        if declared is None:
+            db.execute(f'DROP TABLE IF EXISTS "{table_of(view)}"')
+        elif declared.join_key != made.join_key:
+            db.execute(f'DELETE FROM "{table_of(view)}"')
+        else:
+            other = [name for name, kind in made.features.items() if declared.features.get(name) != kind]
+            db.executemany(f'DELETE FROM "{table_of(view)}" WHERE feature_name = ?', [(name,) for name in other])
 
 
-def _load(con: Any, online: OnlineWriter, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool) -> None:
+def _load(con: Any, online: Writer, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool) -> None:
     """Write the newest row of each key within [begin, end) of the view's table."""
-    join_key = view.entity_columns[0].name
-    is_streamed = view.name in STREAMED_VIEWS
+    join_key = online_schema.of([view])[view.name].join_key
+    is_streamed = view.name in ALWAYS_STREAMED or (view.name in STREAMED_VIEWS and online.is_streamed(view.name))
     _newest(con, home, view, join_key, begin, end)
-    for batch in con.sql(f"SELECT * FROM newest ORDER BY {join_key}").to_arrow_reader(ONLINE_ROWS):
+    keys = ", ".join(sorted_names(join_key))
+    for batch in con.sql(f"SELECT * FROM newest ORDER BY {keys}").to_arrow_reader(ONLINE_ROWS):
         with online.transaction():
             online.load(view.name, batch, join_key=join_key, is_guarded=is_streamed)
     if is_whole and not is_streamed:
-        kept = (key for batch in con.sql(f"SELECT {join_key} FROM newest").to_arrow_reader(BATCH_ROWS) for key in batch[0].to_pylist())
+        kept = (key for batch in con.sql(f"SELECT {keys} FROM newest").to_arrow_reader(BATCH_ROWS) for key in encoded_keys(batch, join_key))
         with online.transaction():
-            online.clear(view.name, kept, join_key=join_key)
+            online.clear(view.name, kept)
 
 
-def _newest(con: Any, home: Path, view: Any, join_key: str, begin: datetime, end: datetime) -> None:
-    """Create `newest`: join key, features, event_us, created_us. First when, then what: wide columns are read only for rows kept."""
+def _newest(con: Any, home: Path, view: Any, join_key: JoinKey, begin: datetime, end: datetime) -> None:
+    """Create `newest`: join keys, features, event_us, created_us. First when, then what: wide columns are read only for rows kept."""
     source = view.batch_source
     time, created = source.timestamp_field, source.created_timestamp_column
     names = ", ".join(f'"{field.name}"' for field in view.features)
@@ -147,14 +200,15 @@ def _newest(con: Any, home: Path, view: Any, join_key: str, begin: datetime, end
     event_us, created_us = f"epoch_us({time})", f"epoch_us({created})" if created else "NULL"
     if view.name == IDENTIFIER_VIEW:  # a late event may move the first sight back: online it counts when we knew
         event_us = created_us = _known_us(con, home)
+    keys = ", ".join(sorted_names(join_key))
     files = literal(str((home / source.path).resolve() / "**" / "*.parquet"))
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE newest AS
         WITH source AS (SELECT * FROM read_parquet({files}, hive_partitioning = false)),
-        latest AS (SELECT {join_key}, max({time}) AS {time} FROM source WHERE {time} >= $begin AND {time} < $end GROUP BY {join_key})
-        SELECT {join_key}, {names}, CAST({event_us} AS BIGINT) AS event_us, CAST({created_us} AS BIGINT) AS created_us
-        FROM source SEMI JOIN latest USING ({join_key}, {time})
-        QUALIFY row_number() OVER (PARTITION BY {join_key} ORDER BY {by}) = 1""",
+        latest AS (SELECT {keys}, max({time}) AS {time} FROM source WHERE {time} >= $begin AND {time} < $end GROUP BY {keys})
+        SELECT {keys}, {names}, CAST({event_us} AS BIGINT) AS event_us, CAST({created_us} AS BIGINT) AS created_us
+        FROM source SEMI JOIN latest USING ({keys}, {time})
+        QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {by}) = 1""",
         {"begin": begin, "end": end},
     )
 
@@ -175,10 +229,12 @@ def _known_us(con: Any, home: Path) -> str:
     return f"greatest({known}, (SELECT decided_us FROM decided WHERE decided.customer_id = source.customer_id))"
 
 
-def _forget_orphans(online: OnlineWriter) -> None:
-    """Take out the consent of customers whom nobody's identifier names any more: they were merged into another."""
+def _forget_orphans(online: Writer) -> None:
+    """Take out what was streamed of customers whom nobody's identifier names any more: they were merged into another."""
+    made = online.schema
+    personal = [view for view in STREAMED_VIEWS if view in made and CUSTOMER in sorted_names(made[view].join_key)]
     with online.transaction():
-        online.clear_orphans()
+        online.clear_orphans([view for view in personal if view in ALWAYS_STREAMED or online.is_streamed(view)])
 
 
 @contextlib.contextmanager

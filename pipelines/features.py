@@ -1,20 +1,18 @@
 """Clean events -> feature tables.
 
-In: the tables `events` and, where there is one, `items`. Out: customer_activity, customer_session and item_activity as change
-points. Reads no clock and never changes a clean event. Consent was applied when the events were ingested.
+In: the tables `events` and, where there is one, `items`. Out: the tables of features as change points. Reads no clock and never
+changes a clean event. Consent was applied when the events were ingested.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipelines import engine, tables, windows
-from pipelines.engine import literal
 from pipelines.errors import StoreError
 from pipelines.settings import IngestSettings
 from pipelines.tables import Table
@@ -25,6 +23,10 @@ if TYPE_CHECKING:
 SESSION_GAP_MINUTES = IngestSettings().session_gap_minutes
 BUCKET_EVENTS = 200_000  # events worked on at a time: about 1.5 GB at the peak
 BATCH_ROWS = 500_000
+_TOLD = (
+    "customer_id", "type", "event_timestamp", "created_timestamp", "received_timestamp", "item_id", "order_id", "session_id", "quantity",
+    "price_cents", "revenue_cents",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,45 +36,71 @@ class FeatureReport:
     customer_activity: int
     customer_session: int
     item_activity: int
+    customer_item: int
+    customer_category: int
 
 
 def build(home: Path, *, session_gap_minutes: int = SESSION_GAP_MINUTES) -> FeatureReport:
-    """Write the three feature tables from the events stored under `home`; each table is replaced at once or not at all.
+    """Write the feature tables from the events stored under `home`; each table is replaced at once or not at all.
 
-    Works through ranges of keys, so memory does not grow with the log. Raises StoreError where no events were ingested.
+    Works through ranges of keys, so memory does not grow with the log; what does not fit is spilled beside the tables.
+    Raises StoreError where no events were ingested, or the disk is full.
     """
     from pipelines import sessions
 
     if not tables.exists(home, tables.EVENTS):
         raise StoreError(f"features: the table events was expected under {home / 'tables'}, found nothing; ingest events first")
-    with closing(engine.connect(home)) as con:
-        events = _open(con, home, tables.EVENTS)
-        told = sessions.identified(events, gap_minutes=session_gap_minutes)
-        return FeatureReport(
-            customer_activity=_write(home, con, told, tables.CUSTOMER_ACTIVITY, lambda e: windows.changelog(e, windows.CUSTOMER_ACTIVITY)),
-            customer_session=_write(
-                home, con, told, tables.CUSTOMER_SESSION, lambda e: sessions.changelog(e, gap_minutes=session_gap_minutes)
-            ),
-            item_activity=_write(
-                home, con, _with_catalogue(con, home, events), tables.ITEM_ACTIVITY, lambda e: windows.changelog(e, windows.ITEM_ACTIVITY)
-            ),
-        )
+    gap = session_gap_minutes
+    with closing(engine.connect(home)) as con, _room(home):
+        events, items = _open(con, home, tables.EVENTS).select(_TOLD), _open(con, home, tables.ITEMS)
+        of_customers: dict[Table, Callable[[ibis.Table], ibis.Table]] = {
+            tables.CUSTOMER_ACTIVITY: lambda e: windows.changelog(sessions.identified(e, gap_minutes=gap), windows.CUSTOMER_ACTIVITY),
+            tables.CUSTOMER_SESSION: lambda e: sessions.changelog(sessions.identified(e, gap_minutes=gap), gap_minutes=gap),
+            tables.CUSTOMER_ITEM: lambda e: windows.changelog(e, windows.CUSTOMER_ITEM),
+            tables.CUSTOMER_CATEGORY: lambda e: windows.changelog(of_categories(e, items), windows.CUSTOMER_CATEGORY),
+        }
+        ranges = _Ranges(con, events, "customer_id")
+        rows = {table.name: _write(home, ranges, table, make) for table, make in of_customers.items()}
+        ranges.drop()
+        ranges = _Ranges(con, of_items(events, items), "item_id")
+        rows["item_activity"] = _write(home, ranges, tables.ITEM_ACTIVITY, lambda e: windows.changelog(e, windows.ITEM_ACTIVITY))
+        return FeatureReport(**rows)
 
 
-def _with_catalogue(con: Any, home: Path, events: "ibis.Table") -> "ibis.Table":
-    """What is told of items: the events, and the catalogue's lines as events of their own (availability and price)."""
+@contextmanager
+def _room(home: Path) -> Iterator[None]:
+    """What DuckDB says where it cannot spill, as a StoreError."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        raise StoreError(
+            f"features: no room to work in under {home} ({error}); the tables are untouched; free space, then run again"
+        ) from error
+
+
+def of_items(events: "ibis.Table", items: "ibis.Table") -> "ibis.Table":
+    """What is told of items: the events, and the catalogue's lines as events of their own (availability and price).
+
+    An item's event counts from the moment that we had it: whose it is makes no difference, and when people are merged no item moves.
+    """
     import ibis
 
     wanted = ["item_id", "type", "event_timestamp", "created_timestamp", "price_cents", "revenue_cents"]
-    told = events.select(wanted)
-    if not tables.exists(home, tables.ITEMS):
-        return told
-    lines = _open(con, home, tables.ITEMS).mutate(type=ibis.literal("catalogue"), revenue_cents=ibis.literal(0, "int64"))
-    return ibis.union(told, lines.select(wanted))
+    told = events.mutate(created_timestamp=ibis.coalesce(events["received_timestamp"], events["event_timestamp"]))
+    lines = items.mutate(type=ibis.literal("catalogue"), revenue_cents=ibis.literal(0, "int64"))
+    return ibis.union(told.select(wanted), lines.select(wanted))
+
+
+def of_categories(events: "ibis.Table", items: "ibis.Table") -> "ibis.Table":
+    """The events with the category that their item has in the catalogue now; without those of items that have none."""
+    categories = items.filter(items["category"].notnull()).select("item_id", "category")
+    return events.join(categories, "item_id").select(*events.columns, "category")
 
 
 def _open(con: Any, home: Path, table: Table) -> "ibis.Table":
-    return _view(con, table.name, f"SELECT * FROM read_parquet({literal(tables.glob(home, table))}, hive_partitioning = false)")
+    return _view(con, table.name, tables.rows_sql(home, table))
 
 
 def _view(con: Any, name: str, query: str) -> "ibis.Table":
@@ -88,26 +116,35 @@ def _query(expression: "ibis.Table") -> str:
     return str(ibis.to_sql(expression, dialect="duckdb"))
 
 
-def _write(home: Path, con: Any, events: "ibis.Table", table: Table, expression: "Callable[[ibis.Table], ibis.Table]") -> int:
+class _Ranges:
+    """Events in ranges of a key, about BUCKET_EVENTS each, more where one key has more. Sorted once: a range is read without the others."""
+
+    def __init__(self, con: Any, events: "ibis.Table", key: str) -> None:
+        self.con = con
+        _view(con, "whole", _query(events))
+        con.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE ranged AS
+            SELECT whole.*, number FROM whole JOIN (
+                SELECT {key}, CAST(sum(n) OVER (ORDER BY {key}) // {BUCKET_EVENTS} AS INTEGER) AS number
+                FROM (SELECT {key}, count(*) AS n FROM whole WHERE {key} IS NOT NULL GROUP BY {key})
+            ) USING ({key}) ORDER BY number
+            """
+        ).fetchall()
+        self.part = _view(con, "part", "SELECT * EXCLUDE (number) FROM ranged WHERE number = getvariable('number')")
+
+    def run(self, query: str) -> Iterator[pa.RecordBatch]:
+        """What `query` over `part` gives for each range, one after the other."""
+        for (number,) in self.con.sql("SELECT DISTINCT number FROM ranged ORDER BY number").fetchall():
+            self.con.execute("SET VARIABLE number = ?", [number])
+            yield from self.con.sql(query).to_arrow_reader(BATCH_ROWS)
+
+    def drop(self) -> None:
+        """Give back the memory."""
+        self.con.execute("DROP TABLE ranged")
+
+
+def _write(home: Path, ranges: _Ranges, table: Table, expression: "Callable[[ibis.Table], ibis.Table]") -> int:
     """Write what `expression` makes of the events, range by range of the key, each by key and time: same events, same bytes."""
-    key = table.key[0]
-    _view(con, "whole", _query(events))
-    part = _view(con, "part", f"SELECT * FROM whole WHERE {key} BETWEEN getvariable('first') AND getvariable('last')")
-    query = _query(expression(part).order_by(key, "event_timestamp"))  # compiled once: that takes longer than running a small range
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        for first, last in _ranges(con, key):
-            con.execute("SET VARIABLE first = ?", [first])
-            con.execute("SET VARIABLE last = ?", [last])
-            yield from con.sql(query).to_arrow_reader(BATCH_ROWS)
-
-    return tables.write(home, table, batches())
-
-
-def _ranges(con: Any, key: str) -> list[tuple[str, str]]:
-    """First and last key of each range of `whole`: about BUCKET_EVENTS events each, more where one key has more."""
-    counted = con.sql(f"SELECT {key}, count(*) AS n FROM whole WHERE {key} IS NOT NULL GROUP BY {key} ORDER BY {key}").to_arrow_table()
-    bucket = np.cumsum(counted["n"].to_numpy()) // BUCKET_EVENTS
-    first = np.flatnonzero(np.diff(bucket, prepend=-1))
-    last = np.flatnonzero(np.diff(bucket, append=np.inf))
-    return list(zip(counted[key].take(first).to_pylist(), counted[key].take(last).to_pylist(), strict=True))
+    # compiled once: that takes longer than running a small range
+    return tables.write(home, table, ranges.run(_query(expression(ranges.part).order_by(*table.key, "event_timestamp"))))

@@ -109,9 +109,23 @@ def run(
 
 
 def steps_for(job: Job) -> tuple[Step, ...]:
-    """The steps of this job: the shop is simulated only where no files were given, traits are guessed only where a plan says how."""
+    """The steps of this job: the shop is simulated only where no files were given, traits are guessed only where a plan says how.
+
+    A table that a later step writes again no longer has the version by which an earlier one would know that it is done: that one is
+    then not asked for it.
+    """
     is_off = {"simulate": bool(job.files), "impute": not job.settings.ingest.imputation}
-    return tuple(_aware_of_guesses(step, job) for step in STEPS if not is_off.get(step.name, False))
+    steps = [step for step in STEPS if not is_off.get(step.name, False)]
+    again = [{item for later in steps[at + 1 :] for item in later.writes if isinstance(item, Table)} for at in range(len(steps))]
+    return tuple(
+        replace(step, writes=tuple(item for item in step.writes if item not in later)) for step, later in zip(steps, again, strict=True)
+    )
+
+
+def train_step(name: str) -> Step:
+    """The step that trains a task which is no part of the loop: of its labels nothing is stored, so it reads the events themselves."""
+    reads = (tables.EVENTS, tables.CONSENTS, tables.CUSTOMER_PROFILE, *_FEATURES, "clock.json")
+    return Step(f"train {name}", _train(name), reads=reads, writes=("models/champions.json",), settings=_MODELS)
 
 
 def read_clock(settings: Settings) -> datetime:
@@ -160,7 +174,7 @@ def _simulate(job: Job) -> Summary:
 
 def _ingest(job: Job) -> Summary:
     """The loop's events are those of its files alone (`rapport ingest` is the one that adds): read aside, then put in place."""
-    from pipelines import ingest
+    from pipelines import ingest, retention
     from pipelines.vault import open_vault
 
     aside = job.home / "flow" / "incoming"
@@ -176,11 +190,15 @@ def _ingest(job: Job) -> Summary:
     except StoreError:
         shutil.rmtree(aside, ignore_errors=True)  # what was read so far only takes the space that was lacking
         raise
+    now = datetime.now(UTC)
+    if job.settings.privacy.retention_days:  # the files still hold what `rapport retain` removed, which goes by the wall as well
+        retention.apply(aside, settings=job.settings, as_of=now)
     with tables.locked(job.home):
         _claim(job)
         for table in _CLEAN:
             tables.adopt(job.home, table, aside)
-    write_clock(job.settings, report.last_event, datetime.now(UTC))
+        tables.drop(job.home, tables.WAITING)  # of messages that these are not
+    write_clock(job.settings, report.last_event, now)
     return plain(report)
 
 
@@ -199,7 +217,7 @@ def _impute(job: Job) -> Summary:
 def _apply(job: Job) -> Summary:
     from pipelines import feature_store
 
-    feature_store.apply(job.home)
+    feature_store.apply(job.home, settings=job.settings)
     return {}
 
 
@@ -221,14 +239,14 @@ def _train(name: str) -> Callable[[Job], Summary]:
 def _materialize(job: Job) -> Summary:
     from pipelines import feature_store
 
-    return {"rows": feature_store.materialize(job.home, as_of=job.as_of())}
+    return {"rows": feature_store.materialize(job.home, as_of=job.as_of(), settings=job.settings)}
 
 
 def _score(job: Job) -> Summary:
     from pipelines import feature_store, scoring
 
     report = plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
-    feature_store.materialize(job.home, as_of=job.as_of(), views=["customer_scores"])
+    feature_store.materialize(job.home, as_of=job.as_of(), views=["customer_scores"], settings=job.settings)
     return report
 
 
@@ -236,16 +254,16 @@ _CLEAN = (
     tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.INGESTS, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
     tables.TRAITS, tables.ITEMS, tables.ALERTS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
 )  # fmt: skip
-_FEATURES = (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)
+_FEATURES = tables.FEATURE_TABLES
 _SCORES = (tables.CUSTOMER_SCORES, tables.SCORED_CHURN, tables.SCORED_INTENT, tables.RECOMMENDATIONS)
-_MODELS = ("labels", "training")
+_MODELS = ("labels", "training", "gate")
 
 STEPS: tuple[Step, ...] = (
     Step(
         "simulate", _simulate, settings=("simulation",),
         writes=("raw/events.jsonl", "raw/items.jsonl", "raw/truth.parquet"),
     ),
-    Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "as_of"), reads_files=True),
+    Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "privacy", "as_of"), reads_files=True),
     Step("features", _features, reads=(tables.EVENTS, tables.ITEMS), writes=_FEATURES, settings=("ingest",)),
     Step(
         "impute", _impute, reads=(tables.CUSTOMER_PROFILE, tables.CUSTOMER_ACTIVITY), writes=(tables.CUSTOMER_PROFILE,),
@@ -265,11 +283,19 @@ STEPS: tuple[Step, ...] = (
         writes=("models/champions.json",), settings=_MODELS,
     ),
     Step(
-        "train recommender", _train("recommender"), reads=(tables.INTERACTIONS, "clock.json"),
+        "train recommender", _train("recommender"), reads=(tables.INTERACTIONS, tables.ITEMS, "clock.json"),
         writes=("models/champions.json",), settings=_MODELS,
     ),
     Step(
-        "materialize", _materialize, reads=(*_FEATURES, tables.IDENTITIES, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, "clock.json"),
+        "train segments", _train("segments"),
+        reads=(tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_PROFILE, tables.EVENTS, tables.CONSENTS, "clock.json"),
+        writes=("models/champions.json", tables.CUSTOMER_SEGMENTS), settings=("training", "consent"),
+    ),
+    Step(
+        "materialize", _materialize,
+        reads=(
+            *_FEATURES, tables.IDENTITIES, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, tables.CUSTOMER_SEGMENTS, "clock.json",
+        ),
         writes=("feature_store/online.db",),
     ),
     Step("score", _score, reads=(*_FEATURES, tables.CONSENTS, "models/champions.json"), writes=_SCORES, settings=("labels",)),
@@ -297,13 +323,6 @@ def _claim(job: Job) -> None:
         for table in tables.TABLES:
             tables.drop(job.home, table)
     _replace(path, mine)
-
-
-def _aware_of_guesses(step: Step, job: Job) -> Step:
-    """Where guesses are added to the profile after ingest, its version is no longer the one by which ingest knows that it is done."""
-    if step.name != "ingest" or not job.settings.ingest.imputation:
-        return step
-    return replace(step, writes=tuple(item for item in step.writes if item is not tables.CUSTOMER_PROFILE))
 
 
 def _run_step(step: Step, job: Job, *, is_forced: bool) -> StepRun:

@@ -5,7 +5,7 @@ Roles follow time: the test lies after the validation, the validation after the 
 the label's instant passed, and now. Data that cannot carry a label raise NotTrainable with the counts that say why.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from pipelines import consent, tables
+from models.task import LABELLED, TICK, Task, follows
+from pipelines import consent, horizon, tables
 from pipelines.errors import NotTrainable
 from pipelines.settings import LabelSettings, Settings
 from pipelines.windows import NOT_BEHAVIOUR
@@ -22,7 +23,6 @@ SPLITS = ("train", "validation", "test")
 WEIGHTS = {"purchase": 1.0, "cart_add": 0.5, "view": 0.15}  # how much an event says about taste; a purchase is the unit
 EVERYBODY_BUYS = 0.99  # above this share of buyers a log with views was drawn by purchase: its rate is not the shop's
 
-_TICK = pd.Timedelta(1, "us")
 _EVENT_COLUMNS = ["event_id", "type", "event_timestamp", "created_timestamp", "customer_id", "item_id", "session_id"]
 
 
@@ -52,6 +52,7 @@ class LabelReport:
     rows: dict[str, int] = field(default_factory=dict)
     splits: dict[str, dict[str, int]] = field(default_factory=dict)
     base_rate: dict[str, float] = field(default_factory=dict)
+    churn_horizon_days: int | None = None
     why: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,18 +75,22 @@ def build(home: Path, *, settings: Settings, as_of: datetime) -> LabelReport:
         if "label" in frame and len(frame):
             report.base_rate[name] = float(frame["label"].mean())
             report.splits[name] = {str(split): int(n) for split, n in frame["split"].value_counts().items()}
+            if name == "churn":
+                report = replace(report, churn_horizon_days=horizon.of_rows(frame, settings=settings))
     return report
 
 
 def churn(events: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
     """One row per cut-off and customer active before it; label 1 where no `churn_event` follows within the horizon.
 
-    Columns of tables.LABELS_CHURN. Raises NotTrainable.
+    Columns of tables.LABELS_CHURN. Where the settings name no horizon, it is that of `pipelines.horizon`. Raises NotTrainable.
     """
     known, options = _known(events, as_of), settings.labels
     acts = known[known["type"] == options.churn_event]
     if acts.empty:
         raise NotTrainable(f"the log holds no {options.churn_event} event, and churn is the absence of that event")
+    if options.churn_horizon_days is None:
+        settings = horizon.chosen(acts, known["event_timestamp"].min(), as_of, settings=settings)
     cutoffs = churn_cutoffs(known["event_timestamp"].min(), as_of, settings=settings)
     rows = pd.concat([_churn_rows(acts, cutoff, settings=settings) for cutoff in cutoffs], ignore_index=True)
     rows = _consenting(rows, consents, settings=settings, as_of=as_of)
@@ -99,16 +104,16 @@ def churn_cutoffs(start: datetime, as_of: datetime, *, settings: Settings) -> tu
     A training cut-off needs one horizon of log before it. Raises NotTrainable where not even one fits.
     """
     options = settings.labels
-    window = timedelta(days=options.churn_gap_days + options.churn_horizon_days)
-    horizon = timedelta(days=options.churn_horizon_days)
+    silence = timedelta(days=horizon.of_settings(settings))
+    window = timedelta(days=options.churn_gap_days) + silence
     newest, first = pd.Timestamp(as_of), pd.Timestamp(start)
-    step = max(timedelta(days=7), horizon / 4)
+    step = max(timedelta(days=7), silence / 4)
     past = [newest - 3 * window - k * step for k in range(options.churn_cutoffs)]
-    usable = [at for at in past if at - horizon >= first]
+    usable = [at for at in past if at - silence >= first]
     if not usable:
-        needed, found = (3 * window + horizon).days, (newest - first).total_seconds() / 86_400
+        needed, found = (3 * window + silence).days, (newest - first).total_seconds() / 86_400
         raise NotTrainable(
-            f"the log covers {found:.1f} days and {needed} are needed: a horizon of {options.churn_horizon_days} days (gap "
+            f"the log covers {found:.1f} days and {needed} are needed: a horizon of {silence.days} days (gap "
             f"{options.churn_gap_days}) for each of training, validation and test, and one of history"
         )
     return (Cutoff(newest - window, "test"), Cutoff(newest - 2 * window, "validation"), *(Cutoff(at, "train") for at in usable))
@@ -125,19 +130,44 @@ def churn_population(events: pd.DataFrame, at: datetime, *, settings: Settings) 
     return pd.DataFrame({"customer_id": np.sort(active["customer_id"].dropna().unique()), "event_timestamp": cut})
 
 
-def intent(events: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
-    """One row per decision point of a finished session; label 1 where a purchase follows in the same session.
+def intent(
+    events: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime, horizon_hours: float | None = None
+) -> pd.DataFrame:
+    """One row per decision point; label 1 where a purchase follows in the same session, or in any within `horizon_hours`.
 
-    Columns of tables.LABELS_INTENT. A session belongs to the role in whose time it was finished, whole. Raises NotTrainable.
+    Columns of tables.LABELS_INTENT. A session belongs to the role in whose time it was finished, whole. With a horizon no label window
+    reaches into the next role's time: rows whose window would are left out. Raises NotTrainable.
     """
     known = _known(events, as_of)
     _require_browsing(known)
     rows = decision_points(known, settings=settings)
+    if horizon_hours is not None:
+        within = pd.Timedelta(horizon_hours, "h")
+        rows["label"] = follows(rows, known[known["type"] == "purchase"], within=within)
+        rows["matured_timestamp"] = rows["event_timestamp"] + within
     rows = rows[rows["matured_timestamp"] <= pd.Timestamp(as_of)]
     rows = _consenting(rows, consents, settings=settings, as_of=as_of)
-    rows["split"] = _split_by_time(rows["matured_timestamp"], known["event_timestamp"].min(), as_of, settings.labels.intent_test_share)
+    if horizon_hours is None:
+        rows["split"] = _split_by_time(rows["matured_timestamp"], known["event_timestamp"].min(), as_of, settings.labels.intent_test_share)
+    else:
+        rows = _split_apart(rows, share=settings.labels.intent_test_share)
     _require_both_classes(rows, settings.labels, positive="decision points before a purchase")
     return rows[_columns(tables.LABELS_INTENT)].sort_values(["event_timestamp", "customer_id"], ignore_index=True)
+
+
+def declared(task: Task, events: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
+    """The rows of a task that defines its own label, with their `split`: `models.task.LABELLED` and split, sorted by time and customer.
+
+    Rows that are not known at `as_of` are left out, and so are those whose label window reaches into the next role's time, and people
+    without consent. Raises NotTrainable; ValueError where the task declares no label.
+    """
+    if task.label is None:
+        raise ValueError(f"labels: expected a task that defines its label, found {task.name}")
+    rows = task.label(_known(events, as_of))[list(LABELLED)]
+    rows = rows[rows["matured_timestamp"] <= pd.Timestamp(as_of)]
+    rows = _split_apart(_consenting(rows, consents, settings=settings, as_of=as_of), share=settings.labels.intent_test_share)
+    _require_both_classes(rows, settings.labels, positive="positive labels")
+    return rows.sort_values(["event_timestamp", "customer_id"], ignore_index=True)
 
 
 def decision_points(events: pd.DataFrame, *, settings: Settings) -> pd.DataFrame:
@@ -156,7 +186,7 @@ def decision_points(events: pd.DataFrame, *, settings: Settings) -> pd.DataFrame
     rows = pd.DataFrame(
         {
             "customer_id": moments["customer_id"],
-            "event_timestamp": knew + _TICK,
+            "event_timestamp": knew + TICK,
             "session_id": moments["session_id"],
             "session_events": reached,
             "label": moments["purchase_timestamp"].notna().astype("int64"),
@@ -191,8 +221,8 @@ def interactions(events: pd.DataFrame, consents: pd.DataFrame, *, settings: Sett
 
 def ranking_cutoffs(as_of: datetime, *, settings: Settings) -> tuple[Cutoff, Cutoff]:
     """The test and validation cut-offs of ranking, newest first: one and two horizons before `as_of`."""
-    newest, horizon = pd.Timestamp(as_of), timedelta(days=settings.labels.ranking_horizon_days)
-    return Cutoff(newest - horizon, "test"), Cutoff(newest - 2 * horizon, "validation")
+    newest, window = pd.Timestamp(as_of), timedelta(days=settings.labels.ranking_horizon_days)
+    return Cutoff(newest - window, "test"), Cutoff(newest - 2 * window, "validation")
 
 
 def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings: Settings, half_life_days: float | None = None) -> Ranking:
@@ -201,10 +231,10 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
     frame: columns of tables.INTERACTIONS; items: of tables.ITEMS, may be empty (then an item exists from its first
     interaction). `half_life_days`: older interactions weigh less. Customers: all with history, sorted.
     """
-    cut, horizon = pd.Timestamp(at), timedelta(days=settings.labels.ranking_horizon_days)
+    cut, window = pd.Timestamp(at), timedelta(days=settings.labels.ranking_horizon_days)
     past = frame[(frame["event_timestamp"] < cut) & (frame["created_timestamp"] < cut)]
     offered = items.loc[items["event_timestamp"] <= cut, "item_id"]
-    bought = frame[(frame["type"] == "purchase") & (frame["event_timestamp"] > cut) & (frame["event_timestamp"] <= cut + horizon)]
+    bought = frame[(frame["type"] == "purchase") & (frame["event_timestamp"] > cut) & (frame["event_timestamp"] <= cut + window)]
     weight = past["weight"].to_numpy(dtype=float)
     if half_life_days is not None:
         age_days = (cut - past["event_timestamp"]).dt.total_seconds().to_numpy() / 86_400
@@ -233,7 +263,7 @@ def _known(events: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
 def _churn_rows(acts: pd.DataFrame, cutoff: Cutoff, *, settings: Settings) -> pd.DataFrame:
     rows = churn_population(acts, cutoff.at, settings=settings)
     opens = cutoff.at + timedelta(days=settings.labels.churn_gap_days)
-    closes = opens + timedelta(days=settings.labels.churn_horizon_days)
+    closes = opens + timedelta(days=horizon.of_settings(settings))
     later = acts.loc[(acts["event_timestamp"] > opens) & (acts["event_timestamp"] <= closes), "customer_id"]
     gone = ~rows["customer_id"].isin(later.unique())
     return rows.assign(label=gone.astype("int64"), split=cutoff.split, matured_timestamp=closes)
@@ -253,6 +283,19 @@ def _split_by_time(when: pd.Series, start: datetime, as_of: datetime, share: flo
     newest = pd.Timestamp(as_of)
     part = (newest - pd.Timestamp(start)) * share
     return np.select([when <= newest - 2 * part, when <= newest - part], SPLITS[:2], SPLITS[2])
+
+
+def _split_apart(rows: pd.DataFrame, *, share: float) -> pd.DataFrame:
+    """Rows with their role by time. Between two roles lies the longest label window, whose rows are left out: no label reaches over."""
+    if rows.empty:
+        return rows.assign(split=pd.Series(dtype="object"))
+    at, window = rows["event_timestamp"], (rows["matured_timestamp"] - rows["event_timestamp"]).max()
+    last = at.max()
+    part = max((last - at.min() - 2 * window) * share, pd.Timedelta(0))
+    test, validation, train = last - part, last - part - window, last - 2 * part - window
+    split = np.select([at > test, (at > train) & (at <= validation), at <= train - window], SPLITS[::-1], "")
+    kept: pd.DataFrame = rows.assign(split=split)[split != ""].reset_index(drop=True)
+    return kept
 
 
 def _consenting(rows: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:

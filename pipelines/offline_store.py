@@ -66,14 +66,16 @@ class AsofOfflineStore(DuckDBOfflineStore):
         if not isinstance(entity_df, pd.DataFrame):
             raise InputError(f"offline store: entity rows were expected as a DataFrame, found {type(entity_df).__name__}; pass a frame")
         time_column = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes, strict=True)))
-        joins = [_join(view, feature_refs, config, full_feature_names, filter_by_created_timestamp) for view in feature_views]
+        derived = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        refs = [*feature_refs, *_inputs(derived)]
+        joins = [_join(view, refs, config, full_feature_names, filter_by_created_timestamp) for view in feature_views]
         _check_keys(entity_df, joins)
         entities = entity_df.copy(deep=False)
         return AsofRetrievalJob(
             lambda: _point_in_time(config, entities, time_column, joins),
             repo_path=str(config.repo_path),
             full_feature_names=full_feature_names,
-            on_demand_feature_views=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            on_demand_feature_views=derived,
             metadata=RetrievalMetadata(
                 features=feature_refs,
                 keys=[c for c in entity_df.columns if c != time_column],
@@ -202,13 +204,13 @@ class _Join:
     is_known_only: bool  # a value also has to be created before the label instant
 
 
-def _join(view: FeatureView, feature_refs: list[str], config: RepoConfig, full_names: bool, is_known_only: bool) -> _Join:
+def _join(view: FeatureView, refs: list[str], config: RepoConfig, full_names: bool, is_known_only: bool) -> _Join:
     source = view.batch_source
     if source is None:
         raise StoreError(f"offline store: feature view {view.name} has no batch source; give it one in feature_repo/definitions.py")
-    stored = {renamed: original for original, renamed in (source.field_mapping or {}).items()}
     projected = view.projection.name_to_use()
-    wanted = [ref.split(":", 1)[1] for ref in feature_refs if ref.split(":", 1)[0] == projected]
+    wanted = list(dict.fromkeys(ref.split(":", 1)[1] for ref in refs if ref.split(":", 1)[0] == projected))
+    stored = {renamed: original for original, renamed in (source.field_mapping or {}).items()}
     prefix = f"{view.projection.name_alias or view.name}__" if full_names else ""
     renamed_keys = view.projection.join_key_map or {}
     created = source.created_timestamp_column or None
@@ -221,6 +223,12 @@ def _join(view: FeatureView, feature_refs: list[str], config: RepoConfig, full_n
         ttl=view.ttl or timedelta(0),
         is_known_only=is_known_only,
     )
+
+
+def _inputs(derived: list[OnDemandFeatureView]) -> list[str]:
+    """What views that are computed on demand are computed from: Feast asks for their results alone."""
+    projections = [p for view in derived for p in view.source_feature_view_projections.values()]
+    return [f"{projection.name_to_use()}:{feature.name}" for projection in projections for feature in projection.features]
 
 
 def _check_keys(entity_df: pd.DataFrame, joins: list[_Join]) -> None:
@@ -239,7 +247,10 @@ def _point_in_time(config: RepoConfig, entities: pd.DataFrame, time_column: str,
     with _connected(config) as con:
         con.register("entity_rows", rows)
         for join in joins:
-            found = con.sql(_asof_query(join)).to_arrow_table()
+            try:
+                found = con.sql(_asof_query(join)).to_arrow_table()
+            except duckdb.BinderException as error:
+                raise _lacks(join.files, error) from error
             for name, _ in join.features:
                 result = result.append_column(name, found[name])
     return result
@@ -294,6 +305,12 @@ def _pull(config: RepoConfig, data_source: DataSource, query: str, start: dateti
             return con.sql(query, params={"start": _utc(start), "end": _utc(end)}).to_arrow_table()
 
     return AsofRetrievalJob(run, repo_path=str(config.repo_path))
+
+
+def _lacks(files: str, error: duckdb.Error) -> StoreError:
+    """A table that was built before its feature view was declared as it is now."""
+    what = str(error).partition("\n")[0]
+    return StoreError(f"offline store: {files} has not all that its feature view declares ({what}); run `rapport features build`")
 
 
 def _connected(config: RepoConfig) -> duckdb.DuckDBPyConnection:

@@ -3,116 +3,114 @@
 In: rows of a feature view, with when they happened and when we knew. Out: what `get_online_features` would find had Feast written
 them, except that an older row never replaces a newer one: the comparison is part of the statement, so writers may race.
 Feast keeps `event_ts` in whole seconds and never reads `created_ts`, which here holds the fraction that decides within a second.
-Feast itself is not imported. Never creates a table: `feature_store.apply` does.
+Feast itself is not imported. Never creates a table (`feature_store.apply` does), and never writes what the store was not made for.
 
     with OnlineWriter(home).transaction() as online:      # all of it is seen, or nothing
         online.write("customer_consent", [Row(customer_id, {"is_personalization_allowed": False}, event_us=now)])
 """
 
 import math
-import sqlite3
-import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from functools import cache
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pipelines.errors import StoreError
+from pipelines import online_schema
+from pipelines.errors import InputError
+from pipelines.feast_format import (
+    JoinKey,
+    Key,
+    Value,
+    encode_value,
+    key_decoder,
+    key_encoder,
+    key_prefix,
+    sorted_names,
+    stored_seconds,
+    table_of,
+)
+from pipelines.online_file import OnlineFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PROJECT = "rapport"  # of feature_repo/feature_store.yaml
+    from pipelines.redis_writer import RedisWriter
+    from pipelines.settings import Settings
+
 IDENTIFIER_VIEW = "identifier_customer"
 CONSENT_VIEW = "customer_consent"
 FORMER = "customer_id"  # the kind of an identifier that was a customer's id before it was merged into another
+CUSTOMER = "customer_id"  # the join key, alone or with others, of what is known about a person
 
-Value = str | int | float | bool | None
+K = TypeVar("K", bound=Key)
 
-_TEXT = 2  # feast's ValueType.STRING
-_BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
 _AT_A_TIME = 500
-_OURS = (len(PROJECT) + 2, f"{PROJECT}_*")
-_EPOCH = datetime(1970, 1, 1)
-_MEND = "run `rapport features apply`, or free space on its disk"
+_STREAMED = "CREATE TABLE IF NOT EXISTS streamed_views (view TEXT PRIMARY KEY) WITHOUT ROWID"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One key's values. Times in microseconds since 1970, UTC; `created_us` None: known when it happened."""
+    """One key's values; of an entity with several join keys, the texts in their order. Times in microseconds since 1970, UTC.
 
-    key: str
+    `created_us` None: known when it happened.
+    """
+
+    key: Key
     values: Mapping[str, Value]
     event_us: int
     created_us: int | None = None
 
 
-class OnlineWriter:
-    """A connection to the online store of one home; one thread. Follows the file when it is replaced."""
+class OnlineWriter(OnlineFile):
+    """Writes rows to the online store of one home; one thread. Everything but reading is done inside a `transaction`."""
 
-    def __init__(self, home: Path, *, schema: str = "") -> None:
-        """`schema`: statements that create what the caller keeps beside Feast's tables, in the same transactions."""
-        self.path = home / "feature_store" / "online.db"
-        self._schema = schema
-        self._db: sqlite3.Connection | None = None
-        self._inode: tuple[int, int] | None = None
+    def write(self, view: str, rows: Iterable[Row], *, join_key: JoinKey = CUSTOMER) -> int:
+        """Write the rows, each value unless a newer one is there; returns the values written. Equal times: the later call wins.
 
-    @contextmanager
-    def transaction(self) -> Iterator["OnlineWriter"]:
-        """Everything written inside is durable and visible at its end, or not at all. Raises StoreError where the store refuses."""
-        db = self._connection()
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            yield self
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._roll_back(db)
-            raise StoreError(
-                f"online store: {self.path} could not be written ({error}); run `rapport features apply`, free space"
-            ) from error
-        except BaseException:
-            self._roll_back(db)
-            raise
-
-    @property
-    def db(self) -> sqlite3.Connection:
-        """The connection, for what the caller keeps in the same file."""
-        return self._connection() if self._db is None else self._db
-
-    def write(self, view: str, rows: Iterable[Row], *, join_key: str = "customer_id") -> int:
-        """Write the rows, each value unless a newer one is there; returns the values written. Equal times: the later call wins."""
-        encode = key_encoder(join_key)
-        cells = [
-            (encode(row.key), name, encode_value(value), _text(value), *_stamps(row.event_us, row.created_us))
-            for row in rows
-            for name, value in row.values.items()
-        ]
+        Raises StoreError where the store was not made for the view or a feature, InputError where a value is not of its type.
+        """
+        encode, cells, kinds = key_encoder(join_key), [], self._kinds(view, (), join_key)
+        for row in rows:
+            if not row.values.keys() <= kinds.keys():
+                self._kinds(view, row.values, join_key)
+            values = online_schema.checked(view, kinds, row.values)
+            key, stamps = encode(row.key), _stamps(row.event_us, row.created_us)
+            cells += [(key, name, encoded_value(view, name, value), as_text(value), *stamps) for name, value in values.items()]
+        if cells:
+            self._mark(view)
         return self.db.executemany(_upsert(view), cells).rowcount if cells else 0
 
-    def load(self, view: str, batch: "pa.RecordBatch | pa.Table", *, join_key: str, is_guarded: bool) -> int:
-        """Write a batch: join key, features, event_us and created_us (null: none). Not guarded: whatever is there is replaced.
+    def load(self, view: str, batch: "pa.RecordBatch | pa.Table", *, join_key: JoinKey, is_guarded: bool) -> int:
+        """Write a batch: join keys, features, event_us and created_us (null: none). Not guarded: whatever is there is replaced.
 
-        Column by column: each distinct value is encoded once. Returns the values written.
+        Column by column: each distinct value is encoded once. Returns the values written. Raises as `write` does.
         """
         import pyarrow.compute as pc
 
-        keys = _mapped(batch[join_key], key_encoder(join_key))
-        events = _mapped(batch["event_us"], _local_s)
-        known = _mapped(pc.coalesce(batch["created_us"], batch["event_us"]), _exact_s)
-        written = 0
-        for name in batch.schema.names:
-            if name in (join_key, "event_us", "created_us"):
-                continue
-            column = batch[name]
-            cells = zip(keys, repeat(name), _mapped(column, encode_value), _mapped(column, _text), events, known, strict=False)
-            written += self.db.executemany(_upsert(view, is_guarded=is_guarded), cells).rowcount
-        return written
+        own = sorted_names(join_key)
+        features = [name for name in batch.schema.names if name not in (*own, "event_us", "created_us")]
+        kinds = self._kinds(view, features, join_key)
+        online_schema.check_columns(view, kinds, {name: str(batch.schema.field(name).type) for name in features})
+        keys = encoded_keys(batch, join_key)
+        events = mapped(batch["event_us"], stored_seconds)
+        known = mapped(pc.coalesce(batch["created_us"], batch["event_us"]), _exact_s)
+        columns = (
+            zip(keys, repeat(name), mapped(batch[name], encode_value), mapped(batch[name], as_text), events, known, strict=False)
+            for name in sorted(features)
+        )
+        # key by key, in the order of the table's index: column by column, pages come and go
+        cells = chain.from_iterable(zip(*columns, strict=True))
+        return self.db.executemany(_upsert(view, is_guarded=is_guarded), cells).rowcount if features else 0
 
-    def read(self, view: str, feature: str, keys: Sequence[str], *, join_key: str = "customer_id") -> dict[str, tuple[str | None, int]]:
+    def is_streamed(self, view: str) -> bool:
+        """Whether rows of the view were ever written one by one, as events came, and not only loaded from its table."""
+        if self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'streamed_views'").fetchone() is None:
+            return False
+        return self.db.execute("SELECT 1 FROM streamed_views WHERE view = ?", (view,)).fetchone() is not None
+
+    def read(self, view: str, feature: str, keys: Sequence[K], *, join_key: JoinKey = CUSTOMER) -> dict[K, tuple[str | None, int]]:
         """The stored text of one feature and when it was known (microseconds), by key; keys without a row are left out."""
         encode = key_encoder(join_key)
         names = {encode(key): key for key in keys}
@@ -120,11 +118,12 @@ class OnlineWriter:
         head = f'SELECT {columns} FROM "{table_of(view)}" WHERE feature_name = ? AND entity_key'
         return {names[key]: (text, math.ceil(known * 1e6)) for key, text, known in self._select(head, list(names), feature)}
 
-    def everything(self, view: str, feature: str, *, join_key: str = "customer_id") -> Iterator[tuple[str, str | None]]:
+    def everything(self, view: str, feature: str, *, join_key: str = CUSTOMER) -> Iterator[tuple[str, str | None]]:
         """Key and stored text of one feature, of every row."""
-        start = len(key_encoder(join_key)("")) + 1
-        query = f'SELECT CAST(substr(entity_key, {start}) AS TEXT), value_text FROM "{table_of(view)}" WHERE feature_name = ?'
-        yield from self.db.execute(query, (feature,))
+        decode = key_decoder(join_key)
+        query = f'SELECT entity_key, value_text FROM "{table_of(view)}" WHERE feature_name = ?'
+        for key, text in self.db.execute(query, (feature,)):
+            yield str(decode(key)), text
 
     def identifiers_of(self, customers: Sequence[str]) -> dict[str, list[str]]:
         """Whose identifiers these customers are known by, as the view of identifiers has it now; every customer is a key."""
@@ -136,50 +135,93 @@ class OnlineWriter:
             found[customer].append(identifier)
         return found
 
-    def remove(self, view: str, keys: Sequence[str], *, join_key: str = "customer_id") -> int:
+    def remove(self, view: str, keys: Sequence[Key], *, join_key: JoinKey = CUSTOMER) -> int:
         """Delete the keys' rows of a view; returns the values deleted."""
         encode = key_encoder(join_key)
-        return (
-            self.db.executemany(f'DELETE FROM "{table_of(view)}" WHERE entity_key = ?', [(encode(key),) for key in keys]).rowcount
-            if keys
-            else 0
-        )
+        return self._delete(view, [encode(key) for key in keys])
 
     def remove_customers(self, customers: Sequence[str]) -> int:
         """Delete everything that the online store holds under these customer ids, in whatever view; returns the values deleted."""
-        views = self.db.execute("SELECT substr(name, ?) FROM sqlite_master WHERE type = 'table' AND name GLOB ?", _OURS).fetchall()
-        return sum(self.remove(view, customers) for (view,) in views) if customers else 0
+        return sum(self._delete(view, self.keys_of(view, customers)) for view in self._personal()) if customers else 0
 
-    def clear(self, view: str, kept: Iterable[str], *, join_key: str) -> int:
-        """Delete the rows of all keys but `kept`; returns the values deleted."""
-        encode = key_encoder(join_key)
+    def keys_of(self, view: str, customers: Sequence[str]) -> list[bytes]:
+        """The encoded keys of these customers in a view, all of them where it has a second join key."""
+        join_key = self.schema[view].join_key
+        if isinstance(join_key, str):
+            encode = key_encoder(join_key)
+            return [encode(customer) for customer in customers]
+        if sorted_names(join_key)[0] == CUSTOMER:
+            return [key for customer in customers for key in self._range(view, key_prefix(join_key, customer))]
+        encode, other = key_encoder(join_key), join_key.index(CUSTOMER) ^ 1
+        firsts = self._firsts(view, join_key, other)  # few, as categories are: each customer's key of every one is asked for
+        made = ((customer, first) if other else (first, customer) for customer in customers for first in firsts)
+        return [encode(key) for key in made]
+
+    def held_of(self, view: str, customers: Sequence[str], identifiers: Sequence[str]) -> list[tuple[Key, str, str | None]]:
+        """Key, feature and stored text of everything that a view holds of a person: by customer id, or by identifier."""
+        join_key = self.schema[view].join_key
+        is_personal = CUSTOMER in sorted_names(join_key)
+        if not is_personal and join_key != "identifier":
+            return []
+        keys = self.keys_of(view, customers) if is_personal else [key_encoder(join_key)(name) for name in identifiers]
+        decode = key_decoder(join_key)
+        rows = self._select(f'SELECT entity_key, feature_name, value_text FROM "{table_of(view)}" WHERE entity_key', keys)
+        return [(decode(key), name, text) for key, name, text in rows]
+
+    def clear(self, view: str, kept: "Iterable[bytes]") -> int:
+        """Delete the rows of all keys but `kept`, encoded; returns the values deleted."""
         self.db.execute("CREATE TEMP TABLE IF NOT EXISTS kept_keys (entity_key BLOB PRIMARY KEY) WITHOUT ROWID")
         self.db.execute("DELETE FROM kept_keys")
-        self.db.executemany("INSERT OR IGNORE INTO kept_keys VALUES (?)", ((encode(key),) for key in kept))
+        self.db.executemany("INSERT OR IGNORE INTO kept_keys VALUES (?)", ((key,) for key in kept))
         return self.db.execute(f'DELETE FROM "{table_of(view)}" WHERE entity_key NOT IN (SELECT entity_key FROM kept_keys)').rowcount
 
-    def clear_orphans(self) -> int:
-        """Delete the consent of customers whom no identifier names: they were merged into another. Returns the values deleted."""
-        start = len(key_encoder("customer_id")("")) + 1
-        return self.db.execute(
-            f"""DELETE FROM "{table_of(CONSENT_VIEW)}" WHERE CAST(substr(entity_key, {start}) AS TEXT) NOT IN (
-                SELECT value_text FROM "{table_of(IDENTIFIER_VIEW)}" WHERE value_text IS NOT NULL)"""
-        ).rowcount
+    def clear_orphans(self, views: Sequence[str]) -> int:
+        """Delete from these views the customers whom no identifier names: they were merged into another. Returns the values deleted."""
+        named = {owner for _, owner in self.everything(IDENTIFIER_VIEW, "customer_id", join_key="identifier")}
+        deleted = 0
+        for view in views:
+            join_key = self.schema[view].join_key
+            decode, place = key_decoder(join_key), 0 if isinstance(join_key, str) else join_key.index(CUSTOMER)
+            keys = self.db.execute(f'SELECT DISTINCT entity_key FROM "{table_of(view)}"')
+            gone = [key for (key,) in keys if (decode(key) if isinstance(join_key, str) else decode(key)[place]) not in named]
+            deleted += self._delete(view, gone)
+        return deleted
 
-    def has(self, view: str) -> bool:
-        """Whether the view was applied."""
-        return self.db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table_of(view),)).fetchone() is not None
+    def count(self, view: str) -> int:
+        """The rows of a view."""
+        (found,) = self.db.execute(f'SELECT count(DISTINCT entity_key) FROM "{table_of(view)}"').fetchone()
+        return int(found)
 
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the file and empty it. Raises StoreError where a reader keeps it in use."""
-        if self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-            raise StoreError(f"online store: {self.path} stayed in use for {_BUSY_S:g} s, its write-ahead log was not emptied; do it again")
+    def _kinds(self, view: str, features: Iterable[str], join_key: JoinKey) -> Mapping[str, str]:
+        """The types of a view's features. Raises StoreError where the store was not made for these, or for this join key."""
+        return online_schema.view_of(self.schema, view, features, join_key, str(self.path)).features
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._db is not None:
-            self._db.close()
-        self._db = self._inode = None
+    def _personal(self) -> list[str]:
+        """The views with rows of customers that are there."""
+        views = [view for view, made in self.schema.items() if CUSTOMER in sorted_names(made.join_key)]
+        return [view for view in views if self.has(view)]
+
+    def _mark(self, view: str) -> None:
+        if not self.is_streamed(view):
+            self.db.execute(_STREAMED)
+            self.db.execute("INSERT OR IGNORE INTO streamed_views VALUES (?)", (view,))
+
+    def _delete(self, view: str, keys: Sequence[bytes]) -> int:
+        statement = f'DELETE FROM "{table_of(view)}" WHERE entity_key = ?'
+        return self.db.executemany(statement, [(key,) for key in keys]).rowcount if keys else 0
+
+    def _range(self, view: str, prefix: bytes) -> list[bytes]:
+        statement = f'SELECT DISTINCT entity_key FROM "{table_of(view)}" WHERE entity_key >= ? AND entity_key < ?'
+        return [key for (key,) in self.db.execute(statement, (prefix, _after(prefix)))]
+
+    def _firsts(self, view: str, join_key: JoinKey, place: int) -> list[str]:
+        """The different first texts of a view's keys: one look-up for each."""
+        statement, decode = f'SELECT min(entity_key) FROM "{table_of(view)}" WHERE entity_key >= ?', key_decoder(join_key)
+        found, start = [], key_prefix(join_key)
+        while (key := self.db.execute(statement, (start,)).fetchone()[0]) is not None:
+            found.append(decode(key)[place])
+            start = _after(key_prefix(join_key, found[-1]))
+        return found
 
     def _select(self, head: str, values: Sequence[str | bytes], *first: str) -> list[tuple]:
         rows: list[tuple] = []
@@ -188,40 +230,14 @@ class OnlineWriter:
             rows += self.db.execute(f"{head} IN ({','.join('?' * len(some))})", (*first, *some)).fetchall()
         return rows
 
-    def _connection(self) -> sqlite3.Connection:
-        """The connection; a new one when the file is another one than it was opened on."""
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            self.close()
-            raise StoreError(f"online store: expected {self.path}, found nothing; run `rapport features apply`") from error
-        if self._db is None or self._inode != (status.st_dev, status.st_ino):
-            self.close()
-            self._db, self._inode = self._opened(), (status.st_dev, status.st_ino)
-        return self._db
 
-    def _opened(self) -> sqlite3.Connection:
-        try:
-            # never created here: an empty file would look like a store that knows nobody
-            db = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
-            )
-            for pragma in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
-                db.execute(f"PRAGMA {pragma}").fetchall()
-            if self._schema:
-                db.executescript(self._schema)
-        except sqlite3.Error as error:
-            raise StoreError(f"online store: {self.path} could not be opened ({error}); {_MEND}") from error
-        return db
+def open_writer(home: Path, settings: "Settings | None" = None) -> "OnlineWriter | RedisWriter":
+    """The writer of the online store that the settings name: Redis, or the home's SQLite file."""
+    if settings is None or settings.online.redis_url is None:
+        return OnlineWriter(home)
+    from pipelines.redis_writer import RedisWriter
 
-    def _roll_back(self, db: sqlite3.Connection) -> None:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-
-
-def table_of(view: str) -> str:
-    """The view's table in the store."""
-    return f"{PROJECT}_{view}"
+    return RedisWriter(settings.online.redis_url.get_secret_value())
 
 
 def is_former(identifier: str) -> bool:
@@ -229,82 +245,42 @@ def is_former(identifier: str) -> bool:
     return identifier.startswith(f"{FORMER}:")
 
 
-def erase(home: Path, *, identifiers: Sequence[str], customers: Sequence[str]) -> int:
-    """Delete everything that the online store, and the stream beside it, hold of a person; returns the rows deleted.
+def encoded_keys(batch: "pa.RecordBatch | pa.Table", join_key: JoinKey) -> list[bytes]:
+    """The keys of a batch's rows, encoded."""
+    encode = key_encoder(join_key)
+    if isinstance(join_key, str):
+        return mapped(batch[join_key], encode)  # type: ignore[return-value]
+    return [encode(key) for key in zip(*(batch[name].to_pylist() for name in join_key), strict=True)]
 
-    The bytes are overwritten in the file and gone from its write-ahead log. Entomb first: the stream looks before it writes.
-    Raises StoreError where the store refuses, or a reader keeps the write-ahead log in use; nothing happens where there is none.
-    """
-    if not (home / "feature_store" / "online.db").exists():
-        return 0
-    online = OnlineWriter(home)
+
+def _after(prefix: bytes) -> bytes:
+    """The least bytes above all that begin with `prefix`."""
+    kept = prefix.rstrip(b"\xff")
+    return kept[:-1] + bytes([kept[-1] + 1])
+
+
+def encoded_value(view: str, feature: str, value: Value) -> bytes:
+    """Its bytes. Raises InputError for a number or text that Feast has no bytes for."""
     try:
-        with online.transaction():
-            names = [*identifiers, *(f"{FORMER}:{customer}" for customer in customers)]
-            removed = online.remove_customers(customers)
-            if online.has(IDENTIFIER_VIEW):
-                led = [name for some in online.identifiers_of(customers).values() for name in some]
-                removed += online.remove(IDENTIFIER_VIEW, [*names, *led], join_key="identifier")
-            if online.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'stream_words'").fetchone():
-                removed += online.db.executemany("DELETE FROM stream_words WHERE identifier = ?", [(name,) for name in names]).rowcount
-        online.checkpoint()
-    finally:
-        online.close()
-    return removed
+        return encode_value(value)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise InputError(f"online store: {view}:{feature}: {error}; nothing was written, mend the writer") from error
 
 
-@cache
-def key_encoder(join_key: str) -> Callable[[str], bytes]:
-    """Feast's serialisation (version 3) of an entity with one text key."""
-    name = join_key.encode()
-    head = struct.pack("<III", 1, _TEXT, len(name)) + name + struct.pack("<I", _TEXT)
-
-    def encode(key: str) -> bytes:
-        text = key.encode()
-        return head + struct.pack("<I", len(text)) + text
-
-    return encode
-
-
-def encode_value(value: Value) -> bytes:
-    """Feast's Value message: string_val 2, int64_val 4, double_val 5, bool_val 7; empty for a null."""
-    if value is None:
-        return b""
-    if isinstance(value, str):
-        text = value.encode()
-        return b"\x12" + _varint(len(text)) + text
-    if isinstance(value, bool):
-        return b"\x38\x01" if value else b"\x38\x00"
-    return b"\x20" + _varint(value & 0xFFFFFFFFFFFFFFFF) if isinstance(value, int) else b"\x29" + struct.pack("<d", value)
-
-
-def _varint(number: int) -> bytes:
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
-
-
-def _text(value: Value) -> str | None:
-    return None if value is None else str(value)
+def as_text(value: Value) -> str | None:
+    """A value as `value_text` has it; none for a null, which NaN is."""
+    return None if value is None or value != value else str(value)
 
 
 def _stamps(event_us: int, created_us: int | None) -> tuple[int, float]:
-    return _local_s(event_us), _exact_s(event_us if created_us is None else created_us)
-
-
-def _local_s(time_us: int) -> int:
-    """`event_ts` as Feast writes it: naive UTC taken for local time, in whole seconds."""
-    return int((_EPOCH + timedelta(microseconds=time_us)).timestamp())
+    return stored_seconds(event_us), _exact_s(event_us if created_us is None else created_us)
 
 
 def _exact_s(time_us: int) -> float:
     return time_us / 1e6
 
 
-def _mapped(column: "pa.Array | pa.ChunkedArray", call: Callable[..., object]) -> list[object]:
+def mapped(column: "pa.Array | pa.ChunkedArray", call: Callable[..., object]) -> list[object]:
     """`call` of every value, made once for each distinct one."""
     import numpy as np
     import pyarrow as pa

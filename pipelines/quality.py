@@ -1,7 +1,7 @@
 """Clean events -> what is odd about them: near-duplicates, outliers, returns of what nobody bought, and hours unlike their like.
 
 In: relations of event rows, or a home. Out: SQL that adds flags to rows and drops none, and rows of the alerts table. Nothing here
-refuses an event: what single rows must satisfy is in `events`.
+refuses an event: what single rows must satisfy is in `contract`.
 """
 
 from datetime import datetime, timedelta
@@ -101,7 +101,7 @@ def check_hours(home: Path, *, settings: Settings, as_of: datetime) -> pd.DataFr
         return _alerts(tables.ALERTS.schema.empty_table())  # type: ignore[union-attr]
     since = as_of - LOOK_BACK
     with connect(home) as db:
-        db.execute(f"CREATE VIEW events AS SELECT * FROM read_parquet('{tables.glob(home, tables.EVENTS)}', hive_partitioning = false)")
+        db.execute(f"CREATE VIEW events AS {tables.rows_sql(home, tables.EVENTS)}")
         first, last = (f"TIMESTAMPTZ '{at.isoformat()}'" for at in (since - timedelta(weeks=2 * limits.anomaly_weeks), as_of))
         known = f"""(SELECT * FROM events WHERE event_timestamp >= {first} AND event_timestamp < date_trunc('hour', {last})
             AND created_timestamp <= {last})"""

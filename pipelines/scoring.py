@@ -18,7 +18,8 @@ from models.recommender import Recommender
 from pipelines import consent, feature_store, labels, registry, tables
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training.classifiers import with_protected
+from pipelines.training.rows import with_protected
+from pipelines.training.tasks import discover
 
 INTENT_DAYS = 7  # decision points this young show what the intent model meets now
 LIST_LENGTH = 50
@@ -37,8 +38,11 @@ class ScoreReport:
 
 
 def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
-    """Write customer_scores, scored_churn, scored_intent and recommendations. Raises RegistryError on a damaged champion."""
-    champions = {name: _champion(home, name) for name in ("churn", "intent", "recommender")}
+    """Write customer_scores, scored_churn, scored_intent and recommendations; and task_scores, where other tasks have a champion.
+
+    Raises RegistryError on a damaged champion.
+    """
+    champions: dict[str, Champion | None] = {name: _champion(home, name) for name in ("churn", "intent", "recommender")}
     events, consents = _known_events(home, as_of), tables.read(home, tables.CONSENTS)
     everybody = pd.DataFrame({"customer_id": np.sort(events["customer_id"].unique()), "event_timestamp": pd.Timestamp(as_of)})
     allowed = _allowed(everybody, consents, settings=settings)
@@ -54,6 +58,11 @@ def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
             home, tables.RECOMMENDATIONS, _recommendations(champions["recommender"], set(allowed["customer_id"]), as_of)
         ),
     }
+    others = {name: _champion(home, name) for name in sorted(set(discover()) - set(champions))}
+    trained = {name: champion for name, champion in others.items() if champion is not None}
+    if trained:
+        champions |= trained
+        rows["task_scores"] = tables.write(home, tables.TASK_SCORES, _task_scores(home, allowed, trained))
     return ScoreReport(rows=rows, versions={name: champion.version if champion else None for name, champion in champions.items()})
 
 
@@ -108,6 +117,15 @@ def _scores(allowed: pd.DataFrame, churn: pd.DataFrame, intent: pd.DataFrame, ch
             "intent_version": pd.Series([version["intent"]] * len(allowed), dtype="object"),
         }
     )
+
+
+def _task_scores(home: Path, allowed: pd.DataFrame, champions: dict[str, Champion]) -> pd.DataFrame:
+    """One row per customer and task, everybody scored as of now."""
+    parts = [
+        probabilities(home, champion, allowed)[[*_KEYS, "probability"]].assign(model=name, version=str(champion.version))
+        for name, champion in champions.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _watched(home: Path, scored: pd.DataFrame) -> pd.DataFrame:

@@ -11,14 +11,12 @@ from typing import Any
 import ibis
 from ibis import Table
 
-from pipelines.changepoints import LARGEST, make_timestamptz, timed
-from pipelines.ingest.forming import SESSION
-from pipelines.windows import SESSION_COUNTS
+from feature_repo.aggregates import LARGEST, SESSION_COUNTS, SESSION_INSTANTS
+from pipelines.changepoints import make_timestamptz, timed
+from pipelines.visit import ASSIGNED
 
 _KEY = "customer_id"
 _SESSION = (_KEY, "session_id")
-_ASSIGNED = f"^{SESSION}[0-9a-f]{{16}}$"
-_INSTANTS = ("session_started_at", "session_last_event_at")
 
 
 def identified(events: Table, *, gap_minutes: int) -> Table:
@@ -29,14 +27,16 @@ def identified(events: Table, *, gap_minutes: int) -> Table:
     than the gap after all known before it. What arrives later than the gap belongs to a session long over and gets none.
     """
     events = events.filter(events[_KEY].notnull())
-    is_given = events["session_id"].notnull() & ~events["session_id"].re_search(_ASSIGNED)
+    is_given = events["session_id"].notnull() & ~events["session_id"].re_search(f"^({ASSIGNED})$")
     named = events.filter(is_given)
     rows = timed(events.filter(~is_given), _KEY)
     before = ibis.window(group_by=_KEY, order_by=["enter", "ts"], preceding=(None, 1))
     gap = gap_minutes * 60_000_000
     rows = rows.mutate(newest=rows["ts"].max().over(before))
     rows = rows.mutate(starts=(rows["newest"].isnull() | (rows["ts"] - rows["newest"] > gap)).cast("int64"))
-    rows = rows.mutate(number=rows["starts"].sum().over(ibis.cumulative_window(group_by=_KEY, order_by=["enter", "ts"])))
+    # A range, not rows: of two at one instant one starts the session, and both are in it.
+    so_far = ibis.range_window(group_by=_KEY, order_by=["enter", "ts"], preceding=None, following=0)
+    rows = rows.mutate(number=rows["starts"].sum().over(so_far))
     is_straggler = rows["newest"].notnull() & (rows["newest"] - rows["ts"] > gap)
     name = ibis.ifelse(is_straggler, ibis.null("string"), ibis.literal("gap-") + rows["number"].cast("string"))
     return ibis.union(named, rows.mutate(session_id=name).select(*events.columns))
@@ -56,10 +56,10 @@ def changelog(events: Table, *, gap_minutes: int) -> Table:
     # What becomes known at the very end without prolonging the session leaves it silent too.
     falls_silent |= (alive["ends"] == alive["next_enter"]) & (alive["next_ends"] == alive["ends"])
     silent = alive.filter(falls_silent)
-    empty = {name: ibis.literal(0, "int64") for name in SESSION_COUNTS} | {name: ibis.null("int64") for name in _INSTANTS}
-    held = alive.select(_KEY, *SESSION_COUNTS, *_INSTANTS, at="enter")
+    empty = {name: ibis.literal(0, "int64") for name in SESSION_COUNTS} | {name: ibis.null("int64") for name in SESSION_INSTANTS}
+    held = alive.select(_KEY, *SESSION_COUNTS, *SESSION_INSTANTS, at="enter")
     both = ibis.union(held, silent.select(_KEY, **empty, at="ends"))
-    return both.select(_KEY, *SESSION_COUNTS, *_INSTANTS, event_timestamp=make_timestamptz(both["at"]))
+    return both.select(_KEY, *SESSION_COUNTS, *SESSION_INSTANTS, event_timestamp=make_timestamptz(both["at"]))
 
 
 def _states(rows: Table) -> Table:
@@ -94,4 +94,4 @@ def _steps(rows: Table) -> Table:
     first = rows.filter(rows["item_id"].notnull()).group_by([*_SESSION, "item_id"]).agg(enter=lambda t: t["enter"].min())
     items = first.group_by([*_SESSION, "enter"]).agg(items=first.count())
     joined = steps.left_join(items, [*_SESSION, "enter"])
-    return joined.select(*_SESSION, "enter", *sums, *_INSTANTS, session_distinct_items=joined["items"].fill_null(0))
+    return joined.select(*_SESSION, "enter", *sums, *SESSION_INSTANTS, session_distinct_items=joined["items"].fill_null(0))

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # Several of the libraries call home unless told otherwise; "true" is the literal that all of them understand.
@@ -100,6 +100,7 @@ class ConsentSettings(_Group):
     stored_for: tuple[str, ...] = Field(("personalization",), description="an event is stored if one of these purposes is allowed")
     policy_version: str = Field("1", description="of the privacy notice in force, for statements that name none")
     legal_basis: str | None = Field(None, description="declared basis for sources that carry no consent; none: fail closed")
+    wait_hours: int = Field(24, ge=0, description="hours after its receipt in which a late word may still let a logged event in")
 
     @model_validator(mode="after")
     def _purposes_are_known(self) -> "ConsentSettings":
@@ -123,7 +124,12 @@ class LabelSettings(_Group):
     """Cut-offs, gaps, horizons, and what a split needs."""
 
     churn_event: str = Field("purchase", description="the event whose absence is churn")
-    churn_horizon_days: int = Field(28, ge=1, description="silence after the cut-off that counts as churn")
+    churn_horizon_days: int | None = Field(
+        28, ge=1, description="silence after the cut-off that counts as churn; auto: chosen from how long customers take to come back"
+    )
+    churn_return_share: float = Field(
+        0.85, gt=0.5, lt=1, description="of customers who come back, the share that does so within a horizon chosen from the data"
+    )
     churn_gap_days: int = Field(0, ge=0, description="days between cut-off and horizon, the time needed to act")
     churn_active_days: int = Field(84, ge=1, description="a customer is in the population if active this recently")
     churn_cutoffs: int = Field(4, ge=1, le=24, description="training cut-offs before the validation one")
@@ -132,6 +138,11 @@ class LabelSettings(_Group):
     ranking_horizon_days: int = Field(28, ge=1, description="purchases in this window after the cut-off are relevant")
     min_rows: int = Field(100, ge=10, description="rows that a split needs, else the model is not trainable")
     min_class_rows: int = Field(20, ge=5, description="rows of each class that a split needs")
+
+    @field_validator("churn_horizon_days", mode="before")
+    @classmethod
+    def _auto_is_none(cls, value: object) -> object:
+        return None if value == "auto" else value
 
 
 class TrainingSettings(_Group):
@@ -144,6 +155,30 @@ class TrainingSettings(_Group):
     cost_false_positive: float = Field(1.0, gt=0, description="cost of acting on a customer who needed nothing")
     cost_false_negative: float = Field(4.0, gt=0, description="cost of missing a customer who did")
     bootstrap_draws: int = Field(500, ge=100, description="draws behind every interval")
+    folds: int = Field(2, ge=1, le=8, description="origins that a trial is judged at, the validation rows and as many earlier ones as fit")
+    seeds: int = Field(3, ge=1, le=20, description="boosters of the winner's parameters that are averaged into the model")
+
+
+class GateSettings(_Group):
+    """What a new version must hold, on the test rows, to take the place of the champion."""
+
+    tolerated_loss: float = Field(0.01, ge=0, le=1, description="of the metric that a model of newer data may lose")
+    group_loss: float = Field(0.03, ge=0, le=1, description="of the metric that a protected group may lose")
+    max_ece: float = Field(0.05, gt=0, le=1, description="calibration error; more is allowed where the champion's is no smaller")
+    max_row_ms: float = Field(5.0, gt=0, description="median time to score one row")
+
+
+class OnlineSettings(_Group):
+    """Where the latest feature values are kept for serving."""
+
+    redis_url: SecretStr | None = Field(None, description="redis://...: features are kept there; none: in a SQLite file of the home")
+
+
+class StreamSettings(_Group):
+    """The worker that keeps the online store fresh, event by event."""
+
+    workers: int = Field(1, ge=1, le=16, description="processes; each reads the whole log and writes its share of the customers")
+    customers: int = Field(10_000, ge=1_000, description="customers held ready in memory; rows of the others are read anew")
 
 
 class ServingSettings(_Group):
@@ -155,6 +190,11 @@ class ServingSettings(_Group):
     deadline_ms: int = Field(250, ge=5, le=10_000, description="time within which every valid request is answered")
     max_body_bytes: int = Field(64 * 1024, ge=1_024, description="larger request bodies get 413")
     max_feature_age_hours: int = Field(24 * 3650, ge=1, description="older online rows count as missing")
+    audit_share: float = Field(
+        0.01, ge=0, le=1, description="share of customers whose served values are kept for `features parity`; 0: none"
+    )
+    audit_days: int = Field(30, ge=1, description="days that they are kept")
+    audit_rows: int = Field(100_000, ge=1, description="rows that are kept; the oldest go first")
 
 
 class MonitoringSettings(_Group):
@@ -199,6 +239,9 @@ class Settings(BaseSettings):
     privacy: PrivacySettings = PrivacySettings()
     labels: LabelSettings = LabelSettings()
     training: TrainingSettings = TrainingSettings()
+    gate: GateSettings = GateSettings()
+    online: OnlineSettings = OnlineSettings()
+    stream: StreamSettings = StreamSettings()
     serving: ServingSettings = ServingSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     simulation: SimulationSettings = SimulationSettings()

@@ -1,8 +1,8 @@
-"""Windowed aggregates, declared once, and the request-time arithmetic on their values.
+"""Windowed aggregates, and the request-time arithmetic on their values.
 
 In: clean events, or rows of feature values and the instant they are looked at. Out: change points and exact values at any
 instant (`changelog`, `values_at`); ages and ratios (`derive`), the one code path of training and serving.
-Opens no file, reads no clock.
+Opens no file, reads no clock. The declarations themselves are in feature_repo/aggregates.py.
 
 A windowed aggregate is a step function of time. An event counts from `enter` = max(event_timestamp, created_timestamp), the
 moment it had happened and was known, until `exit` = floor(event_timestamp / hop) * hop + size + hop; it never counts where
@@ -11,200 +11,62 @@ enter >= exit. The value at T is the state strictly before T. Counts and cents a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from pipelines import tables
+from feature_repo.aggregates import (
+    CUSTOMER_ACTIVITY,
+    CUSTOMER_CATEGORY,
+    CUSTOMER_ITEM,
+    DAY_US,
+    ITEM_ACTIVITY,
+    NOT_BEHAVIOUR,
+    RATIOS,
+    REQUEST,
+    SESSION_COUNTS,
+    SESSION_INSTANTS,
+    SPANS,
+    WINDOWS,
+    Aggregates,
+    Ratio,
+    Span,
+)
 
 if TYPE_CHECKING:
     from ibis import Table
 
-# What the shop did or administered is not behaviour: an exposure counted as activity would feed our own actions back.
-NOT_BEHAVIOUR = ("exposure", "identify", "consent")
-DAY_US = 86_400_000_000
+__all__ = [
+    "COUNTS",
+    "CUSTOMER_ACTIVITY",
+    "CUSTOMER_CATEGORY",
+    "CUSTOMER_ITEM",
+    "ENTITIES",
+    "ITEM_ACTIVITY",
+    "NOT_BEHAVIOUR",
+    "NUMBERS",
+    "RATIOS",
+    "REQUEST",
+    "SESSION_COUNTS",
+    "SPANS",
+    "WINDOWS",
+    "Aggregates",
+    "Ratio",
+    "Span",
+    "changelog",
+    "derive",
+    "derive_columns",
+    "derived_names",
+    "values_at",
+]
 
-
-@dataclass(frozen=True)
-class Window:
-    """The last `size`, moving in steps of `hop`: an event counts for more than `size` and at most `size + hop`."""
-
-    name: str
-    size: timedelta
-    hop: timedelta
-
-    @property
-    def size_us(self) -> int:
-        """Microseconds."""
-        return self.size // timedelta(microseconds=1)
-
-    @property
-    def hop_us(self) -> int:
-        """Microseconds."""
-        return self.hop // timedelta(microseconds=1)
-
-
-@dataclass(frozen=True)
-class Sum:
-    """The number of events of `types` (all where none is named), or the sum of their column `value`."""
-
-    name: str
-    types: tuple[str, ...] = ()
-    value: str | None = None
-    windows: tuple[str, ...] = ()
-    has_total: bool = False
-
-
-@dataclass(frozen=True)
-class Distinct:
-    """The number of different values of `column` among the events of `types` (all where none is named)."""
-
-    name: str
-    column: str
-    types: tuple[str, ...] = ()
-    windows: tuple[str, ...] = ()
-    has_total: bool = False
-
-
-@dataclass(frozen=True)
-class Instant:
-    """When the first or last event of `types` (all where none is named) happened: microseconds since 1970, null before."""
-
-    name: str
-    types: tuple[str, ...] = ()
-    is_first: bool = False
-
-
-@dataclass(frozen=True)
-class Latest:
-    """The value of `column` on the newest event that carries one, the larger of two at one instant; null before."""
-
-    name: str
-    column: str
-
-
-@dataclass(frozen=True)
-class Aggregates:
-    """All aggregates of one entity. `prefix` keeps their names apart from those of other entities."""
-
-    key: str
-    sums: tuple[Sum, ...]
-    distincts: tuple[Distinct, ...] = ()
-    instants: tuple[Instant, ...] = ()
-    latests: tuple[Latest, ...] = ()
-    prefix: str = ""
-
-    def column(self, aggregate: Sum | Distinct | Instant | Latest, window: str | None = None) -> str:
-        """The name of one value column; `window` is a window's name or "total", for sums and distinct counts."""
-        suffix = "_at" if isinstance(aggregate, Instant) else f"_{window}" if window else ""
-        return f"{self.prefix}{aggregate.name}{suffix}"
-
-    def counts(self) -> list[str]:
-        """Columns that are running sums: 0, never null, where nothing happened."""
-        counted: tuple[Sum | Distinct, ...] = (*self.sums, *self.distincts)
-        return [self.column(a, w) for a in counted for w in (*a.windows, *(("total",) if a.has_total else ()))]
-
-    def columns(self) -> list[str]:
-        """All value columns."""
-        rest: tuple[Instant | Latest, ...] = (*self.instants, *self.latests)
-        return self.counts() + [self.column(a) for a in rest]
-
-
-@dataclass(frozen=True)
-class Span:
-    """Time between two instants in `unit_us` microseconds; null where either never happened."""
-
-    name: str
-    start: str
-    end: str
-    unit_us: int = DAY_US
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """(numerator + plus) / (denominator + over); null where the denominator is not positive, unless smoothed by `over`."""
-
-    name: str
-    numerator: str
-    denominator: str
-    plus: float = 0.0
-    over: float = 0.0
-
-
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-WINDOWS = {
-    window.name: window
-    for window in (
-        Window("1h", _HOUR, timedelta(minutes=5)),
-        Window("24h", _DAY, _HOUR),
-        Window("7d", 7 * _DAY, _DAY),
-        Window("30d", 30 * _DAY, _DAY),
-        Window("90d", 90 * _DAY, _DAY),
-    )
-}
-CUSTOMER_ACTIVITY = Aggregates(
-    key="customer_id",
-    sums=(
-        Sum("events", windows=tables.CUSTOMER_WINDOWS, has_total=True),
-        Sum("views", types=("view",), windows=tables.CUSTOMER_WINDOWS, has_total=True),
-        Sum("cart_adds", types=("cart_add",), windows=tables.CUSTOMER_WINDOWS, has_total=True),
-        Sum("purchases", types=("purchase",), windows=tables.CUSTOMER_WINDOWS, has_total=True),
-        Sum("revenue_cents", value="revenue_cents", windows=tables.CUSTOMER_WINDOWS, has_total=True),
-        Sum("returns", types=("return",), has_total=True),
-    ),
-    distincts=(
-        Distinct("sessions", "session_id", windows=tables.SESSION_WINDOWS, has_total=True),
-        Distinct("distinct_items", "item_id", windows=("30d",), has_total=True),
-        Distinct("orders", "order_id", types=("purchase",), has_total=True),
-    ),
-    instants=(
-        Instant("first_event", is_first=True),
-        Instant("last_event"),
-        Instant("first_purchase", types=("purchase",), is_first=True),
-        Instant("last_purchase", types=("purchase",)),
-    ),
-)
-ITEM_ACTIVITY = Aggregates(
-    key="item_id",
-    prefix="item_",
-    sums=(
-        Sum("views", types=("view",), windows=tables.ITEM_WINDOWS, has_total=True),
-        Sum("cart_adds", types=("cart_add",), windows=tables.ITEM_WINDOWS, has_total=True),
-        Sum("purchases", types=("purchase",), windows=tables.ITEM_WINDOWS, has_total=True),
-        Sum("revenue_cents", value="revenue_cents", windows=tables.ITEM_WINDOWS),
-    ),
-    instants=(Instant("first_seen", is_first=True),),
-    latests=(Latest("price_cents", "price_cents"),),
-)
-SESSION_COUNTS = (
-    "session_events", "session_views", "session_cart_adds", "session_searches",
-    "session_purchases", "session_distinct_items", "session_cart_cents",
-)  # fmt: skip
-COUNTS = frozenset((*CUSTOMER_ACTIVITY.counts(), *ITEM_ACTIVITY.counts(), *SESSION_COUNTS))
-
-# No hour or weekday: a batch scores everybody at one instant, where such a column is constant and would only look like drift.
-SPANS = (
-    Span("purchase_span_days", "first_purchase_at", "last_purchase_at"),
-    Span("session_minutes", "session_started_at", "session_last_event_at", 60_000_000),
-)
-RATIOS = (
-    Ratio("average_order_cents", "revenue_cents_total", "orders_total"),
-    Ratio("cart_to_view", "cart_adds_total", "views_total"),
-    Ratio("purchase_to_cart", "purchases_total", "cart_adds_total"),
-    Ratio("purchase_to_view", "purchases_total", "views_total", plus=1, over=20),
-    Ratio("events_share_7d", "events_7d", "events_30d"),
-    Ratio("events_share_30d", "events_30d", "events_90d"),
-    Ratio("revenue_share_30d", "revenue_cents_30d", "revenue_cents_90d"),
-    Ratio("order_gap_days", "purchase_span_days", "orders_total", over=-1),  # mean time between orders
-    Ratio("recency_to_gap", "last_purchase_age_days", "order_gap_days"),  # silence in units of the customer's own rhythm
-    Ratio("session_cart_to_view", "session_cart_adds", "session_views"),
-    Ratio("item_conversion", "item_purchases_30d", "item_views_30d", plus=1, over=20),
-    Ratio("item_cart_rate", "item_cart_adds_30d", "item_views_30d", plus=1, over=20),
-    Ratio("item_views_share_7d", "item_views_7d", "item_views_30d"),
-)
+ENTITIES = (CUSTOMER_ACTIVITY, ITEM_ACTIVITY, CUSTOMER_ITEM, CUSTOMER_CATEGORY)
+COUNTS = frozenset((*(name for entity in ENTITIES for name in entity.counts()), *SESSION_COUNTS))
+# What is a number even where every row of it is null, and so tells its type no longer.
+NUMBERS = frozenset((*(name for entity in ENTITIES for name in entity.columns()), *SESSION_COUNTS, *SESSION_INSTANTS, *REQUEST))
 
 
 def changelog(events: "Table", aggregates: Aggregates) -> "Table":
@@ -227,23 +89,31 @@ def values_at(events: "Table", probes: "Table", aggregates: Aggregates) -> "Tabl
     return changepoints.values_at(events, probes, aggregates)
 
 
-def derive(frame: pd.DataFrame, at: "pd.Series[pd.Timestamp] | datetime") -> pd.DataFrame:
+def derive(frame: pd.DataFrame, at: "pd.Series[pd.Timestamp] | datetime", *, request: pd.DataFrame | None = None) -> pd.DataFrame:
     """Rows of stored values as seen at `at`: a new frame with the columns `derived_names` lists and the frame's index.
 
-    at: one instant for all rows, or one for each in row order; UTC where naive. Raises ValueError where their number differs.
+    at: one instant for all rows, or one for each in row order; UTC where naive. request: what only a request tells, columns of REQUEST,
+    in row order. Raises ValueError where their numbers differ, or where `request` has other columns.
     """
     instants = pd.DatetimeIndex([at] * len(frame) if isinstance(at, datetime) else at)
     instants = instants if instants.tz is None else instants.tz_convert("UTC").tz_localize(None)
     columns = {str(name): frame[name].to_numpy() for name in frame.columns}
+    told = None if request is None else {str(name): request[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in request.columns}
     micros = instants.to_numpy().astype("datetime64[us]").astype(np.int64)
-    return pd.DataFrame(derive_columns(columns, micros), index=frame.index)
+    return pd.DataFrame(derive_columns(columns, micros, request=told), index=frame.index)
 
 
-def derive_columns(columns: Mapping[str, np.ndarray], at: np.ndarray | int) -> dict[str, np.ndarray]:
+def derive_columns(
+    columns: Mapping[str, np.ndarray], at: np.ndarray | int, *, request: Mapping[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """The core of `derive`, for one row or many: arrays of length n by name, `at` in microseconds since 1970.
 
     Numbers come back as float64: counts 0 where missing, ages and ratios NaN where undefined. What is no number is passed on.
     """
+    if request:
+        if unknown := sorted(set(request) - set(REQUEST)):
+            raise ValueError(f"a request may tell {REQUEST}, found {unknown}; declare them in feature_repo/aggregates.py")
+        columns = {**columns, **request}
     plan = _plan(tuple(columns), tuple(column.dtype.kind for column in columns.values()))
     # One matrix, one operation for all columns of a kind: a single row costs a few dozen array operations, not hundreds.
     n = next((len(column) for column in columns.values()), 0)
@@ -295,7 +165,7 @@ class _Plan:
 
 @cache
 def _plan(columns: tuple[str, ...], kinds: tuple[str, ...]) -> _Plan:
-    numbers = tuple(n for n, kind in zip(columns, kinds, strict=True) if kind in "iuf" or n in COUNTS or n.endswith("_at"))
+    numbers = tuple(n for n, kind in zip(columns, kinds, strict=True) if kind in "iuf" or n in NUMBERS)
     at = {name: row for row, name in enumerate(numbers)}
     spans = [span for span in SPANS if span.start in at and span.end in at]
     rows = {_age(name) if name.endswith("_at") else name: row for name, row in at.items()}

@@ -24,6 +24,7 @@ from serving.fallbacks import Deadline, trace
 from serving.online_store import StoreFailure
 from serving.profile import Guard, Profiles, open_profiles
 from serving.scores import Scoring
+from serving.served import Sample
 from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, decode, encode
 
 log = logging.getLogger("rapport.serving")
@@ -49,7 +50,8 @@ class Answers:
         self.recommendations = Recommendations(
             guard=self.guard, bundle=lambda: self.champions.bundle, catalogue=lambda: self.catalogue, clock=self.clock
         )
-        self.scoring = Scoring(guard=self.guard, bundle=lambda: self.champions.bundle, clock=self.clock)
+        self.sample = Sample(settings, vault=lambda: self.vault)
+        self.scoring = Scoring(guard=self.guard, bundle=lambda: self.champions.bundle, clock=self.clock, sample=self.sample)
 
     @functools.cached_property
     def vault(self) -> Vault:
@@ -92,7 +94,10 @@ class Answers:
                 return
             try:
                 self.guard.profiles = self._open_store(
-                    self.settings.home, max_age_hours=self.settings.serving.max_feature_age_hours, pseudonym=self.vault.pseudonym
+                    self.settings.home,
+                    max_age_hours=self.settings.serving.max_feature_age_hours,
+                    pseudonym=self.vault.pseudonym,
+                    redis_url=self.settings.online.redis_url,
                 )
                 self._stamps["store"] = stamp
             except StoreFailure as error:
@@ -110,8 +115,9 @@ class Answers:
             self.recommendations.answer(RecommendRequest(customer_id="nobody", item_id=some), deadline)
 
     def close(self) -> None:
-        """Let the thread go."""
+        """Let the threads go; what waits to be noted is."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self.sample.close()
 
     async def recommend(self, request: RecommendRequest, deadline: Deadline) -> Recommendation:
         """See Recommendations.answer."""

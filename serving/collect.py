@@ -14,7 +14,7 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,8 +24,8 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from pipelines.errors import StoreError
-from pipelines.log import Log, LogFull, QueueFull, Writer, open_log
-from pipelines.log.calls import CallError, Calls, RefusedCall, parse, write_key
+from pipelines.log import Aside, Log, LogFull, QueueFull, Writer, open_log
+from pipelines.log.calls import CallError, Calls, parse, write_key
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 from serving import access
@@ -199,7 +199,8 @@ class Collector:
         try:
             outcomes = await commits.kept(calls.events) if calls.events else []
             if calls.refused:  # comes second: the sender repeats what fails, and repeated events are known while these are not
-                await asyncio.to_thread(_set_aside, store.log, source, calls.refused)
+                refused = [Aside(source, call.raw, call.reason, call.subjects) for call in calls.refused]
+                await asyncio.to_thread(store.log.set_aside, refused)
         except QueueFull:
             raise Refused(503, "queue_full", "more events wait for the disk than may; send them again", header=_retry(1)) from None
         except TimeoutError:
@@ -240,11 +241,6 @@ class Bucket:
     def take(self, n_events: int) -> None:
         """These were sent."""
         self._tokens -= n_events
-
-
-def _set_aside(events: Log, source: str, refused: Sequence[RefusedCall]) -> None:
-    for call in refused:
-        events.set_aside(source, call.raw, call.reason, subjects=call.subjects)
 
 
 def _unpacked(body: bytes, encoding: bytes, *, limit: int) -> bytes:

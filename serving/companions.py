@@ -33,13 +33,14 @@ def watch(parent):
     os.kill(os.getpid(), signal.SIGTERM)
 
 threading.Thread(target=watch, args=(int(sys.argv[2]),), daemon=True).start()
-module, sys.argv = sys.argv[1], sys.argv[1:2]
+sys.argv = sys.argv[1].split()
+module = sys.argv[0]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
 """
 
 
 class Companion:
-    """One child, watched by a thread. `output`: where it writes to; None: where this process does."""
+    """One child, watched by a thread. `module`: with its arguments, if any; `output`: where it writes to; None: where this process does."""
 
     def __init__(self, module: str, *, environment: Mapping[str, str], folder: Path, output: Path | None) -> None:
         self.module, self.output = module, output
@@ -101,6 +102,7 @@ class Companion:
 
 
 def wanted(settings: Settings) -> list[str]:
-    """The modules that these settings ask for."""
+    """The modules that these settings ask for, one for each worker of the stream."""
     edges = settings.edges
-    return [STREAM, *([EDGES] if edges.redis_url or edges.kafka_servers or edges.rabbitmq_url else [])]
+    others = [f"{STREAM} {number}" for number in range(1, settings.stream.workers)]
+    return [STREAM, *others, *([EDGES] if edges.redis_url or edges.kafka_servers or edges.rabbitmq_url else [])]

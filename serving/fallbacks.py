@@ -34,7 +34,6 @@ MODEL_REFUSED = "model_refused"
 NOT_TRAINABLE = "model_not_trainable"
 MODEL_FAILED = "model_failed"
 DEADLINE = "deadline"
-BUSY = "overloaded"
 NO_SCORE = "score_missing"
 REASONS = "reasons_missing"
 

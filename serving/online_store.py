@@ -1,28 +1,24 @@
 """Rows of Feast's online store, for many keys at once. In: a view and keys. Out: each key's row and its time.
 
-`SqliteSource` reads Feast's SQLite file directly, in Feast's own key and value encoding, over a read-only connection;
-`FeastSource` reads the same rows through Feast. `difference` says whether the two agree, which is checked before the first
-is trusted. Never writes, never judges the age of a row.
+`SqliteSource` reads Feast's SQLite file directly, in Feast's own key and value encoding, over a read-only connection, and
+`redis_source` Feast's Redis; `FeastSource` reads the same rows through Feast. `difference` says whether two agree, which is
+checked before a direct read is trusted. Never writes, never judges the age of a row.
 """
 
-import functools
 import os
 import sqlite3
-import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.feast_format import JoinKey, Key, Value, decode_value, key_decoder, key_encoder, read_seconds
 from serving.fallbacks import Deadline
 
 MAX_BOUND = 500  # keys in one statement
 BUSY_MS = 20  # how long a read waits for a writer's lock
 
-Value = str | float | int | bool | None
 Row = tuple[float | None, Mapping[str, Value]]  # when it changed, seconds since 1970, and its values; (None, {}) where there is none
 
 
@@ -36,11 +32,11 @@ class EncodingChanged(StoreFailure):
 
 @dataclass(frozen=True)
 class View:
-    """A resolved feature view: its table in the store, its join key, the columns wanted, and how old a row may be to count."""
+    """A resolved feature view: its table in the store, its join key or keys, the columns wanted, and how old a row may be to count."""
 
     name: str
     table: str
-    join_key: str
+    join_key: JoinKey
     columns: tuple[str, ...]
     max_age_s: float
 
@@ -48,14 +44,24 @@ class View:
 class Source(Protocol):
     """How the rows of one view are fetched."""
 
-    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+    def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:
         """For each key the row's time and its values; (None, {}) where there is no row. Raises StoreFailure."""
 
-    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+    def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
+        """The same for several views, each a list of rows. Raises StoreFailure."""
+
+    def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """Whether each key has a row of whatever age; reads no value. Raises StoreFailure."""
 
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """The keys whose row holds this text; none where the store cannot find them quickly. Raises StoreFailure."""
+
+
+class Fast(Source, Protocol):
+    """A source that reads the store's own bytes."""
+
+    def some_keys(self, view: View, n: int) -> list[bytes]:
+        """Encoded keys of up to `n` rows. Raises StoreFailure."""
 
 
 class SqliteSource:
@@ -66,7 +72,7 @@ class SqliteSource:
         self._decode = decode or Decoder()
         self._local = threading.local()
 
-    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+    def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:
         """See Source. One indexed look-up per key, `MAX_BOUND` keys to a statement."""
         encode = key_encoder(view.join_key)
         encoded = [encode(key) for key in keys]
@@ -76,13 +82,17 @@ class SqliteSource:
             for key, name, value, then in self._select(view.table, encoded[start : start + MAX_BOUND], deadline):
                 row = found.get(key)
                 if row is None:
-                    row = found[key] = (_instant(then), {})
+                    row = found[key] = (read_seconds(then), {})
                 if name in wanted:
                     row[1][name] = decode(value)
         nothing: Row = (None, {})
         return [found.get(key, nothing) for key in encoded]
 
-    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+    def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
+        """See Source."""
+        return [self.fetch(view, keys, deadline) for view in views]
+
+    def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
         encode = key_encoder(view.join_key)
         encoded = [encode(key) for key in keys]
@@ -95,15 +105,15 @@ class SqliteSource:
 
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """See Source. The stream keeps an index for it."""
-        start, index = len(key_encoder(view.join_key)("")) + 1, f"{view.table}_owner"
+        decode, index = key_decoder(view.join_key), f"{view.table}_owner"
         if not self._execute("SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = ?", (index,), deadline):
             return []
-        statement = f'SELECT CAST(substr(entity_key, {start}) AS TEXT) FROM "{view.table}" INDEXED BY "{index}" WHERE value_text = ?'
-        return [key for (key,) in self._execute(statement, (text,), deadline)]
+        statement = f'SELECT entity_key FROM "{view.table}" INDEXED BY "{index}" WHERE value_text = ?'
+        return [str(decode(key)) for (key,) in self._execute(statement, (text,), deadline)]
 
-    def some_keys(self, table: str, n: int) -> list[bytes]:
+    def some_keys(self, view: View, n: int) -> list[bytes]:
         """Encoded keys of up to `n` rows."""
-        statement = f'SELECT entity_key FROM "{table}" GROUP BY entity_key LIMIT {int(n)}'
+        statement = f'SELECT entity_key FROM "{view.table}" GROUP BY entity_key LIMIT {int(n)}'
         return [key for (key,) in self._execute(statement, (), Deadline.after_ms(1_000))]
 
     def _select(self, table: str, keys: Sequence[bytes], deadline: Deadline) -> list[tuple[bytes, str, bytes, Any]]:
@@ -153,13 +163,13 @@ class FeastSource:
         self._store = store
         self._lock = threading.Lock()  # Feast keeps one connection and is not made for threads
 
-    def fetch(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[Row]:
+    def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:
         """See Source."""
         deadline.check()
         refs = [f"{view.name}:{column}" for column in view.columns]
         try:
             with self._lock:
-                answer = self._store.get_online_features(features=refs, entity_rows=[{view.join_key: key} for key in keys])
+                answer = self._store.get_online_features(features=refs, entity_rows=[_entity(view, key) for key in keys])
             found = answer.to_dict(include_event_timestamps=True)
         except Exception as error:
             raise StoreFailure(f"online store through Feast: {type(error).__name__}") from error
@@ -167,33 +177,24 @@ class FeastSource:
         rows = [{column: found[column][i] for column in view.columns} for i in range(len(keys))]
         return [(float(then), row) if then else (None, {}) for then, row in zip(times, rows, strict=True)]
 
+    def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
+        """See Source."""
+        return [self.fetch(view, keys, deadline) for view in views]
+
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """See Source: Feast cannot."""
         return []
 
-    def present(self, view: View, keys: Sequence[str], deadline: Deadline) -> list[bool]:
+    def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
         return [then is not None for then, _ in self.fetch(view, keys, deadline)]
 
 
-_TEXT = 2  # feast's ValueType.STRING
+def _entity(view: View, key: Key) -> dict[str, str]:
+    return {view.join_key: key} if isinstance(view.join_key, str) else dict(zip(view.join_key, key, strict=True))  # type: ignore[dict-item]
 
 
-@functools.cache
-def key_encoder(join_key: str) -> Callable[[str], bytes]:
-    """Feast's serialisation (version 3) of an entity with one text key, as a template around the text."""
-    name = join_key.encode()
-    head = struct.pack("<III", 1, _TEXT, len(name)) + name + struct.pack("<I", _TEXT)
-    size = struct.Struct("<I").pack
-
-    def encode(key: str) -> bytes:
-        text = key.encode()
-        return head + size(len(text)) + text
-
-    return encode
-
-
-def difference(fast: Source, slow: Source, view: View, keys: Sequence[str]) -> str | None:
+def difference(fast: Source, slow: Source, view: View, keys: Sequence[Key]) -> str | None:
     """What the first of the two reads differently from the second, in words; None if they agree on all keys."""
     deadline = Deadline.after_ms(10_000)
     for mine, theirs in zip(fast.fetch(view, keys, deadline), slow.fetch(view, keys, deadline), strict=True):
@@ -212,13 +213,10 @@ class Decoder:
     LIMIT = 200_000
 
     def __init__(self) -> None:
-        from feast.protos.feast.types.Value_pb2 import Value as Proto
-
-        self._parse = Proto.FromString
         self._known: dict[bytes, Value] = {}
 
     def __call__(self, value: bytes) -> Value:
-        """The value; None for a null. Raises EncodingChanged for bytes that are no Value."""
+        """The value; None for a null. Raises EncodingChanged for bytes that are no value of a feature."""
         known = self._known
         try:
             return known[value]
@@ -226,25 +224,11 @@ class Decoder:
             pass
         if len(known) >= self.LIMIT:
             known.clear()
-        known[value] = decoded = self._decode(value)
-        return decoded
-
-    def _decode(self, value: bytes) -> Value:
         try:
-            message = self._parse(value)
-        except Exception as error:
-            raise EncodingChanged(f"online store: {len(value)} bytes that are no value of Feast's") from error
-        kind = message.WhichOneof("val")
-        decoded: Value = None if kind in (None, "null_val") else getattr(message, kind)
+            known[value] = decoded = decode_value(value)
+        except ValueError as error:
+            raise EncodingChanged(f"online store: {error}") from error
         return decoded
-
-
-def _instant(then: int | str) -> float:
-    """A stored event time, seconds since 1970. Feast writes naive UTC as if it were local time, so local time is undone here."""
-    if isinstance(then, str):
-        read = datetime.fromisoformat(then)
-        return (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
-    return then + time.localtime(then).tm_gmtoff
 
 
 def _shown(value: Value) -> str:

@@ -200,14 +200,29 @@ def _as_variables(settings: Settings) -> dict[str, str]:
         value = getattr(settings, name)
         if value is None or name == "home":
             continue
-        if isinstance(value, SecretStr):
-            text = value.get_secret_value()
-        elif isinstance(value, BaseModel):
-            text = value.model_dump_json()
-        else:
-            text = value.isoformat() if isinstance(value, datetime) else str(value)
+        plain = _plain(value)
+        text = plain if isinstance(plain, str) else json.dumps(plain)
         variables[f"RAPPORT_{name.upper()}"] = text
     return variables
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, secrets as they are: pydantic would write stars, and the child would knock with these."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return (
+        value
+        if value is None or isinstance(value, bool | int | float | str)
+        else value.isoformat()
+        if isinstance(value, datetime)
+        else str(value)
+    )
 
 
 def _root() -> Path:

@@ -15,8 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import SecretStr
+
+from pipelines import online_schema
+from pipelines.errors import PipelineError
+from pipelines.feast_format import Key, Value, key_decoder, key_encoder
+from pipelines.redis_server import feast_connection
 from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
-from serving.online_store import EncodingChanged, FeastSource, Source, SqliteSource, StoreFailure, Value, View, difference, key_encoder
+from serving.online_store import EncodingChanged, Fast, FeastSource, Source, SqliteSource, StoreFailure, View, difference
 
 log = logging.getLogger("rapport.serving")
 
@@ -56,12 +62,12 @@ class Profiles:
         self.views, self.source = views, source
         self._pseudonym = lru_cache(NAMES_REMEMBERED)(pseudonym)
 
-    def read(self, name: str, keys: Sequence[str], *, at: datetime, deadline: Deadline) -> Rows:
+    def read(self, name: str, keys: Sequence[Key], *, at: datetime, deadline: Deadline) -> Rows:
         """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
         columns: dict[str, list[Value]] = {}
         changed: list[float | None] = [None] * len(keys)
-        for view in self.views[name]:
-            found = self.source.fetch(view, keys, deadline)
+        views = self.views[name]
+        for view, found in zip(views, self.source.fetch_views(views, keys, deadline), strict=True):
             oldest = at.timestamp() - view.max_age_s
             rows = [row if then is not None and then >= oldest else {} for then, row in found]
             for column in view.columns:
@@ -150,18 +156,24 @@ class Guard:
         return answer
 
 
-def open_profiles(home: Path, *, max_age_hours: float, pseudonym: Pseudonym) -> Profiles:
-    """Resolve the services through Feast and choose how to read. Raises StoreFailure where nothing was applied yet."""
+def open_profiles(home: Path, *, max_age_hours: float, pseudonym: Pseudonym, redis_url: SecretStr | None = None) -> Profiles:
+    """Resolve the services through Feast and choose how to read. `redis_url`: of the online store; none: the home's file.
+
+    Raises StoreFailure where nothing was applied yet, or what was applied is not what is declared by now.
+    """
     try:
-        store = feature_store(home)
+        store = feature_store(home, redis_url=redis_url)
+        _check_declared(store, home)
         views = _resolve(store, max_age_hours * 3600)
+    except PipelineError as error:
+        raise StoreFailure(str(error)) from error
     except Exception as error:  # Feast raises whatever its parts raise
         raise StoreFailure(f"feature store under {home} could not be opened ({type(error).__name__}: {error}); apply it first") from error
-    return Profiles(views, _choose(store, views), pseudonym=pseudonym)
+    return Profiles(views, _choose(store, views, redis_url), pseudonym=pseudonym)
 
 
-def feature_store(home: Path) -> Any:
-    """Feast on this home, from the declared embedded profile."""
+def feature_store(home: Path, *, redis_url: SecretStr | None = None) -> Any:
+    """Feast on this home, from the declared profile; its online store is the Redis that is named."""
     import yaml
     from feast import FeatureStore
     from feast.repo_config import RepoConfig
@@ -171,8 +183,19 @@ def feature_store(home: Path) -> Any:
     declared = yaml.safe_load(Path(feature_repo.__file__).with_name("feature_store.yaml").read_text())
     # by its name alone it is imported on first use, and serving never uses it: no DuckDB in this process
     declared["offline_store"] = declared["offline_store"]["type"]
+    if redis_url is not None:
+        declared["online_store"] = {"type": "redis", "connection_string": feast_connection(redis_url.get_secret_value())}
     config = RepoConfig(**declared, repo_path=home.resolve())
     return FeatureStore(repo_path=str(home.resolve()), config=config)
+
+
+def _check_declared(store: Any, home: Path) -> None:
+    from feast import FeatureView
+
+    from feature_repo import definitions
+
+    declared = online_schema.of(o for o in vars(definitions).values() if isinstance(o, FeatureView))
+    online_schema.check_same(online_schema.of(store.list_feature_views()), declared, f"the registry under {home}")
 
 
 def _resolve(store: Any, max_age_s: float) -> dict[str, tuple[View, ...]]:
@@ -180,26 +203,26 @@ def _resolve(store: Any, max_age_s: float) -> dict[str, tuple[View, ...]]:
     views: dict[str, tuple[View, ...]] = {}
     for service in SERVICES:
         wanted = store.get_feature_service(service).feature_view_projections
-        views[service] = tuple(_view(store, p.name, [f.name for f in p.features], max_age_s) for p in wanted)
+        views[service] = tuple(resolved_view(store, p.name, [f.name for f in p.features], max_age_s) for p in wanted)
     for name in VIEWS:
-        views[name] = (_view(store, name, None, float("inf") if name in AGELESS else max_age_s),)
+        views[name] = (resolved_view(store, name, None, float("inf") if name in AGELESS else max_age_s),)
     return views
 
 
-def _view(store: Any, name: str, columns: Sequence[str] | None, max_age_s: float) -> View:
+def resolved_view(store: Any, name: str, columns: Sequence[str] | None, max_age_s: float) -> View:
+    """A view as it is read; `columns` None: all of them."""
     from feast.infra.online_stores.sqlite import _table_id
 
     declared = store.get_feature_view(name)
     table = _table_id(store.project, declared, store.config.registry.enable_online_feature_view_versioning)
     ttl_s = declared.ttl.total_seconds() if declared.ttl else 0.0
-    (join_key,) = [column.name for column in declared.entity_columns]
+    join_key = online_schema.of([declared])[name].join_key
     wanted = tuple(columns or [field.name for field in declared.features])
     return View(name, table, join_key, wanted, min(max_age_s, ttl_s or float("inf")))
 
 
-def _choose(store: Any, views: Mapping[str, tuple[View, ...]]) -> Source:
-    slow = FeastSource(store)
-    fast = SqliteSource((Path(store.config.repo_path) / store.config.online_store.path).resolve())
+def _choose(store: Any, views: Mapping[str, tuple[View, ...]], redis_url: SecretStr | None) -> Source:
+    slow, fast = FeastSource(store), _direct(store, redis_url)
     found = self_check(fast, slow, views)
     if found is None:
         return fast
@@ -207,25 +230,37 @@ def _choose(store: Any, views: Mapping[str, tuple[View, ...]]) -> Source:
     return slow
 
 
-def self_check(fast: SqliteSource, slow: Source, views: Mapping[str, tuple[View, ...]]) -> str | None:
+def _direct(store: Any, redis_url: SecretStr | None) -> Fast:
+    if redis_url is None:
+        return SqliteSource((Path(store.config.repo_path) / store.config.online_store.path).resolve())
+    from serving.redis_source import RedisSource
+
+    return RedisSource(redis_url.get_secret_value())
+
+
+def self_check(fast: Fast, slow: Source, views: Mapping[str, tuple[View, ...]]) -> str | None:
     """Why the direct read cannot be trusted; None if it agrees with Feast on stored rows and on absent ones.
 
     Raises StoreFailure where nothing can be compared: the store is missing or locked.
     """
-    from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key
+    from feast.infra.key_encoding_utils import serialize_entity_key
     from feast.protos.feast.types.EntityKey_pb2 import EntityKey
     from feast.protos.feast.types.Value_pb2 import Value as Proto
 
     try:
         for view in {view.name: view for group in views.values() for view in group}.values():
+            names = [view.join_key] if isinstance(view.join_key, str) else list(view.join_key)
             for text in ("c1", "", "z\u00fcrich \U0001f6d2"):
-                key = EntityKey(join_keys=[view.join_key], entity_values=[Proto(string_val=text)])
-                if key_encoder(view.join_key)(text) != serialize_entity_key(key, entity_key_serialization_version=3):
+                key = EntityKey(join_keys=names, entity_values=[Proto(string_val=text + name) for name in names])
+                texts: Key = text + names[0] if isinstance(view.join_key, str) else tuple(text + name for name in names)
+                if key_encoder(view.join_key)(texts) != serialize_entity_key(key, entity_key_serialization_version=3):
                     return f"{view.name}: the encoding of keys is not the one expected"
-            stored = fast.some_keys(view.table, SELF_CHECK_ROWS)
-            keys = [deserialize_entity_key(key, 3).entity_values[0].string_val for key in stored]
-            if found := difference(fast, slow, view, [*keys, "nobody at all"]):
+            stored = [key_decoder(view.join_key)(key) for key in fast.some_keys(view, SELF_CHECK_ROWS)]
+            nobody: Key = "nobody at all" if isinstance(view.join_key, str) else tuple("nobody at all" for _ in names)
+            if found := difference(fast, slow, view, [*stored, nobody]):
                 return found
     except EncodingChanged as error:
         return str(error)
+    except ValueError as error:  # a key that is none of ours
+        return f"online store: {error}"
     return None

@@ -21,6 +21,7 @@ from serving.champions import PRIOR, Bundle, Scorer
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable, count
 from serving.profile import Guard, Rows
+from serving.served import Sample
 from serving.wire import Prediction, Reason, ScoreRequest, Scores
 
 TASKS = {task.name: task for task in (churn.TASK, intent.TASK)}
@@ -41,6 +42,7 @@ class _Case:
     bundle: Bundle
     at: datetime
     deadline: Deadline
+    context: Mapping[str, float]  # what only the request tells
     predictions: list[Prediction | None] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     is_degraded: bool = False
@@ -68,8 +70,8 @@ class _Case:
 class Scoring:
     """Answers /churn and /intent with whatever is loaded at the moment of the request."""
 
-    def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock) -> None:
-        self._guard, self._bundle, self._clock = guard, bundle, clock
+    def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None) -> None:
+        self._guard, self._bundle, self._clock, self._sample = guard, bundle, clock, sample
 
     def answer(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
         """The best answer there is, one prediction for each id in order; never raises for a part that fails."""
@@ -88,7 +90,7 @@ class Scoring:
     def _case(self, task: str, request: ScoreRequest, deadline: Deadline) -> _Case:
         bundle = self._bundle()
         names = request.customer_ids
-        return _Case(task, names, bundle, self._clock.now(), deadline, [None] * len(names), version=bundle.version(task))
+        return _Case(task, names, bundle, self._clock.now(), deadline, request.context, [None] * len(names), version=bundle.version(task))
 
     def _allowed(self, case: _Case) -> dict[int, str]:
         """The customers by place whose data may be used."""
@@ -112,7 +114,13 @@ class Scoring:
         present = [j for j, then in enumerate(rows.changed_at) if then is not None]
         if not present:
             return {}
-        derived = windows.derive_columns(_arrays(rows, present), round(case.at.timestamp() * 1_000_000))
+        if self._sample is not None:
+            self._sample.offer(
+                service, f"{case.task} {scorer.version}", {j: ids[j] for j in present}, rows.columns,
+                served_us=_micros(case.at), read_us=_micros(self._clock.now()),
+            )  # fmt: skip
+        told = {name: np.full(len(present), case.context.get(name, np.nan)) for name in windows.REQUEST}
+        derived = windows.derive_columns(_arrays(rows, present), _micros(case.at), request=told)
         matrix = scorer.learner.encode(derived)
         case.deadline.check()
         probabilities = scorer.learner.predict_values(matrix)
@@ -175,6 +183,10 @@ def _prediction(case: _Case, place: int, probability: float, source: str, reason
     medium, high = case.cuts
     band = "high" if probability >= high else "medium" if probability >= medium else "low"
     return Prediction(case.names[place], probability, band, source, reasons)
+
+
+def _micros(at: datetime) -> int:
+    return round(at.timestamp() * 1_000_000)
 
 
 def _arrays(rows: Rows, present: Sequence[int]) -> dict[str, NDArray[Any]]:

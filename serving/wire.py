@@ -13,6 +13,8 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
+from feature_repo.aggregates import REQUEST
+
 MAX_K = 200
 MAX_CUSTOMERS = 1_000
 MAX_LIST = 1_000
@@ -35,7 +37,14 @@ def _finite(context: dict[str, Any]) -> dict[str, Any]:
     return context
 
 
+def _declared(context: dict[str, float]) -> dict[str, float]:
+    if not set(context) <= set(REQUEST):
+        raise PydanticCustomError("unknown_context", "Input should hold names among {names} only", {"names": ", ".join(REQUEST)})
+    return context
+
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Told = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Request(BaseModel):
@@ -71,6 +80,9 @@ class ScoreRequest(_Request):
     """Whose probabilities are wanted; the answer keeps the order."""
 
     customer_ids: list[Name] = Field(min_length=1, max_length=MAX_CUSTOMERS, description="resolved customers, or the shop's own user ids")
+    context: Annotated[dict[str, Told], AfterValidator(_declared)] = Field(
+        {}, description=f"what only the request tells, the same for all of them: any of {', '.join(REQUEST)}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +140,6 @@ class Scores:
     causes: list[str]
     as_of: datetime
     feature_age_s: float | None  # since the newest change of the live features; of the customer for whom it is longest
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with a request."""
-
-    code: str
-    message: str
-    field: str | None = None
 
 
 R = TypeVar("R", bound=_Request)

@@ -1,6 +1,8 @@
 """What several rooms' tests share: quiet libraries, one thread, the shared datasets, and a guard against outside connections."""
 
+import importlib.util
 import os
+import sys
 import textwrap
 from pathlib import Path
 
@@ -55,3 +57,18 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     log.touch()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "RAPPORT_"))}
     return clean | {"PYTHONPATH": str(folder), "CONNECTIONS_LOG": str(log)}
+
+
+@pytest.fixture(scope="session")
+def brokers():
+    """tests/brokers.py: real servers on free ports."""
+    spec = importlib.util.spec_from_file_location("brokers", Path(__file__).with_name("brokers.py"))
+    module = sys.modules["brokers"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def redis_server(brokers, tmp_path_factory):
+    with brokers.redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server

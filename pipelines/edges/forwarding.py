@@ -22,7 +22,7 @@ from typing import Protocol, TypeVar
 from pipelines.errors import StoreError
 from pipelines.events import REASONS
 from pipelines.log.calls import BATCH, CallError, Calls, RefusedCall, parse
-from pipelines.log.port import Logged, Outcome, Port
+from pipelines.log.port import Aside, Logged, Outcome, Port
 from pipelines.log.store import Log
 from pipelines.settings import EdgeSettings, Settings
 from pipelines.vault import Vault
@@ -121,11 +121,9 @@ class _Pump:
     def _applied(self, messages: Sequence[Logged]) -> list[Logged]:
         """The messages whose events are durable in the log now, or set aside there."""
         opened = self._appended([one for message in messages if (one := self._opened(message))])
-        for one in opened:
-            for call in one.calls.refused:
-                source, reason = one.message.source, call.reason if call.reason in REASONS else "too_long"
-                self._insisted(partial(self.store.set_aside, source, call.raw, reason, subjects=call.subjects))
-                self.counts["set_aside"] += 1
+        refused = [_aside(one.message, call) for one in opened for call in one.calls.refused]
+        if refused:
+            self._count(self._insisted(partial(self.store.set_aside, refused)), kept="set_aside")
         return [one.message for one in opened]
 
     def _opened(self, message: Logged) -> _Opened | None:
@@ -167,7 +165,7 @@ class _Pump:
             named = tuple(dict.fromkeys(subject for event in events for subject in event.subjects))
             failed = self._failed(opened[0].message, error, named)
             return [failed] if failed else []
-        self.counts.update(outcome.value for outcome in outcomes)
+        self._count(outcomes, kept=Outcome.APPENDED)
         return opened
 
     def _failed(self, message: Logged, error: Exception, people: tuple[str, ...] = ()) -> _Opened | None:
@@ -192,6 +190,9 @@ class _Pump:
                 if self.stop.is_set():
                     raise _Stopped from error
 
+    def _count(self, outcomes: Sequence[Outcome], *, kept: str) -> None:
+        self.counts.update(kept if outcome is Outcome.APPENDED else outcome.value for outcome in outcomes)
+
     def _wait(self, pauses: Iterator[float], error: StoreError) -> None:
         pause = next(pauses)
         _log.warning("%s: %s; goes on in %.1f s", self.edge.name, error, pause)
@@ -201,6 +202,11 @@ class _Pump:
         if self.counts != self.told:
             _log.info("%s: %s", self.edge.name, ", ".join(f"{count:,} {name}" for name, count in sorted(self.counts.items())))
             self.told, self.tells_at = self.counts.copy(), time.monotonic() + TELL_S
+
+
+def _aside(message: Logged, call: RefusedCall) -> Aside:
+    reason = call.reason if call.reason in REASONS else "too_long"
+    return Aside(message.source, call.raw, reason, call.subjects, message.message_id)
 
 
 def _pauses(rng: random.Random) -> Iterator[float]:

@@ -5,7 +5,6 @@ the audit trail, which gets a line.
 """
 
 import json
-import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import audit, online_writer, requests, tables
+from pipelines import audit, online_writer, requests, served, tables
 from pipelines.erasure import logged, models, people, stores
 from pipelines.erasure.people import Person
 from pipelines.erasure.stores import Task
@@ -26,7 +25,7 @@ from pipelines.tables import Table
 from pipelines.vault import IDENTIFIERS, Fact, open_vault
 
 # Change points: the newest row is what is known now, and the rest follows from the events, which are all told.
-_NEWEST = (tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION)
+_NEWEST = (tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, *tables.FEATURE_TABLES)
 _NAMING = ("identifier", "subject", "left", "right", "user_id", "anonymous_id", "email", "phone")
 
 Rows = list[dict[str, Any]]
@@ -37,7 +36,8 @@ def export(home: Path, who: str, *, settings: Settings, by: str = "") -> dict[st
 
     identifiers and facts: as received, with source and newest time, contradicting ones too; then each table by its name (of feature
     tables the newest row), `quarantine` with the rows as received, `identity`: the links between their identifiers, `log`, `online`,
-    `models` that may have learned from them, `requests` and `audit`. Raises InputError where nothing is held under this name.
+    `models` that may have learned from them, `served`: what models were fed of them, `requests` and `audit`. Raises InputError where
+    nothing is held under this name.
     """
     with closing(open_vault(home, master=settings.master_key)) as vault:
         person = people.find(home, who, vault=vault)
@@ -55,6 +55,7 @@ def export(home: Path, who: str, *, settings: Settings, by: str = "") -> dict[st
             "log": _log(task),
             "online": _online(home, person),
             "models": models.trained_with(home, person),
+            "served": _served(task),
             "requests": _requests(task),
         }
     about = audit.digest(home, person.customer_id)
@@ -76,7 +77,9 @@ def _told(fact: Fact, names: Mapping[str, str]) -> dict[str, Any]:
 def _rows(task: Task, table: Table, names: Mapping[str, str]) -> Rows:
     found = stores.rows_of(task, table)
     if table in _NEWEST and found.num_rows:
-        found = found.sort_by([(str(table.event_time), "descending")]).slice(0, 1)
+        newest = found.group_by(list(table.key)).aggregate([(str(table.event_time), "max")])
+        names_of = [*table.key, str(table.event_time)]
+        found = found.join(newest.rename_columns(names_of), names_of, join_type="inner").select(found.column_names)
     rows = _opened(task, found) if table == tables.QUARANTINE else found.to_pylist()
     if table == tables.IDENTITY_EDGES:  # a pair that was only suspected tells something of somebody else
         rows = [row for row in rows if {row["left"], row["right"]} <= set(task.person.identifiers)]
@@ -119,20 +122,25 @@ def _call(payload: bytes | None) -> Any:
 
 
 def _online(home: Path, person: Person) -> dict[str, dict[str, str | None]]:
-    """By view and feature, as text: what is served now."""
-    path = home / "feature_store" / "online.db"
-    if not path.exists():
+    """By view and feature, as text: what is served now. A view with a second join key is told once for each of its values: view/value."""
+    if not (home / "feature_store" / "online.db").exists():
         return {}
-    keys = [online_writer.key_encoder("customer_id")(customer) for customer in person.customers]
-    keys += [online_writer.key_encoder("identifier")(name) for name in person.identifiers]
-    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as db:
-        views = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND sql LIKE '%entity_key%'")]
-        marks = ",".join("?" * len(keys))
-        found = {
-            view: dict(db.execute(f'SELECT feature_name, value_text FROM "{view}" WHERE entity_key IN ({marks})', keys).fetchall())
-            for view in views
-        }
-    return {view.removeprefix(f"{online_writer.PROJECT}_"): values for view, values in sorted(found.items()) if values}
+    found: dict[str, dict[str, str | None]] = {}
+    with closing(online_writer.OnlineWriter(home)) as online:
+        for view in sorted(name for name in online.schema if online.has(name)):
+            for key, feature, text in online.held_of(view, person.customers, person.identifiers):
+                other = "" if isinstance(key, str) else "/" + "/".join(part for part in key if part not in person.customers)
+                found.setdefault(view + other, {})[feature] = text
+    return found
+
+
+def _served(task: Task) -> Rows:
+    """What models were fed of them, of the answers that were kept for the audit."""
+    if not served.file_of(task.home).exists():
+        return []
+    with closing(served.Served(task.home, vault=task.vault)) as sample:
+        rows = sample.of(task.person.customers)
+    return [_plain({"service": row.service, "model": row.version, "time_us": row.served_us, "values": row.values}) for row in rows]
 
 
 def _requests(task: Task) -> Rows:
@@ -142,7 +150,7 @@ def _requests(task: Task) -> Rows:
     theirs = {*task.person.names, *task.raws}
     with closing(requests.Requests(task.home, vault=task.vault)) as asked:
         waiting = asked.pending()
-    return [{"kind": str(one.kind), "by": one.by} for one in waiting if theirs & {one.who, *people.spellings(one.who, vault=task.vault)}]
+    return [{"kind": str(one.kind), "by": one.by} for one in waiting if theirs & {one.who, *graph.spellings(one.who, task.vault)}]
 
 
 def _plain(value: Any) -> Any:

@@ -28,6 +28,7 @@ _LABELLED: dict[str, tuple[Table, ...]] = {
     "churn": (tables.LABELS_CHURN, tables.TRAINING_CHURN),
     "intent": (tables.LABELS_INTENT, tables.TRAINING_INTENT),
     "recommender": (tables.INTERACTIONS,),
+    "segments": (tables.CUSTOMER_ACTIVITY,),
 }
 
 
@@ -77,8 +78,7 @@ def _without(folder: Path, manifest: Mapping[str, Any], person: Person) -> dict[
     """Remove the person's rows from the files of a recommender; the values of its manifest that change."""
     names, learner = np.load(folder / _NAMES, allow_pickle=False), Recommender.load(folder)
     kept = np.flatnonzero(~np.isin(names, person.customers))
-    learner.customer_factors_, learner.history_ = learner.customer_factors_[kept], learner.history_[kept]
-    learner.save(folder)
+    learner.keep(kept).save(folder)
     np.save(folder / _NAMES, names[kept], allow_pickle=False)
     golden = manifest.get("golden", {})
     chosen = np.arange(min(len(golden.get("customers", [])), len(kept)))
@@ -135,7 +135,8 @@ def _rows_of(folder: Path, person: Person) -> np.ndarray:
 def _first_row(home: Path, person: Person, name: str) -> pd.Timestamp | None:
     """When the person first was an example for this model, as far as the tables still tell."""
     theirs = condition(person, ["customer_id"])
-    found = [tables.matching(home, table, theirs, ["event_timestamp"]) for table in _LABELLED.get(name, ()) if tables.exists(home, table)]
+    learned_from = [table for table in _LABELLED.get(name, (tables.EVENTS,)) if tables.exists(home, table)]
+    found = [tables.matching(home, table, theirs, ["event_timestamp"]) for table in learned_from]
     times = [pc.min(rows["event_timestamp"]).as_py() for rows in found if rows.num_rows]
     return pd.Timestamp(min(times)) if times else None
 

@@ -7,7 +7,6 @@ name of theirs alone: what they did on it is theirs, the device is not. Never gu
 import functools
 import itertools
 import operator
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,10 +21,8 @@ from pipelines import tables
 from pipelines.erasure import logged
 from pipelines.errors import InputError
 from pipelines.identity import graph, surrogate
-from pipelines.vault import IDENTIFIERS, Fact, Vault, normalised
+from pipelines.vault import IDENTIFIERS, Fact, Vault
 
-_CUSTOMER = re.compile(r"c[0-9a-f]{16}")
-_PSEUDONYM = re.compile(rf"({'|'.join(IDENTIFIERS)}):[0-9a-f]{{32}}")
 _DEVICE = "anonymous_id:"
 _NOBODY = "erasure: expected a customer_id, a pseudonym or an identifier that something is held under, found none"
 _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
@@ -65,9 +62,9 @@ class Person:
 
 def find(home: Path, who: str, *, vault: Vault) -> Person:
     """The person. Raises InputError where nothing is held under this name, or several people are."""
-    asked = spellings(who, vault=vault)
+    asked = graph.spellings(who, vault)
     owners = sorted({row["customer_id"] for row in _identities(home, "identifier", asked)})
-    if _CUSTOMER.fullmatch(who.strip()):
+    if graph.is_customer_id(who.strip()):
         owners = [_customer(home, who.strip())]
     if len(owners) > 1:
         raise InputError(
@@ -81,16 +78,6 @@ def find(home: Path, who: str, *, vault: Vault) -> Person:
     if not found:
         raise InputError(_NOBODY)
     return Person(surrogate(found[0]), tuple(surrogate(name) for name in found), tuple(found))
-
-
-def spellings(who: str, *, vault: Vault) -> list[str]:
-    """The pseudonyms that a name may stand for: itself if it is one, else those of its kinds. "email:..." says the kind."""
-    text = who.strip()
-    if _PSEUDONYM.fullmatch(text):
-        return [text]
-    kind, _, value = text.partition(":")
-    kinds, value = ((kind,), value) if kind in IDENTIFIERS and value else (("email",) if "@" in text else IDENTIFIERS, text)
-    return [vault.pseudonym(kind, value) for kind in kinds if normalised(kind, value)]
 
 
 def raw_names(person: Person, *, vault: Vault) -> list[str]:

@@ -22,6 +22,7 @@ from pipelines.erasure.people import Person
 from pipelines.erasure.receipts import Receipt
 from pipelines.erasure.stores import Counts, Task
 from pipelines.errors import InputError, PipelineError
+from pipelines.identity import graph
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 
@@ -36,6 +37,7 @@ STAGES: tuple[Stage, ...] = (
     ("models", stores.from_models),
     ("online store", stores.from_online_store),
     ("requests", stores.from_requests),
+    ("served values", stores.from_served),
     ("elsewhere", stores.from_elsewhere),
 )
 VAULT = "vault"
@@ -79,7 +81,7 @@ def erase(home: Path, who: str, *, settings: Settings, by: str, as_of: datetime)
         try:
             person = people.find(home, who, vault=vault)
         except InputError:
-            earlier = vault.receipt_of([who.strip(), *people.spellings(who, vault=vault)])
+            earlier = vault.receipt_of([who.strip(), *graph.spellings(who, vault)])
             if earlier is None:
                 raise
             return receipts.read(home, earlier)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import engine, online_writer, tables
+from pipelines import engine, online_erasure, served, tables
 from pipelines.erasure import logged, models, rawfiles, traces
 from pipelines.erasure.people import Person, condition
 from pipelines.errors import StoreError
@@ -116,15 +116,25 @@ def from_raw_files(task: Task) -> Counts:
 def from_online_store(task: Task) -> Counts:
     """What is served at this moment, and who is who as it is known there."""
     person = task.person
-    counts = {"online store": online_writer.erase(task.home, identifiers=person.identifiers, customers=person.customers)}
-    path = task.home / "identity" / "online.db"
-    if path.exists():
+    counts = from_stream(task)  # first: what is due there would be written online again
+    counts |= {
+        "online store": online_erasure.erase(task.home, identifiers=person.identifiers, customers=person.customers, settings=task.settings)
+    }
+    for number, path in enumerate(sorted((task.home / "identity").glob("online*.db"), key=lambda path: (len(path.name), path.name))):
         from pipelines.identity.online import Online
 
-        counts["identity graph"] = _deleted(path, "identities", "customer_id", person.customers)
-        with closing(Online(task.home, vault=task.vault)) as online:  # takes the tables over as they are by now
-            counts["identity graph"] += online.forget(person.identifiers)
+        removed = _deleted(path, "identities", "customer_id", person.customers)
+        with closing(Online(task.home, vault=task.vault, worker=number)) as online:  # takes the tables over as they are by now
+            counts["identity graph"] = counts.get("identity graph", 0) + removed + online.forget(person.identifiers)
     return counts
+
+
+def from_stream(task: Task) -> Counts:
+    """What the stream keeps of their events, to count anew from."""
+    from pipelines.stream import state
+
+    person = task.person
+    return {"stream": state.erase(task.home, identifiers=person.identifiers, customers=person.customers, spells=person.spells)}
 
 
 def from_requests(task: Task) -> Counts:
@@ -138,6 +148,16 @@ def from_requests(task: Task) -> Counts:
     pattern = naming([*task.raws, *task.person.names, *task.person.hashes])
     theirs = [row[0] for row, answer in zip(rows, opened, strict=True) if answer is not None and pattern.search(answer)]
     return {"requests": _deleted(path, "requests", "id", theirs)} if theirs else {}
+
+
+def from_served(task: Task) -> Counts:
+    """What models were fed of them: see `pipelines.served`."""
+    path = served.file_of(task.home)
+    if not path.exists():
+        return {}
+    removed = _deleted(path, "served", "customer_id", task.person.customers)
+    traces.rewrite_database(path)
+    return {"served values": removed}
 
 
 def from_models(task: Task) -> Counts:

@@ -22,7 +22,7 @@ from pipelines import tables
 from pipelines.errors import InputError
 from pipelines.identity import deterministic, spanning
 from pipelines.identity.deterministic import link_id, surrogate
-from pipelines.vault import HEX_DIGITS, IDENTIFIERS, Vault
+from pipelines.vault import HEX_DIGITS, IDENTIFIERS, Vault, normalised
 
 EXACT = "exact"  # kind of a link that is no row of the table of edges: the two were seen together
 
@@ -76,13 +76,13 @@ def find(home: Path, who: str, vault: Vault | None = None) -> str:
 
     Raises InputError where nobody is called that, without repeating the name.
     """
-    identities = tables.read_arrow(home, tables.IDENTITIES)
-    if _CUSTOMER.fullmatch(who):
+    who, identities = who.strip(), tables.read_arrow(home, tables.IDENTITIES)
+    if is_customer_id(who):
         if pc.any(pc.equal(identities["customer_id"], who)).as_py():
             return who
         named = [name for name in identities["identifier"].to_pylist() if surrogate(name) == who]
     else:
-        named = [who] if _PSEUDONYM.fullmatch(who) else _pseudonyms(who, vault)
+        named = spellings(who, vault)
     mine = identities.filter(pc.is_in(identities["identifier"], pa.array(named, pa.string()))).sort_by("event_timestamp")
     known = dict(zip(mine["identifier"].to_pylist(), mine["customer_id"].to_pylist(), strict=True))  # of a shared device, whose it is now
     found: str | None = next((known[name] for name in named if name in known), None)
@@ -92,6 +92,29 @@ def find(home: Path, who: str, vault: Vault | None = None) -> str:
             "write it as kind:value, with one of the kinds " + ", ".join(IDENTIFIERS)
         )
     return found
+
+
+def is_customer_id(text: str) -> bool:
+    """Whether it has the form of one; somebody's user id may have it as well."""
+    return _CUSTOMER.fullmatch(text) is not None
+
+
+def spellings(who: str, vault: Vault | None) -> list[str]:
+    """The pseudonyms that a name may stand for, the likeliest first: itself if it is one, else those of the kinds it may be of.
+
+    "phone:..." says the kind. An address is one whichever kind is said, as it is in the rows that are read. Without the vault
+    nothing but a pseudonym is known.
+    """
+    text = who.strip()
+    if _PSEUDONYM.fullmatch(text):
+        return [text]
+    if vault is None:
+        return []
+    kind, _, value = text.partition(":")
+    kinds, value = ((kind,), value) if kind in IDENTIFIERS and value else (IDENTIFIERS, text)
+    if "@" in value and kinds != ("phone",):
+        kinds = ("email",)
+    return [vault.pseudonym(kind, value) for kind in kinds if normalised(kind, value)]
 
 
 def explain(home: Path, who: str, *, vault: Vault | None = None) -> Explanation:
@@ -220,17 +243,6 @@ def _naming(links: pa.Table, names: Sequence[str]) -> pa.Array:
         whole = [name for name in names if name.startswith(("email:", "phone:"))] if column != "anonymous_id" else []
         masks.append(pc.is_in(links[column], pa.array(bare + whole, pa.string())))
     return functools.reduce(pc.or_, masks)
-
-
-def _pseudonyms(who: str, vault: Vault | None) -> list[str]:
-    """What a name may be, the likeliest first."""
-    if vault is None:
-        return []
-    kind, _, value = who.partition(":")
-    if kind in IDENTIFIERS and value:
-        return [vault.pseudonym(kind, value)] + ([vault.pseudonym("email", value)] if kind == "user_id" and "@" in value else [])
-    kinds = ("email", *IDENTIFIERS) if "@" in who else IDENTIFIERS
-    return [vault.pseudonym(kind, who) for kind in dict.fromkeys(kinds)]
 
 
 def _link(row: Any) -> Link:

@@ -7,7 +7,7 @@ Never decides by rules of its own: what is touched by a call goes through `deter
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,20 +19,24 @@ from pipelines import tables
 from pipelines.errors import StoreError
 from pipelines.identity import deterministic
 from pipelines.identity.deterministic import Edges, surrogate
+from pipelines.log.port import Position
+from pipelines.log.ranges import Ranges
 from pipelines.private_file import open_private
 from pipelines.vault import IDENTIFIERS, Vault
 
-_TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES)
+_TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.INGESTS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NEVER = np.iinfo(np.int64).max
 _NAMES = ", ".join(IDENTIFIERS)
+_SWEEP = "sweep"
 
-# `is_stored`: whether the tables have it; the others came since. `desks`: addresses and numbers of more user ids than one person has.
+# `is_stored`: whether the tables have it; the others came since. `position`: in the log, where the same was said last. `desks`: addresses
+# and numbers of more user ids than one person has. `versions`: of the tables, and whether removed bytes are still to be swept.
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS sightings (
     id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT" for name in IDENTIFIERS)},
-    time INTEGER NOT NULL, created INTEGER NOT NULL, is_stored INTEGER NOT NULL);
+    time INTEGER NOT NULL, created INTEGER NOT NULL, is_stored INTEGER NOT NULL, position INTEGER);
 {"".join(f"CREATE INDEX IF NOT EXISTS by_{name} ON sightings ({name}, time, created) WHERE {name} IS NOT NULL;" for name in IDENTIFIERS)}
 CREATE TABLE IF NOT EXISTS edges (one TEXT NOT NULL, other TEXT NOT NULL, state TEXT NOT NULL, time INTEGER NOT NULL);
 CREATE INDEX IF NOT EXISTS by_one ON edges (one);
@@ -59,6 +63,10 @@ class Sighting(Protocol):
     @property
     def received_us(self) -> int:
         """When we knew."""
+
+    @property
+    def position(self) -> Position:
+        """Where it stands in the log."""
 
 
 class Linked(NamedTuple):
@@ -101,11 +109,14 @@ class Online:
     A loss of power may take the newest links with it; the next `refresh` after an ingest has them again.
     """
 
-    def __init__(self, home: Path, *, vault: Vault | None = None) -> None:
+    def __init__(self, home: Path, *, vault: Vault | None = None, worker: int = 0) -> None:
+        """`worker`: each of several that follow one log keeps a file of its own."""
         self.home, self.vault = home, vault
-        self.path = home / "identity" / "online.db"
+        self.path = home / "identity" / (f"online-{worker}.db" if worker else "online.db")
         # not durable: this file is made again from the tables, whose log is
         self._db = open_private(self.path, _SCHEMA, room="identity", is_durable=False)
+        if "position" not in [column[1] for column in self._db.execute("PRAGMA table_info(sightings)")]:  # an older home's file
+            self._db.execute("ALTER TABLE sightings ADD COLUMN position INTEGER")
         self._desks = self._has_edges = False
         self.refresh()
 
@@ -121,7 +132,7 @@ class Online:
         Raises StoreError where the disk refuses; nothing of the sightings is kept then.
         """
         with self._write() as db:
-            return self._taken([row for sighting in sightings if (row := _row(sighting)) is not None], db)
+            return self._taken([(row, sighting.position) for sighting in sightings if (row := _row(sighting)) is not None], db)
 
     def customer(self, identifier: str, *, at: datetime | None = None) -> str | None:
         """Whose the identifier was at that time, now where None; None for an identifier that was never seen."""
@@ -133,22 +144,28 @@ class Online:
         """Everything, sorted by identifier and time."""
         return [_linked(*row) for row in self._db.execute("SELECT identifier, time, customer_id, created FROM identities ORDER BY 1, 2")]
 
-    def refresh(self, *, drained: datetime | None = None) -> bool:
+    def refresh(self) -> bool:
         """Take over what an ingest has written since; returns whether there was anything. Cheap where there was not.
 
-        What came in meanwhile is linked again on top of it, save what was received before `drained`: an ingest that has applied all
-        that was received until then has stored of it what may be stored.
+        What came in meanwhile is linked again on top of it, save what an ingest has drained from the log: it has stored of that what
+        may be stored, and of the rest no byte stays here.
         """
-        version = [(table.name, str(tables.folder(self.home, table).resolve())) for table in _TABLES if tables.exists(self.home, table)]
-        if sorted(version) == self._db.execute("SELECT name, version FROM versions ORDER BY name").fetchall() and drained is None:
+        version = {table.name: str(tables.folder(self.home, table).resolve()) for table in _TABLES if tables.exists(self.home, table)}
+        known = dict(self._db.execute("SELECT name, version FROM versions").fetchall())
+        if version == known:
             self._look()
             return False
-        since = -_NEVER if drained is None else (drained - _EPOCH) // _MICROSECOND
+        drained = Ranges.read(text for text in tables.read_arrow(self.home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text)
         with self._write() as db:
-            fresh = db.execute(f"SELECT {_NAMES}, time, created FROM sightings WHERE NOT is_stored AND created >= ?", [since]).fetchall()
+            found = db.execute(f"SELECT {_NAMES}, time, created, position FROM sightings WHERE NOT is_stored").fetchall()
+            came = [(_Row(*row), position) for *row, position in found]
+            since = [(row, position) for row, position in came if position is not None and position not in drained]
             self._seed(db, version)
-            self._taken([_Row(*row) for row in fresh], db)
-        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._taken(since, db)
+            is_due = _SWEEP in known or any(not self._states(name) for name in {name for row, _ in came for name in row.names})
+            if is_due:
+                db.execute("INSERT INTO versions VALUES (?, 'due')", [_SWEEP])
+        self._sweep(is_whole=is_due)
         return True
 
     def forget(self, identifiers: Sequence[str]) -> int:
@@ -162,27 +179,39 @@ class Online:
                 removed += db.execute("DELETE FROM edges WHERE one = ?1 OR other = ?1", [name]).rowcount
                 db.execute("DELETE FROM desks WHERE identifier = ?", [name])
             removed += db.execute(f"DELETE FROM sightings WHERE coalesce({_NAMES}) IS NULL").rowcount
-        for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
-            self._db.execute(statement).fetchall()
+        self._sweep(is_whole=True)
         return removed
+
+    def _sweep(self, *, is_whole: bool) -> None:
+        """Empty the write-ahead log. `is_whole`: leave no byte of what was removed; pages that were split keep copies of what moved."""
+        try:
+            if is_whole:
+                self._db.execute("VACUUM")
+                self._db.execute("DELETE FROM versions WHERE name = ?", [_SWEEP])
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"identity: {self.path} could not be swept of what was removed ({error}); do it again") from error
 
     # -- one call after the other
 
-    def _taken(self, rows: Sequence[_Row], db: sqlite3.Connection) -> list[Linked]:
+    def _taken(self, rows: Sequence[tuple[_Row, Position]], db: sqlite3.Connection) -> list[Linked]:
         # Inside the transaction: an erasure writes its tombstones before it removes rows, so we see those or it sees ours.
-        dead = self.vault.entombed({name for row in rows for name in row.names}) if self.vault is not None else frozenset()
+        dead = self.vault.entombed({name for row, _ in rows for name in row.names}) if self.vault is not None else frozenset()
         touched: dict[str, None] = {}
-        marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored) VALUES (?, ?, ?, ?, ?, ?, 0)"
-        for row in rows:
-            if dead.isdisjoint(row.names) and not self._says_nothing(row):
-                db.execute(marks, row)
+        marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored, position) VALUES (?, ?, ?, ?, ?, ?, 0, ?)"
+        for row, position in rows:
+            if not dead.isdisjoint(row.names):
+                continue
+            if self._says_nothing(row):  # but that it was said again: where the tables lack it, it outlives a drain of what came before
+                db.execute(f"UPDATE sightings SET position = max(position, ?) WHERE NOT is_stored AND {_same(row)}", (position, *row[:4]))
+            else:
+                db.execute(marks, (*row, position))
                 touched |= dict.fromkeys(row.names)
         return self._resolved(touched, db) if touched else []
 
     def _says_nothing(self, row: _Row) -> bool:
         """Whether the same was seen before, and nobody else logged in on the device in between."""
-        same = " AND ".join(f"{name} IS ?" if value is None else f"{name} = ?" for name, value in zip(IDENTIFIERS, row, strict=False))
-        first, known = self._db.execute(f"SELECT min(time), min(created) FROM sightings WHERE {same}", row[:4]).fetchone()
+        first, known = self._db.execute(f"SELECT min(time), min(created) FROM sightings WHERE {_same(row)}", row[:4]).fetchone()
         if first is None or first > row.time or known > row.created:
             return False
         if row.anonymous_id is None or len(row.names) == 1:
@@ -258,12 +287,12 @@ class Online:
         return [_State(*row) for row in found]
 
     def _kept(self, name: str, before: list[_State], after: list[_State], db: sqlite3.Connection) -> Iterator[Linked]:
-        """Write the identifier's new states; tell them where another customer comes of them."""
+        """Write the identifier's new states; tell them where another customer comes of them, or when the link was known."""
         if before == after:
             return
         db.execute("DELETE FROM identities WHERE identifier = ?", [name])
         db.executemany("INSERT INTO identities VALUES (?, ?, ?, ?)", [(name, *state) for state in after])
-        if [state.customer_id for state in before] != [state.customer_id for state in after] or before[1:] != after[1:]:
+        if [state[1:] for state in before] != [state[1:] for state in after] or before[1:] != after[1:]:
             yield from (_linked(name, *state) for state in after)
 
     def _is_desk(self, name: str) -> bool:
@@ -277,11 +306,11 @@ class Online:
 
     # -- from the tables
 
-    def _seed(self, db: sqlite3.Connection, version: Sequence[tuple[str, str]]) -> None:
+    def _seed(self, db: sqlite3.Connection, version: Mapping[str, str]) -> None:
         """Replace everything by what the tables hold."""
         for name in ("sightings", "edges", "identities", "desks", "versions"):
             db.execute(f"DELETE FROM {name}")
-        db.executemany("INSERT INTO versions VALUES (?, ?)", version)
+        db.executemany("INSERT INTO versions VALUES (?, ?)", version.items())
         links = tables.read(self.home, tables.IDENTITY_LINKS)
         if len(links):
             seen = deterministic.sightings(links)
@@ -318,6 +347,11 @@ class Online:
                     f"identity: {self.path} could not be written ({error}); free space or mend its rights, then go on"
                 ) from error
             raise
+
+
+def _same(row: _Row) -> str:
+    """SQL: whether a sighting names just the same; to be given the four names."""
+    return " AND ".join(f"{name} IS ?" if value is None else f"{name} = ?" for name, value in zip(IDENTIFIERS, row, strict=False))
 
 
 def _row(sighting: Sighting) -> _Row | None:

@@ -7,7 +7,7 @@ table of ingests, and the ledger. The two counts share nothing: a row that gets 
 import hashlib
 from collections import Counter
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from pipelines.settings import Settings
 
 GROUP = "ingest"  # of the log's readers
 FROM_LOG, FROM_QUARANTINE, ERASURE = "log", "quarantine", "erasure"  # what `files` says of rows that came from no file
-_EVERY = 1_000_000_000
 
 
 def tally(db: duckdb.DuckDBPyConnection, origins: list[Origin], aside: dict[int, Counter[str]]) -> dict[int, Tally]:
@@ -56,7 +55,7 @@ def tally(db: duckdb.DuckDBPyConnection, origins: list[Origin], aside: dict[int,
 
 
 def note(
-    origin: Origin,
+    source: str,
     counts: Tally,
     *,
     files: str,
@@ -66,12 +65,12 @@ def note(
     last_event: datetime | None = None,
 ) -> dict[str, Any]:
     """A row of the table of ingests."""
-    told = {"source": origin.source, "files": files, "sha256": sha256, "plan": plan, "positions": positions, "last_event": last_event}
+    told = {"source": source, "files": files, "sha256": sha256, "plan": plan, "positions": positions, "last_event": last_event}
     counted = ("read", "accepted", "duplicate", "quarantined", "consent_dropped", "erased", "stored")
     return told | {name: getattr(counts, name) for name in counted}
 
 
-def moved(db: duckdb.DuckDBPyConnection, origin: Origin) -> list[dict[str, Any]]:
+def moved(db: duckdb.DuckDBPyConnection, source: str) -> list[dict[str, Any]]:
     """What else to note down of a run: rows that leave the quarantine though no message of theirs is decided now.
 
     Each was counted when it was set aside, and is now known to be another row's duplicate.
@@ -81,7 +80,7 @@ def moved(db: duckdb.DuckDBPyConnection, origin: Origin) -> list[dict[str, Any]]
         UNION ALL SELECT source_no, message FROM buried WHERE is_known"""
     gained = f"SELECT 1 FROM ({decided}) ANTI JOIN (FROM seen WHERE outcome = '{DROPPED}') dropped USING (source_no, message)"
     surplus = db.sql(f"SELECT (SELECT count(*) FROM ({left})) - (SELECT count(*) FROM ({gained}))").fetchall()[0][0]
-    return [note(origin, Tally(duplicate=surplus, quarantined=-surplus), files=FROM_QUARANTINE)] if surplus else []
+    return [note(source, Tally(duplicate=surplus, quarantined=-surplus), files=FROM_QUARANTINE)] if surplus else []
 
 
 def with_notes(home: Path, rows: list[dict[str, Any]]) -> pa.Table:
@@ -108,10 +107,7 @@ def keep_refusal(home: Path, other: Path) -> None:
     fresh = rows.filter(pc.invert(pc.is_in(rows["quarantine_id"], value_set=held["quarantine_id"].combine_chunks())))
     if not len(fresh):
         return
-    source = fresh["source"][0].as_py()
-    told = note(
-        Origin(0, source, ERASURE, datetime.now(UTC)), Tally(read=len(fresh), quarantined=len(fresh)), files=fresh["file"][0].as_py()
-    )
+    told = note(fresh["source"][0].as_py(), Tally(read=len(fresh), quarantined=len(fresh)), files=fresh["file"][0].as_py())
     with tables.together(home) as change:
         change.append(tables.QUARANTINE, fresh)
         change.write(tables.INGESTS, with_notes(home, [told]))
@@ -119,8 +115,7 @@ def keep_refusal(home: Path, other: Path) -> None:
 
 def count_erased(home: Path, rows: dict[str, int]) -> None:
     """Note down rows that an erasure took out of the quarantine: source -> rows. Their messages were never among the known ones."""
-    told = [note(Origin(0, source, ERASURE, datetime.now(UTC)), Tally(erased=n), files=ERASURE)
-            for source, n in rows.items() if n]  # fmt: skip
+    told = [note(source, Tally(erased=n), files=ERASURE) for source, n in rows.items() if n]
     if told:
         with tables.together(home) as change:
             change.write(tables.INGESTS, with_notes(home, told))
@@ -141,7 +136,7 @@ def ledger(home: Path, *, settings: Settings | None = None) -> dict[str, int]:
     kept["erased"] += _sum(runs.filter(pc.equal(runs["files"], ERASURE)), "erased")
     if (home / "log" / "log.db").exists():
         with closing(open_log(home, settings=settings or Settings(home=home))) as log:
-            counts, mine, aside = log.counts(), log.group_counts(GROUP), len(log.parked(_EVERY))
+            counts, mine, aside = log.counts(), log.group_counts(GROUP), log.count_parked()
         # What our group found damaged was appended and set aside; what another group set aside comes to us as an event as well, and
         # its copy is counted as a duplicate.
         door += counts.appended + counts.erased + counts.parked - mine.parked - _sum(runs.filter(is_log), "duplicate")

@@ -1,34 +1,37 @@
 """What waits in the home's log -> the clean tables, until nothing waits.
 
 In: the events that the group has not done, and what was set aside. Out: tables; then the log is told. A run that ends between the
-two is known by the positions that it noted down with the tables: they are told again, and applied and counted once.
+two is known by the positions that it noted down with the tables: they are told again, and applied and counted once. An event without
+a word of its own that consent kept out is looked at again when its people are heard of: see `waiting`.
 Never commits an event whose row is not on disk.
 """
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines import tables
 from pipelines.events import REASONS
-from pipelines.ingest import accounts, rereading, staging
+from pipelines.ingest import accounts, rereading, staging, waiting
 from pipelines.ingest.accounts import FROM_LOG, GROUP
 from pipelines.ingest.report import IngestReport, Judged, report
 from pipelines.ingest.runs import Run, basis_by_settings, watch, working
 from pipelines.ingest.staging import Origin
 from pipelines.log import Log, Logged, Parked, open_log
+from pipelines.log.ranges import Ranges
 from pipelines.settings import Settings
 from pipelines.sources.lines import Lines, rejected_rows
 from pipelines.tables import Changes
 from pipelines.vault import Vault, open_vault
 
 BATCH_EVENTS = 50_000  # published at a time
+_Item = TypeVar("_Item", Logged, Parked)
 _CONSUMER = "ingest"  # one at a time, under the lock of the tables: what a killed run held is taken up at once
 _TAKEOVER_S = 12.0
 _HOW = json.dumps({"mapping": None, "received": None, "unit": None, "columns": None, "delimiter": None})
@@ -48,7 +51,7 @@ def drain(home: Path, *, settings: Settings, vault: Vault | None = None, log: Lo
                     events, parked = _next(home, store)
                     if not events and not parked:
                         break
-                    judged, span, has_consent = _apply(run, change, events, parked)
+                    judged, span, has_consent = _apply(run, change, store, events, parked)
                 store.commit(GROUP, [event.position for event in events])
                 store.drop_parked([item.id for item in parked])
                 done += judged
@@ -75,9 +78,9 @@ def _next(home: Path, store: Log) -> tuple[list[Logged], list[Parked]]:
     """What comes next and was not applied: events first, so that what was set aside of them is known by then."""
     ranges, last_parked = _drained(home)
     while read := store.read(GROUP, max_events=BATCH_EVENTS, wait_s=_wait_s(store)):
-        events = [event for event in read if not _is_within(event.position, ranges)]
+        events = [event for event in read if event.position not in ranges]
         if len(events) < len(read):  # applied by a run that ended before it could say so
-            store.commit(GROUP, [event.position for event in read if _is_within(event.position, ranges)])
+            store.commit(GROUP, [event.position for event in read if event.position in ranges])
         if events:
             return events, []
     parked = store.parked(BATCH_EVENTS)
@@ -91,23 +94,29 @@ def _wait_s(store: Log) -> float:
 
 
 def _apply(
-    run: Run, change: Changes, events: Sequence[Logged], parked: Sequence[Parked]
+    run: Run, change: Changes, store: Log, events: Sequence[Logged], parked: Sequence[Parked]
 ) -> tuple[Judged, tuple[datetime | None, datetime | None], bool]:
-    for source in sorted({event.source for event in events}):
-        _stage(run, source, [event for event in events if event.source == source])
-    for source in sorted({item.source for item in parked}):
-        _set_aside(run, source, [item for item in parked if item.source == source])
+    staged = [_stage(run, source, some) for source, some in _by_source(events)]
+    read = staged + [_set_aside(run, source, some) for source, some in _by_source(parked)]
+    for source, some in _by_source(waiting.again(run, store, events) if events else []):
+        _stage(run, source, some, is_again=True)
     judged, tallies = run.judge(basis_by_settings(run.settings))
     run.publish(change, is_changed=bool(judged.tally.accepted + judged.tally.readmitted))
     span, positions = run.span(), _written([_whole(event) for event in events], [item.id for item in parked])
     rows = [
-        accounts.note(origin, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in run.origins
+        accounts.note(origin.source, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in read
     ]
-    change.write(tables.INGESTS, accounts.with_notes(run.home, rows + accounts.moved(run.db, run.origins[0])))
+    if events:
+        waiting.note(run, change, events, [origin.number for origin in staged])
+    change.write(tables.INGESTS, accounts.with_notes(run.home, rows + accounts.moved(run.db, run.origins[0].source)))
     return judged, span, any(run.speaks.values()) or run.settings.consent.legal_basis is not None
 
 
-def _stage(run: Run, source: str, events: Sequence[Logged]) -> None:
+def _by_source(items: Sequence[_Item]) -> list[tuple[str, list[_Item]]]:
+    return [(source, [item for item in items if item.source == source]) for source in sorted({item.source for item in items})]
+
+
+def _stage(run: Run, source: str, events: Sequence[Logged], *, is_again: bool = False) -> Origin:
     written = datetime.fromtimestamp(max(event.received_us for event in events) / 1e6, UTC)
     origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW))
     texts = [_text(event.payload) for event in events]
@@ -116,10 +125,11 @@ def _stage(run: Run, source: str, events: Sequence[Logged]) -> None:
     bad = [event.payload.decode("utf-8", "backslashreplace") for event, text in zip(events, texts, strict=True) if text is None]
     rejected = rejected_rows(row.filter(pa.array(~is_text)), "not_text", pa.array([""] * len(bad), pa.string()), pa.array(bad, pa.string()))
     lines = Lines(pa.array([text for text in texts if text is not None], pa.string()), row.filter(pa.array(is_text)), rejected)
-    run.take(rereading.calls(run.db, lines, source=source), origin)
+    (run.take_again if is_again else run.take)(rereading.calls(run.db, lines, source=source), origin)
+    return origin
 
 
-def _set_aside(run: Run, source: str, items: Sequence[Parked]) -> None:
+def _set_aside(run: Run, source: str, items: Sequence[Parked]) -> Origin:
     """What no reader of the log could use joins the quarantine; a copy of an event that is known otherwise counts as a duplicate."""
     written = datetime.fromtimestamp(max(item.received_us for item in items) / 1e6, UTC)
     origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW, read=len(items)))
@@ -137,6 +147,7 @@ def _set_aside(run: Run, source: str, items: Sequence[Parked]) -> None:
         for item in items
     ]
     run.keep(pa.Table.from_pylist(rows, schema=staging.REFUSED), origin)
+    return origin
 
 
 def _message_id(payload: bytes | None) -> str | None:
@@ -163,21 +174,10 @@ def _whole(event: Logged) -> int:
 
 def _written(positions: Iterable[int], parked: Iterable[int]) -> str:
     """Positions as ranges, and the last id of what was set aside: "1-500,502-600 p17"."""
-    ranges: list[list[int]] = []
-    for position in sorted(positions):
-        if ranges and position == ranges[-1][1] + 1:
-            ranges[-1][1] = position
-        else:
-            ranges.append([position, position])
-    return ",".join(f"{first}-{last}" for first, last in ranges) + f" p{max(parked, default=0)}"
+    return f"{Ranges.of(positions)} p{max(parked, default=0)}"
 
 
-def _drained(home: Path) -> tuple[list[tuple[int, int]], int]:
+def _drained(home: Path) -> tuple[Ranges, int]:
     """The reverse, of the last runs over the log: the positions that the last one applied, and the last id of what was set aside."""
     told = [text for text in tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text]
-    ranges = [(int(first), int(last)) for text in told[-1:] for first, last in re.findall(r"(\d+)-(\d+)", text)]
-    return ranges, max((int(text.rsplit("p", 1)[1]) for text in told), default=0)
-
-
-def _is_within(position: object, ranges: Sequence[tuple[int, int]]) -> bool:
-    return isinstance(position, int) and any(first <= position <= last for first, last in ranges)
+    return Ranges.read(told[-1:]), max((int(text.rsplit("p", 1)[1]) for text in told), default=0)

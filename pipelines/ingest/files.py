@@ -93,8 +93,7 @@ class _Task:
             mapping.model_dump_json() if mapping else "", consent.legal_basis or "", " ".join(consent.stored_for), str(received)
         )
         self.sha256 = [accounts.sha256_of(path) if path.is_file() else "" for path in paths]
-        # ids of a file without a column of them are hashes of its rows
-        self.has_own_ids = mapping is None or not _is_optional(mapping.columns.get("message_id", "?"))
+        self.has_own_ids = mapping is None or mapping.has_own_ids
         self.origins: list[Origin] = []
         self.is_known = False  # every file was ingested whole before
 
@@ -170,13 +169,13 @@ class _Task:
     def _note_down(
         self, run: Run, change: Changes, tallies: dict[int, Tally], last_event: datetime | None, *, is_whole: bool = True
     ) -> None:
-        rows = self._notes_of(tallies, last_event, is_whole=is_whole) + accounts.moved(run.db, self.origins[0])
+        rows = self._notes_of(tallies, last_event, is_whole=is_whole) + accounts.moved(run.db, self.source)
         change.write(tables.INGESTS, accounts.with_notes(self.home, rows))
 
     def _notes_of(self, tallies: dict[int, Tally], last_event: datetime | None, *, is_whole: bool = True) -> list[dict[str, Any]]:
         return [
             accounts.note(
-                origin,
+                origin.source,
                 tallies[origin.number],
                 files=origin.name,
                 sha256=sha256 if is_whole else None,
@@ -219,10 +218,6 @@ def _named(mapping: str | Path | Mapping | None) -> str | None:
     if not isinstance(mapping, str | Path):
         return None
     return str(Path(mapping).resolve()) if Path(mapping).is_file() else str(mapping)
-
-
-def _is_optional(column: str | tuple[str, ...]) -> bool:
-    return any(name.endswith("?") for name in ((column,) if isinstance(column, str) else column))
 
 
 def _digest(*parts: str) -> str:

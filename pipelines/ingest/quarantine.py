@@ -11,8 +11,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines import tables
 from pipelines.events import REASONS
 from pipelines.ingest import names
 from pipelines.ingest.messages import message_sql
@@ -20,6 +22,7 @@ from pipelines.ingest.staging import Origin
 from pipelines.vault import NOBODY, Vault
 
 SEALED = "refused-*.parquet"  # rows of the quarantine table
+_KINDS = {field.name: field.type for field in tables.QUARANTINE.schema or ()}
 
 
 def prepare(db: duckdb.DuckDBPyConnection) -> None:
@@ -35,29 +38,30 @@ def collect(db: duckdb.DuckDBPyConnection, refused: pa.Table, origin: Origin, *,
     """Add the refused rows of a batch, as staging.REFUSED, to `refused`; and to the working space as the quarantine would keep them."""
     if not len(refused):
         return
-    origin.refused.update(reason for reason in refused["reason"].to_pylist() if reason != "return_unmatched")
-    db.register("refused_rows", refused)
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(refused["reason"]).to_pylist()}
+    origin.refused.update({reason: rows for reason, rows in counts.items() if reason != "return_unmatched"})
+    refused = refused.sort_by("row").combine_chunks()
+    at = pa.array(np.arange(_places(db), _places(db) + len(refused)))
+    db.register("refused_rows", refused.append_column("place", at))
     # A row with an id of its own is the same wherever it stands; alike rows without one are rows of their file.
     at_home = "concat_ws(chr(31), $source, $file, row, raw)"
     anywhere = "CASE WHEN message_id IS NULL THEN " + at_home + " ELSE concat_ws(chr(31), $source, raw) END"
     place = names.keyed_sql(anywhere if origin.has_own_ids else at_home)
-    named = db.sql(
-        f"""SELECT {place} AS quarantine_id, $source AS source, $file AS file, row, reason, detail,
-            coalesce(subject, '{NOBODY}') AS subject,
-            raw, message_id, $how AS origin, TIMESTAMPTZ '{origin.at.isoformat()}' AS created_timestamp, is_erased
-        FROM refused_rows ORDER BY row""",
-        params={"source": origin.source, "file": origin.name, "how": origin.how},
-    ).to_arrow_table()
-    first = _places(db)
-    told = named.select(["row", "reason", "detail", "message_id", "quarantine_id", "is_erased"])
-    db.register("refused_rows", told.append_column("place", pa.array(np.arange(first, first + len(told)))))
     db.execute(
-        f"INSERT INTO refused BY NAME SELECT {origin.number} AS origin, {origin.source_no} AS source_no, * FROM refused_rows"
+        f"""INSERT INTO refused BY NAME SELECT {origin.number} AS origin, {origin.source_no} AS source_no, row, reason, detail, message_id,
+            {place} AS quarantine_id, is_erased, place FROM refused_rows""",
+        {"source": origin.source, "file": origin.name},
     ).fetchall()
     db.unregister("refused_rows")
     if not origin.is_replay:
-        sealed = vault.seal(named["subject"].to_pylist(), named["raw"].cast(pa.binary()).to_pylist())
-        rows = named.drop_columns(["is_erased"]).set_column(named.column_names.index("raw"), "raw", pa.array(sealed, pa.binary()))
+        ids = db.sql(f"SELECT quarantine_id FROM refused WHERE place >= {at[0]} ORDER BY place").to_arrow_table()
+        subject = pc.fill_null(refused["subject"], NOBODY)
+        every = {"source": origin.source, "file": origin.name, "origin": origin.how, "created_timestamp": origin.at}
+        told = {name: pa.repeat(pa.scalar(value, _KINDS[name]), len(refused)) for name, value in every.items()}
+        told |= {name: refused[name] for name in ("row", "reason", "detail", "message_id")}
+        sealed = vault.seal(subject.to_pylist(), refused["raw"].cast(pa.binary()).to_pylist())
+        told |= {"quarantine_id": ids["quarantine_id"], "subject": subject, "raw": pa.array(sealed, pa.binary())}
+        rows = pa.table({name: told[name] for name in _KINDS})
         path = space / SEALED.replace("*", f"{len(list(space.glob(SEALED))):05d}")
         pq.write_table(rows, path, compression="none", use_dictionary=["source", "file", "reason", "subject", "origin"])
 

@@ -119,7 +119,7 @@ class _Task:
         dropped = run.count("(SELECT * FROM fresh WHERE line = 0) SEMI JOIN dropped USING (origin, row)")
         erased = run.count("buried")
         duplicate = read - total.readmitted - dropped - erased - remaining.total()
-        told = accounts.moved(run.db, run.origins[0])
+        told = accounts.moved(run.db, run.origins[0].source)
         if told:
             change.write(tables.INGESTS, accounts.with_notes(run.home, told))
         return ReplayReport(
@@ -150,7 +150,7 @@ class _Task:
                 group.source,
                 group.file,
                 rows["created_timestamp"][-1].as_py(),
-                has_own_ids=plan is None or not _is_optional(plan.columns.get("message_id", "?")),
+                has_own_ids=plan is None or plan.has_own_ids,
                 told=datetime.fromisoformat(how["received"]) if how.get("received") else None,
                 how=json.dumps(how),
                 is_replay=True,
@@ -184,7 +184,3 @@ def _groups(home: Path, ids: Collection[str] | None) -> list[_Group]:
         rows = held.filter(same & (pc.field("created_timestamp") == pa.scalar(key["created_timestamp"], tables.TIME)))
         groups.append(_Group(key["source"], key["file"], json.loads(key["origin"]), rows))
     return groups
-
-
-def _is_optional(column: str | tuple[str, ...]) -> bool:
-    return any(name.endswith("?") for name in ((column,) if isinstance(column, str) else column))

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 
 from pipelines import quality, tables
-from pipelines.engine import connect, literal
+from pipelines.engine import connect
 from pipelines.errors import StoreError
 from pipelines.ingest import forming, messages, names, people, permission, publishing, quarantine, staging
 from pipelines.ingest.accounts import tally
@@ -32,8 +32,8 @@ from pipelines.tables import Changes, Table
 from pipelines.vault import Vault, open_vault
 
 _KEPT = (
-    tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS, tables.TRAITS,
-    tables.ITEMS,
+    tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.WAITING, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
+    tables.TRAITS, tables.ITEMS,
 )  # fmt: skip
 
 BasisOf = Callable[[str, bool], Basis | None]  # source, whether its people ever said themselves what may be done -> declared basis
@@ -61,6 +61,11 @@ class Run:
     def take(self, batch: RawBatch, origin: Origin) -> None:
         """Stage a batch, and keep what does not pass beside it."""
         self.keep(staging.stage(self.db, batch, origin, self.settings.ingest), origin)
+
+    def take_again(self, batch: RawBatch, origin: Origin) -> None:
+        """Stage rows that were counted and found good before, and that consent kept out; they are not counted as read."""
+        staging.stage(self.db, batch, origin, self.settings.ingest)
+        origin.read = 0
 
     def keep(self, refused: pa.Table, origin: Origin) -> None:
         """Keep rows that did not pass, as staging.REFUSED."""
@@ -219,11 +224,7 @@ def _memory() -> str:
 def _attach(db: duckdb.DuckDBPyConnection, home: Path) -> None:
     """Make the home's current tables the views `old_<name>`; empty ones where nothing was written."""
     for table in _KEPT:
-        if tables.exists(home, table) and tables.files(home, table):
-            files = literal(tables.glob(home, table))
-            db.execute(f"CREATE VIEW old_{table.name} AS SELECT {_columns(table)} FROM read_parquet({files}, hive_partitioning = false)")
-        else:
-            db.register(f"old_{table.name}", tables.read_arrow(home, table))
+        db.execute(f"CREATE VIEW old_{table.name} AS {tables.rows_sql(home, table)}").fetchall()
 
 
 def watch(home: Path, *, settings: Settings, last_event: datetime | None) -> tuple[str, ...]:
@@ -240,8 +241,3 @@ def watch(home: Path, *, settings: Settings, last_event: datetime | None) -> tup
 def _empty(table: Table) -> pa.Table:
     assert table.schema is not None
     return table.schema.empty_table()
-
-
-def _columns(table: Table) -> str:
-    assert table.schema is not None
-    return ", ".join(f'"{name}"' for name in table.schema.names)

@@ -3,7 +3,7 @@
 In: RawBatch. Out: rows of `staged`, and the refused ones. An order becomes one line per product; if one of them is wrong, the whole
 row is set aside. Identifiers end here: from now on they are numbers of `names`. Never looks at other events.
 
-Every row is judged in SQL; those that may not pass go to `events.validate`, whose word counts, and which says why.
+Every row is judged in SQL; those that may not pass go to `contract.validate`, whose word counts, and which says why.
 """
 
 from collections import Counter
@@ -78,8 +78,15 @@ class Origin:
 
 
 def prepare(db: duckdb.DuckDBPyConnection) -> None:
-    """Create `staged`, empty: one row per line. `row` is that of the file; who_no is the main one of the four names."""
-    db.execute(f"CREATE TABLE staged_rows ({', '.join(f'{name} {kind}' for name, kind in _ALWAYS.items())})").fetchall()
+    """Create `staged`, empty: one row per line. `row` is that of the file; who_no is the main one of the four names.
+
+    And `kinds`: what was said of lines that look alike to `contract.validate`; reason is null where they pass.
+    """
+    db.execute(
+        f"""CREATE TABLE staged_rows ({", ".join(f"{name} {kind}" for name, kind in _ALWAYS.items())});
+        CREATE TABLE kinds (kind UBIGINT, reason VARCHAR, detail VARCHAR);
+        CREATE VIEW bad_kinds AS FROM kinds WHERE reason IS NOT NULL"""
+    ).fetchall()
     _show(db)
 
 
@@ -229,7 +236,9 @@ def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: I
 
     `is_good` then holds for the lines of the others, and for no line of an order of which one is wrong.
     """
-    erased = " OR ".join(f"coalesce({column} IN (SELECT number FROM names WHERE is_erased), false)" for column in names.NUMBERS)
+    erased = "false"
+    if db.sql("SELECT 1 FROM names WHERE is_erased LIMIT 1").fetchall():
+        erased = " OR ".join(f"coalesce({column} IN (SELECT number FROM names WHERE is_erased), false)" for column in names.NUMBERS)
     db.execute(
         f"""CREATE OR REPLACE TEMP TABLE suspects AS
         SELECT *, hash({", ".join(CHECKED)}) AS kind FROM (
@@ -237,16 +246,8 @@ def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: I
                 {_signature_sql(origin, limits)}
             FROM staged WHERE place >= {first} AND NOT is_good)"""
     ).fetchall()
-    kinds = db.sql(
-        f"SELECT kind, {', '.join(f'any_value({name}) AS {name}' for name in CHECKED)} FROM suspects GROUP BY kind"
-    ).to_arrow_table()
-    if len(kinds):
-        rejected = validate(kinds.drop_columns(["kind"]).to_pandas(types_mapper=plain_type), limits).rejected
-        told = {name: pa.array(rejected[name].to_numpy(), pa.string()) for name in ("reason", "detail")}
-        db.register("judged_kinds", pa.table({"kind": kinds["kind"].take(pa.array(rejected["index"].to_numpy(), pa.int64())), **told}))
-        _mark(db, first)
-    else:
-        db.register("judged_kinds", _KINDS.empty_table())
+    _learn_kinds(db, limits)
+    _mark(db, first)
     candidates = ""
     if limits.unmatched_returns == "refuse":
         candidates = f"""UNION ALL SELECT row, 'return_unmatched', '', who_no, {own_id_sql()}, {erased}
@@ -254,27 +255,37 @@ def _refuse(db: duckdb.DuckDBPyConnection, first: int, origin: Origin, limits: I
     once = "QUALIFY row_number() OVER (PARTITION BY file_row ORDER BY part) = 1" if "is_listed" in _there(db) else ""
     return db.sql(
         f"""SELECT file_row AS row, reason, detail, identifier AS subject, own_id AS message_id, told.is_erased FROM (
-            SELECT file_row, reason, detail, who_no, own_id, is_erased FROM suspects
-                JOIN judged_kinds USING (kind) {once} {candidates}) told
+            SELECT file_row, reason, detail, who_no, own_id, is_erased FROM suspects JOIN bad_kinds USING (kind) {once} {candidates}) told
         LEFT JOIN names ON number = who_no ORDER BY row"""
     ).to_arrow_table()
 
 
-_KINDS = pa.schema([("kind", pa.uint64()), ("reason", pa.string()), ("detail", pa.string())])
+def _learn_kinds(db: duckdb.DuckDBPyConnection, limits: IngestSettings) -> None:
+    """Have the suspects judged that are unlike all before, and remember what was said of them."""
+    looks = ", ".join(f"any_value({name}) AS {name}" for name in CHECKED)
+    kinds = db.sql(f"SELECT kind, {looks} FROM suspects ANTI JOIN kinds USING (kind) GROUP BY kind").to_arrow_table()
+    if not len(kinds):
+        return
+    rejected = validate(kinds.drop_columns(["kind"]).to_pandas(types_mapper=plain_type), limits).rejected.set_index("index")
+    said = rejected.reindex(range(len(kinds))).astype("object")
+    told = {name: pa.array(said[name].to_numpy(), pa.string(), from_pandas=True) for name in ("reason", "detail")}
+    db.register("new_kinds", pa.table({"kind": kinds["kind"], **told}))
+    db.execute("INSERT INTO kinds FROM new_kinds").fetchall()
+    db.unregister("new_kinds")
 
 
 def _mark(db: duckdb.DuckDBPyConnection, first: int) -> None:
-    """Set `is_good` as `events.validate` judged the suspects."""
-    passed = "SELECT place FROM suspects ANTI JOIN judged_kinds USING (kind)"
+    """Set `is_good` as `contract.validate` judged the suspects."""
+    passed = "SELECT place FROM suspects ANTI JOIN bad_kinds USING (kind)"
     if db.sql(f"{passed} LIMIT 1").fetchall():
         db.execute(f"UPDATE staged_rows SET is_good = true WHERE rowid IN ({passed})").fetchall()
     if "is_listed" in _there(db):  # the other lines of their orders
-        failed = "SELECT file_row FROM suspects SEMI JOIN judged_kinds USING (kind)"
+        failed = "SELECT file_row FROM suspects SEMI JOIN bad_kinds USING (kind)"
         db.execute(f"UPDATE staged_rows SET is_good = false WHERE is_good AND rowid >= {first} AND row IN ({failed})").fetchall()
 
 
 def _signature_sql(origin: Origin, limits: IngestSettings) -> str:
-    """SQL: what `events.validate` looks at in a row, and nothing that makes no difference to it: few rows are then many alike.
+    """SQL: what `contract.validate` looks at in a row, and nothing that makes no difference to it: few rows are then many alike.
 
     Of what is judged by being there that it is there; of numbers and times in order a number and a time that are.
     """

@@ -1,16 +1,20 @@
 """Events and bytes that were set aside with a reason: the table `parked` beside the catalogue.
 
-In: sealed bytes. Out: the same, oldest first, until somebody drops them. Begins no transaction: its caller does. Opens nothing.
+In: sealed bytes. Out: the same, oldest first, until somebody drops them; and for ever which bytes were brought before (`brought`).
+Begins no transaction: its caller does. Opens nothing.
 """
 
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.log.segments import known as digests_in
+
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS parked (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, subjects TEXT NOT NULL, received_us INTEGER NOT NULL,
     reason TEXT NOT NULL, tries INTEGER NOT NULL, sealed BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS brought (digest BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
 
@@ -33,6 +37,21 @@ def put(db: sqlite3.Connection, rows: Sequence[tuple[str, tuple[str, ...], int, 
         "INSERT INTO parked (source, subjects, received_us, reason, tries, sealed) VALUES (?, ?, ?, ?, ?, ?)",
         [(source, " ".join(subjects), *rest) for source, subjects, *rest in rows],
     )
+
+
+def known(db: sqlite3.Connection, digests: Sequence[bytes]) -> set[bytes]:
+    """Which of these were brought to be set aside before, whatever became of them."""
+    return digests_in(db, "brought", digests)
+
+
+def learn(db: sqlite3.Connection, digests: Sequence[bytes]) -> None:
+    """Know them from now on."""
+    db.executemany("INSERT OR IGNORE INTO brought VALUES (?)", [(digest,) for digest in digests])
+
+
+def count(db: sqlite3.Connection) -> int:
+    """How many things there are."""
+    return int(db.execute("SELECT count(*) FROM parked").fetchone()[0])
 
 
 def oldest(db: sqlite3.Connection, limit: int) -> list[Sealed]:

@@ -46,6 +46,17 @@ class Logged:
     message_id: str = ""  # the name under which it is known where its payload carries none; empty: the payload does
 
 
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """Bytes at the door that are no event. `reason`: of events.REASONS; `subjects`: as of an event."""
+
+    source: str
+    raw: bytes
+    reason: str
+    subjects: tuple[str, ...] = ()
+    message_id: str = ""  # under which whoever brings them would bring them again; empty: the bytes say it
+
+
 class Port(Protocol):
     """A log of events, seen by one consumer. Raises StoreError where the disk or the broker refuses."""
 

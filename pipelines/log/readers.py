@@ -4,6 +4,7 @@ In: names of groups. Out: opened events. An event whose key is gone, or that an 
 erased; one whose bytes are damaged is set aside as `damaged`. Never skips an event otherwise, and never appends.
 """
 
+import hashlib
 import sqlite3
 import threading
 from collections import Counter
@@ -17,12 +18,13 @@ from pipelines.log import groups, parking
 from pipelines.log.catalogue import Catalogue
 from pipelines.log.connection import Connect, LogFull, reading, translated, writing
 from pipelines.log.intake import sealer, vault_errors
-from pipelines.log.port import Logged, Outcome, Position
+from pipelines.log.port import Aside, Logged, Outcome, Position
 from pipelines.log.segments import Row, Segment, add_counts
 from pipelines.vault import Vault
 
 PARKED = "parked"  # beside the outcomes, in the counts
 DAMAGED = "damaged"  # of events.REASONS
+_KEPT = Outcome.APPENDED
 _RENEWALS = 3  # in the time of a takeover, by a reader that finds nothing to read
 
 
@@ -97,6 +99,23 @@ class Readers:
             found = groups.find(db, name) or groups.unbegun(places[0].first - 1)
             return found, self._segment(places[-1].number).head().last - found.watermark - len(groups.done(db, name))
 
+    def subjects(self, positions: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """Whom the events at these positions name, whatever any group has done with them; without those that are gone."""
+        with self._lock:
+            return {position: names for segment, some in self._parted(positions) for position, names in segment.subjects(some).items()}
+
+    def look(self, positions: Sequence[int]) -> list[Logged]:
+        """The events at these positions, opened, whatever any group has done with them; without those that are gone."""
+        with self._lock:
+            rows = [row for segment, some in self._parted(positions) for row in segment.at(some) if not row.is_damaged]
+            there = [(row, row.sealed) for row in rows if row.sealed is not None]
+            opened = self._vault.unseal([sealer(row.subjects) for row, _ in there], [sealed for _, sealed in there])
+        return [
+            Logged(row.position, row.source, row.subjects, payload, row.received_us, 0)
+            for (row, _), payload in zip(there, opened, strict=True)
+            if payload is not None
+        ]
+
     def counts(self) -> Counter[tuple[str, str]]:
         """(source, outcome or PARKED) -> events, since ever."""
         with self._lock:
@@ -106,7 +125,8 @@ class Readers:
 
     def park(self, name: str, event: Logged, reason: str) -> None:
         """Set an event of the group aside; one that was done already is not."""
-        sealed = self._sealed(event.subjects, event.payload)
+        with vault_errors(self._vault):
+            (sealed,) = self._vault.seal([sealer(event.subjects)], [event.payload])
         with self._lock, self._writing() as db:
             if self._vault.entombed(event.subjects):
                 self._settle(name, [_whole(event.position)], "erased")
@@ -115,14 +135,25 @@ class Readers:
                 if name in self._holds:
                     groups.renew(db, name, self._holds[name].turn, now_ns=self._uptime())
 
-    def set_aside(self, source: str, raw: bytes, reason: str, *, subjects: Sequence[str], received_us: int) -> None:
-        """Keep bytes at the door that are no event."""
-        sealed = self._sealed(subjects, raw)
+    def set_aside(self, refused: Sequence[Aside], *, received_us: int) -> list[Outcome]:
+        """Keep bytes at the door that are no event: appended, duplicate where they were brought before, or erased."""
+        digests = [self._digest(one) for one in refused]
+        with vault_errors(self._vault):
+            sealed = self._vault.seal([sealer(one.subjects) for one in refused], [one.raw for one in refused])
         with self._lock, self._writing() as db:
-            if self._vault.entombed(subjects):
-                add_counts(db, [(source, Outcome.ERASED.value, 1)])
-            else:
-                self._put([(source, tuple(subjects), received_us, reason, 0, sealed)])
+            taken, erased = parking.known(db, digests), self._vault.entombed({name for one in refused for name in one.subjects})
+            outcomes = [_outcome(one, digest, taken, erased) for one, digest in zip(refused, digests, strict=True)]
+            kept = zip(refused, sealed, outcomes, strict=True)
+            self._put([(one.source, one.subjects, received_us, one.reason, 0, cell) for one, cell, outcome in kept if outcome is _KEPT])
+            others = Counter((one.source, outcome.value) for one, outcome in zip(refused, outcomes, strict=True) if outcome is not _KEPT)
+            add_counts(db, [(*place, number) for place, number in others.items()])
+            parking.learn(db, digests)
+        return outcomes
+
+    def count_parked(self) -> int:
+        """How many things are set aside."""
+        with self._lock, translated(self.catalogue.path):
+            return parking.count(self.catalogue.db)
 
     def parked(self, limit: int) -> list[tuple[parking.Sealed, bytes | None]]:
         """What was set aside first, and its bytes; None where they cannot be opened any more."""
@@ -226,9 +257,16 @@ class Readers:
         parking.put(self.catalogue.db, rows)
         add_counts(self.catalogue.db, [(source, PARKED, n) for source, n in Counter(row[0] for row in rows).items()])
 
-    def _sealed(self, subjects: Sequence[str], raw: bytes) -> bytes:
-        with vault_errors(self._vault):
-            return self._vault.seal([sealer(subjects)], [raw])[0]
+    def _digest(self, one: Aside) -> bytes:
+        """By which bytes are known for ever; keyed, since bytes can be guessed at."""
+        plain = hashlib.blake2b(f"{one.source}\0{one.message_id}\0".encode(errors="surrogatepass") + one.raw, digest_size=16)
+        return bytes.fromhex(self._vault.pseudonym("set_aside", plain.hexdigest()).partition(":")[2])
+
+    def _parted(self, positions: Sequence[int]) -> Iterator[tuple[Segment, list[int]]]:
+        for place in self.catalogue.places():
+            some = [at for at in positions if place.first <= at and (place.last is None or at <= place.last)]
+            if some:
+                yield self._segment(place.number), some
 
     def _segment(self, number: int) -> Segment:
         if number not in self._open:
@@ -239,6 +277,14 @@ class Readers:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with writing(self.catalogue.db, self.catalogue.path) as db:
             yield db
+
+
+def _outcome(one: Aside, digest: bytes, taken: set[bytes], erased: frozenset[str]) -> Outcome:
+    """What becomes of it; `taken` then has its digest."""
+    if digest in taken:
+        return Outcome.DUPLICATE
+    taken.add(digest)
+    return _KEPT if erased.isdisjoint(one.subjects) else Outcome.ERASED
 
 
 def _covering(given: list[tuple[int, int]], position: int) -> int:

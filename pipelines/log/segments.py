@@ -106,6 +106,18 @@ class Segment:
         there = {row.position: row for row in found}
         return [there.get(position) or _lost(position) for position in range(after + 1, last + 1)]
 
+    def subjects(self, positions: Sequence[int]) -> dict[int, tuple[str, ...]]:
+        """Whom the events at these positions name; without those that an erasure took out."""
+        with translated(self.path):
+            found = pieced(self.db, "SELECT position, subjects FROM events WHERE position IN ({}) AND sealed != x''", list(positions))
+        return {position: tuple(text.split()) for position, text in found}
+
+    def at(self, positions: Sequence[int]) -> list[Row]:
+        """The rows at these positions, those that are there."""
+        columns = "position, source, subjects, received_us, checksum, sealed"
+        with translated(self.path):
+            return [_row(*row) for row in pieced(self.db, f"SELECT {columns} FROM events WHERE position IN ({{}})", list(positions))]
+
     def ids(self, after: bytes, limit: int) -> list[bytes]:
         """Ids in order, behind the given one."""
         with translated(self.path):

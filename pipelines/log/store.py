@@ -17,7 +17,7 @@ from pipelines.log import connection, upkeep
 from pipelines.log.catalogue import Catalogue
 from pipelines.log.connection import Connect
 from pipelines.log.intake import Intake
-from pipelines.log.port import Incoming, Logged, Outcome, Position
+from pipelines.log.port import Aside, Incoming, Logged, Outcome, Position
 from pipelines.log.readers import PARKED, Readers
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
@@ -131,6 +131,14 @@ class Log:
         """Give back what was read and not committed: the next read, of this reader or another, gets it again, with a try more."""
         self._readers.release(group)
 
+    def subjects(self, positions: Sequence[Position]) -> dict[int, tuple[str, ...]]:
+        """Whom the events at these positions name; without those that are gone. Opens nothing."""
+        return self._readers.subjects([position for position in positions if isinstance(position, int)])
+
+    def look(self, positions: Sequence[Position]) -> list[Logged]:
+        """The events at these positions once more, for no group; without those that are gone."""
+        return self._readers.look([position for position in positions if isinstance(position, int)])
+
     def pending(self, group: str) -> int:
         """Events that the group has not done."""
         return self._readers.group(group)[1]
@@ -142,16 +150,20 @@ class Log:
 
     def counts(self) -> LogCounts:
         """Totals since ever."""
-        return _totals(list(self._readers.counts().items()))
-
-    def counts_by_source(self) -> dict[str, LogCounts]:
-        """Totals since ever of each source."""
         counts = self._readers.counts()
-        return {name: _totals([item for item in counts.items() if item[0][0] == name]) for name in sorted({source for source, _ in counts})}
 
-    def set_aside(self, source: str, raw: bytes, reason: str, *, subjects: Sequence[str] = ()) -> None:
-        """Park bytes at the door that are no event."""
-        self._readers.set_aside(source, raw, reason, subjects=subjects, received_us=self._clock())
+        def total(outcome: str) -> int:
+            return sum(events for (_, name), events in counts.items() if name == outcome)
+
+        return LogCounts(total(Outcome.APPENDED), total(Outcome.DUPLICATE), total(Outcome.ERASED), total(PARKED))
+
+    def set_aside(self, refused: Sequence[Aside]) -> list[Outcome]:
+        """Park bytes at the door that are no event, all in one commit; each once, however often they are brought. One outcome for each."""
+        return self._readers.set_aside(refused, received_us=self._clock()) if refused else []
+
+    def count_parked(self) -> int:
+        """How many things `parked` would give, all together."""
+        return self._readers.count_parked()
 
     def parked(self, limit: int) -> list[Parked]:
         """What was set aside first."""
@@ -185,10 +197,3 @@ def open_log(home: Path, *, settings: Settings, vault: Vault | None = None, cons
         consumer=consumer,
         closes_vault=vault is None,
     )
-
-
-def _totals(items: list[tuple[tuple[str, str], int]]) -> LogCounts:
-    def total(outcome: str) -> int:
-        return sum(events for (_, name), events in items if name == outcome)
-
-    return LogCounts(total(Outcome.APPENDED), total(Outcome.DUPLICATE), total(Outcome.ERASED), total(PARKED))

@@ -84,6 +84,11 @@ class Mapping(_Part):
     rules: Rules = Rules()
     consent: Basis | None = None
 
+    @property
+    def has_own_ids(self) -> bool:
+        """Whether every file of it tells its rows' ids; else the id of a row is the hash of its content."""
+        return not _is_optional(self.columns.get("message_id", "?"))
+
     @field_validator("columns")
     @classmethod
     def _columns_are_ours(cls, columns: dict[str, Column]) -> dict[str, Column]:

@@ -268,9 +268,16 @@ def _is_return(text: dict[str, str], mapping: Mapping) -> str:
 
 
 def _read_text(column: str, table: pa.Table, *, whole: bool) -> str:
-    text = f"CAST({_name(column)} AS VARCHAR)"
-    if whole or pa.types.is_floating(table.schema.field(column).type):
-        text = f"regexp_replace({text}, '^(-?[0-9]+)\\.0+$', '\\1')"  # what spreadsheets make of a whole number
+    given, kind = _name(column), table.schema.field(column).type
+    text = f"CAST({given} AS VARCHAR)"
+    if pa.types.is_integer(kind):
+        return text
+    is_number = pa.types.is_floating(kind)
+    if whole or is_number:
+        bare = f"regexp_replace({text}, '^(-?[0-9]+)\\.0+$', '\\1')"  # what spreadsheets make of a whole number
+        # the same for less: a fraction has no such end, and a whole number of ordinary size is written without a point
+        quick = f"WHEN {given} <> 0 AND abs({given}) < 1e15 THEN CAST(CAST({given} AS BIGINT) AS VARCHAR)"
+        text = f"CASE WHEN {given} <> floor({given}) THEN {text} {quick} ELSE {bare} END" if is_number else bare
     return f"nullif(trim({text}), '')"
 
 

@@ -1,8 +1,10 @@
-"""`python -m pipelines.stream`: the online worker of one home, one process. Settings come from the environment, as the service's do.
+"""`python -m pipelines.stream [k]`: an online worker of one home, one process. Settings come from the environment, as the service's do.
 
-Ends on SIGTERM or SIGINT. Never ends for a store or a log that refuses: it waits and tries again.
+k: which of `settings.stream.workers`; the first, 0, is there always: it also answers questions about people. Ends on SIGTERM or SIGINT.
+Never ends for a store or a log that refuses: it waits and tries again.
 """
 
+import fcntl
 import logging
 import signal
 import subprocess
@@ -12,11 +14,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, StoreError
 from pipelines.settings import Settings, silence_telemetry
 
 if TYPE_CHECKING:
     from pipelines.stream.worker import Stream
+    from pipelines.vault import Vault
 
 log = logging.getLogger("rapport.stream")
 
@@ -25,44 +28,66 @@ PAUSES_S = (0.2, 5.0)  # after a refusal: at first, and at most
 
 
 def main() -> None:
-    """Run until told to stop. Exit 1 with one sentence where another worker is there, or the vault is not this home's."""
+    """Run until told to stop. Exit 1 with one sentence where this worker is there already, or the vault is not this home's."""
     silence_telemetry()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda *_: stop.set())
     try:
-        run(Settings(), stop)
+        number = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+        run(Settings(), stop) if number == 0 else run_beside(Settings(), stop, number)
     except PipelineError as error:
         log.error("%s", error)
         raise SystemExit(1) from None
 
 
 def run(settings: Settings, stop: threading.Event) -> None:
-    """Step until told to stop. Raises StoreError where another worker of this home lives."""
-    from pipelines.identity.online import Online
-    from pipelines.log import open_log
+    """Step until told to stop, and answer questions. Raises StoreError where another worker of this home lives."""
     from pipelines.requests import working
     from pipelines.stream.answering import Answering
-    from pipelines.stream.worker import Stream
     from pipelines.vault import open_vault
 
-    home = settings.home
-    with working(home), closing(open_vault(home, master=settings.master_key)) as vault:
+    with working(settings.home), closing(open_vault(settings.home, master=settings.master_key)) as vault:
         answering = threading.Thread(target=Answering(settings, vault=vault).run, args=(stop,), name="answering")
         answering.start()
         try:
-            apply_where_absent(home)
-            with (
-                closing(open_log(home, settings=settings, vault=vault, consumer="stream")) as events,
-                closing(Online(home, vault=vault)) as linker,
-                closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker)) as stream,
-            ):
-                log.info("the stream is at work")
-                _step_until(stop, stream)
+            apply_where_absent(settings.home)
+            _work(settings, stop, vault, 0)
         finally:
             stop.set()
             answering.join()
+
+
+def run_beside(settings: Settings, stop: threading.Event, number: int) -> None:
+    """Step until told to stop, as one of the others. Raises StoreError where that one lives already, or is none of the settings'."""
+    from pipelines.vault import open_vault
+
+    if not 0 < number < settings.stream.workers:
+        raise StoreError(f"stream: expected a worker below {settings.stream.workers}, found {number}; set RAPPORT_STREAM__WORKERS")
+    folder = settings.home / "stream"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / f"worker-{number}.lock").open("w") as lock, closing(open_vault(settings.home, master=settings.master_key)) as vault:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(f"stream: worker {number} of {settings.home} is at work already; end it first") from error
+        _work(settings, stop, vault, number)
+
+
+def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int) -> None:
+    from pipelines.identity.online import Online
+    from pipelines.log import open_log
+    from pipelines.stream.worker import Stream
+
+    home, consumer = settings.home, f"stream-{number}" if number else "stream"
+    with (
+        closing(open_log(home, settings=settings, vault=vault, consumer=consumer)) as events,
+        closing(Online(home, vault=vault, worker=number)) as linker,
+        closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker, share=(number, settings.stream.workers))) as stream,
+    ):
+        log.info("the stream is at work")
+        _step_until(stop, stream)
 
 
 def apply_where_absent(home: Path) -> None:

@@ -1,15 +1,20 @@
 """The log -> the online store, event by event in order: log group "online".
 
-In: logged calls. Out: rows of identifier_customer and customer_consent, as soon as a call is durable. Each concern has a handler
-(`identities`, `consents`); what they write for some calls is one transaction, and the log is told after it: a crash in between gives
-the calls again, with the same result. Erased people are taken out and never written. Never decides what is served.
+In: logged calls, and the time. Out: rows of identifier_customer, customer_consent, customer_activity, customer_session, customer_item,
+as soon as a call is durable or a window has passed. Each concern has a handler (`identities`, `consents`, `activity`); what they write
+for some calls is one transaction, that of the stream's own state is committed before it, and the log is told after it: a crash in
+between gives the calls again, with the same result. Erased people are taken out and never written. Never decides what is served.
+
+Of several workers each reads the whole log, follows who is who by itself, and writes the customers of its share; the first alone
+writes who is who and consent.
 
 A call that cannot be handled holds up no other: it is tried again in later steps, and set aside after `settings.edges.max_tries`.
 """
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,9 +22,12 @@ from typing import Protocol
 from pipelines.errors import StoreError
 from pipelines.log import Logged, Port, Position
 from pipelines.online_writer import OnlineWriter
+from pipelines.outbox import open_stream_writer
 from pipelines.settings import Settings
 from pipelines.stream import calls, identities
+from pipelines.stream.activity import Activity
 from pipelines.stream.calls import Call
+from pipelines.stream.clock import Clock
 from pipelines.stream.consents import SCHEMA, Consents
 from pipelines.stream.identities import Linked, Linker, Owner
 from pipelines.stream.wake import Wake
@@ -29,6 +37,7 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
+ACKNOWLEDGE_S = 0.25  # between two times that the log is told, while calls keep coming: each costs several flushes of the disk
 BATCH_EVENTS = 500  # of one transaction; fewer when fewer wait
 
 
@@ -41,7 +50,10 @@ class Tombs(Protocol):
 
 @dataclass(frozen=True)
 class Stepped:
-    """What one step did. Calls: read, applied, ignored (no event by their time), erased, parked. Values written: links, consents."""
+    """What one step did. Calls: read, applied, ignored (the ingest refuses them), erased, parked. Written: links, consents, features.
+
+    `expired`: customers of whom something had changed by itself.
+    """
 
     read: int = 0
     applied: int = 0
@@ -50,6 +62,8 @@ class Stepped:
     parked: int = 0
     links: int = 0
     consents: int = 0
+    features: int = 0
+    expired: int = 0
 
     def __add__(self, other: "Stepped") -> "Stepped":
         """Both together."""
@@ -57,26 +71,50 @@ class Stepped:
 
 
 class Stream:
-    """One worker's state. `step` from one thread."""
+    """One worker's state. `step` from one thread. now_us: microseconds since 1970; None: the wall, or the instant of a home of history.
 
-    def __init__(self, home: Path, *, settings: Settings, vault: Tombs, log: Port, linker: Linker) -> None:
-        self.settings, self.vault, self.log, self.linker = settings, vault, log, linker
-        self.online = OnlineWriter(home, schema=SCHEMA)
+    `share`: (k, n), the k-th of n workers.
+    """
+
+    def __init__(
+        self, home: Path, *, settings: Settings, vault: Tombs, log: Port, linker: Linker, now_us: Callable[[], int] | None = None,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
+        self.settings, self.vault, self.log, self.linker, self.share = settings, vault, log, linker, share
+        self.group = f"{GROUP}-{share[0]}" if share[0] else GROUP
+        self.online = open_stream_writer(home, settings, schema=SCHEMA, is_durable=False)  # flushed before the log is told
         self.consents = Consents(home, settings=settings.consent)
+        self._clock = Clock(settings) if now_us is None else None
+        self.activity = Activity(home, settings=settings, share=share, now_us=now_us or self._clock or Clock(settings))
         self.wake = Wake(home / "log" / "segments")
         self._waiting: list[Logged] = []  # read, and not yet applied
+        self._applied: list[Position] = []  # and the log is not told yet
+        self._acknowledged_s = 0.0
         self._tries: dict[Position, int] = {}  # of calls that failed
         self._owed: dict[str, Owner] = {}  # links that are not committed yet
         self._is_reconciled, self._refreshed_s = False, 0.0
         self._at_a_time = 1  # until it is known that no call kills the process: see `_next`
 
     def step(self, *, wait_s: float = 0.0) -> Stepped:
-        """Apply what came since; waits at most `wait_s` for the first call. Raises StoreError where log or store refuse: step again."""
+        """Apply what came since, and what changed by itself since; waits at most `wait_s` for the first call.
+
+        Raises StoreError where log or store refuse: step again.
+        """
         if not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S:
             self._reconcile()
-        self._waiting = self._waiting or self._next(wait_s)
-        if not self._waiting:
-            return Stepped()
+        self._waiting = self._waiting or self._next(min(wait_s, self.activity.patience_s()))
+        done = self._apply_waiting() if self._waiting else Stepped()
+        return done + self._expire()
+
+    def close(self) -> None:
+        """Let the store go; what was read and not applied goes to the next worker."""
+        with suppress(StoreError):  # then they are given again, with the same result
+            self._acknowledge()
+        self.wake.close()
+        self.activity.close()
+        self.online.close()
+
+    def _apply_waiting(self) -> Stepped:
         lost = [call for call in self._waiting if max(call.tries, self._tries.get(call.position, 0)) >= self.settings.edges.max_tries]
         for call in lost:
             self._park(call, FAILED)
@@ -84,16 +122,27 @@ class Stream:
         done = self._apply(batch) if batch else Stepped()
         return done + Stepped(read=len(lost), parked=len(lost))
 
-    def close(self) -> None:
-        """Let the store go; what was read and not applied goes to the next worker."""
-        self.wake.close()
-        self.online.close()
+    def _expire(self) -> Stepped:
+        """Some of what has changed by itself: a slice, so that fresh calls never wait long. Noted down after it is written."""
+        if self.activity.patience_s() > 0:
+            return Stepped()
+        try:
+            with self.online.transaction() as online, self.activity.state.transaction():
+                features, due = self.activity.expire(online)
+            with self.activity.state.transaction() as state:
+                state.move_due(due)
+        except BaseException:
+            self.activity.look_again()
+            raise
+        return Stepped(features=features, expired=len(due))
 
     def _next(self, wait_s: float) -> list[Logged]:
         """The next calls. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
-        found = self.log.read(GROUP, max_events=self._at_a_time)
+        found = self.log.read(self.group, max_events=self._at_a_time)
+        if not found:
+            self._acknowledge()
         if not found and self.wake.wait(wait_s):
-            found = self.log.read(GROUP, max_events=self._at_a_time)
+            found = self.log.read(self.group, max_events=self._at_a_time)
         self._at_a_time = 1 if any(call.tries for call in found) else BATCH_EVENTS
         return found
 
@@ -102,27 +151,31 @@ class Stream:
         try:
             return self._commit(batch, self._write(batch))
         except StoreError:
-            self.consents.look_again()
+            self._look_again()
             raise
         except Exception as error:
-            self.consents.look_again()
+            self._look_again()
             if len(batch) == 1:
                 return self._failed(batch[0], error)
             log.warning("%d calls failed together with %s and are tried one by one", len(batch), type(error).__name__)
         steps = [self._apply([call]) for call in batch]
         return sum(steps, Stepped())
 
+    def _look_again(self) -> None:
+        self.consents.look_again()
+        self.activity.look_again()
+
     def _write(self, batch: Sequence[Logged]) -> Stepped:
-        with self.online.transaction() as online:
-            # inside the transaction: an erasure deletes rows after its tombstones, so either we see these or it sees our rows
+        with self.online.transaction() as online, self.activity.state.transaction():  # the state is committed first
+            # inside the transactions: an erasure deletes rows after its tombstones, so either we see these or it sees our rows
             dead = self.vault.entombed(list(dict.fromkeys(name for call in batch for name in call.subjects)))
             living = [call for call in batch if dead.isdisjoint(call.subjects)]
             if dead:
                 self._forget(online, dead)
             heard = [call for logged in living if (call := calls.read(logged, self.settings.ingest)) is not None]
-            links, consents = self._handle(online, [call for call in heard if call.subjects])
+            links, consents, features = self._handle(online, self.activity.unrepeated(heard))
         counted = {"read": len(batch), "applied": len(heard), "ignored": len(living) - len(heard), "erased": len(batch) - len(living)}
-        return Stepped(**counted, links=links, consents=consents)
+        return Stepped(**counted, links=links, consents=consents, features=features)
 
     def _forget(self, online: OnlineWriter, dead: frozenset[str]) -> None:
         """Take the erased out, whatever else they were known by included."""
@@ -130,46 +183,74 @@ class Stream:
         names = sorted(dead | self.vault.entombed([name for some in online.identifiers_of(customers).values() for name in some]))
         identities.forget(online, names)
         self.consents.forget(online, names)
+        left = online.identifiers_of(customers)
+        self.activity.forget(names, sorted(identities.unnamed(left)))
 
-    def _handle(self, online: OnlineWriter, heard: Sequence[Call]) -> tuple[int, int]:
-        """Who is who, then what they said."""
+    def _handle(self, online: OnlineWriter, heard: Sequence[Call]) -> tuple[int, int, int]:
+        """Who is who, then what they said, then what they did."""
         if not heard:
-            return 0, 0
+            return 0, 0, 0
         self._owe(self.linker.link(heard))
-        touched = identities.follow(online, self._owed)
-        changed = self.consents.hear(online, heard)
-        touched |= set(identities.owners(online, sorted(changed)).values())
-        return len(self._owed), self.consents.decide(online, sorted(touched), known_us=max(call.known_us for call in heard))
+        consents = 0
+        if self.share[0] == 0:
+            touched = identities.follow(online, self._owed)
+            changed = self.consents.hear(online, heard)
+            touched |= set(identities.owners(online, sorted(changed)).values())
+            consents = self.consents.decide(online, sorted(touched), known_us=max(call.known_us for call in heard))
+        return len(self._owed), consents, self.activity.apply(online, heard)
 
     def _owe(self, links: Iterable[Linked]) -> None:
         """Remember what is to be written until it is committed: the linker tells each change once. The erased are left out."""
-        self._owed |= identities.newest(links)
-        for name in self.vault.entombed(list(self._owed)):
+        told = list(links)
+        self._owed |= identities.newest(told)
+        self.activity.owe(told)
+        dead = self.vault.entombed(list(self._owed))
+        for name in dead:
             del self._owed[name]
+        self.activity.disown(dead)
 
     def _reconcile(self) -> None:
         """Bring the store to what the linker knows: after a start (who ended before us may have died between the two), and an ingest."""
         is_fresh = self.linker.refresh()
         self._refreshed_s = time.monotonic()
+        if self._clock is not None:
+            self._clock.refresh()
         if self._is_reconciled and not is_fresh:
+            self.activity.follow_tables()
             return
         self._is_reconciled = False
         self._owed = {}
+        links = self.linker.identities()
         with self.online.transaction() as online:
-            self._owe(self.linker.identities())
+            self._owe(links)
             unknown = identities.differences(online, self._owed)
-            if is_fresh:  # the ingest kept nothing of them
-                identities.forget(online, unknown)
-            touched = identities.follow(online, self._owed)
-            known_us = max((owner.known_us for owner in self._owed.values()), default=0)
-            self.consents.decide(online, sorted(touched), known_us=known_us)
+            if self.share[0] == 0:
+                if is_fresh:  # the ingest kept nothing of them
+                    identities.forget(online, unknown)
+                touched = identities.follow(online, self._owed)
+                known_us = max((owner.known_us for owner in self._owed.values()), default=0)
+                self.consents.decide(online, sorted(touched), known_us=known_us)
+        self.activity.reconcile(is_fresh=is_fresh)
         self._owed, self._is_reconciled = {}, True
 
     def _commit(self, batch: Sequence[Logged], done: Stepped) -> Stepped:
-        self.log.commit(GROUP, [call.position for call in batch])
+        self._applied += [call.position for call in batch]
         self._owed = {}
+        self.activity.settle()
         self._drop(batch)
+        # one that was given before may have ended a process: its neighbours must not be given as often as it is
+        if any(call.tries for call in batch) or time.monotonic() - self._acknowledged_s > ACKNOWLEDGE_S:
+            self._acknowledge()
         return done
+
+    def _acknowledge(self) -> None:
+        """Tell the log what was applied, once it outlives a loss of power."""
+        if self._applied:
+            self.activity.state.sync()
+            self.online.sync()
+            self.log.commit(self.group, self._applied)
+            self._applied = []
+        self._acknowledged_s = time.monotonic()
 
     def _failed(self, call: Logged, error: Exception) -> Stepped:
         tries = self._tries[call.position] = max(call.tries, self._tries.get(call.position, 0)) + 1
@@ -180,7 +261,7 @@ class Stream:
         return Stepped(read=1, parked=1)
 
     def _park(self, call: Logged, reason: str) -> None:
-        self.log.park(GROUP, call, reason)
+        self.log.park(self.group, call, reason)
         self._drop([call])
 
     def _drop(self, batch: Sequence[Logged]) -> None:

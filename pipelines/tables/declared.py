@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from feature_repo import aggregates
+from feature_repo.aggregates import Aggregates
+
 TIME = pa.timestamp("us", tz="UTC")  # DuckDB cannot materialise nanosecond Parquet
 TEXT, WHOLE, REAL, FLAG, BYTES = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
-
-CUSTOMER_WINDOWS = ("1h", "24h", "7d", "30d", "90d")
-SESSION_WINDOWS = ("7d", "30d", "90d")
-ITEM_WINDOWS = ("24h", "7d", "30d")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,12 @@ def _whole(*names: str) -> dict[str, pa.DataType]:
     return dict.fromkeys(names, WHOLE)
 
 
+def _features(name: str, declared: Aggregates) -> Table:
+    """Change points of the aggregates of an entity."""
+    keys = dict.fromkeys(declared.key, TEXT)
+    return Table(name, declared.key, "event_timestamp", None, _schema(**keys, event_timestamp=TIME, **_whole(*declared.columns())))
+
+
 _TIMES = {"event_timestamp": TIME, "created_timestamp": TIME}
 
 EVENTS = Table(
@@ -45,6 +50,7 @@ EVENTS = Table(
         type=TEXT,  # a name of events.TYPES
         name=TEXT,  # the event's name as received
         **_TIMES,  # created: when we knew both the event and whose it is
+        received_timestamp=TIME,  # when we received it; null where nobody noted it
         customer_id=TEXT,
         anonymous_id=TEXT,  # this and user_id: keyed pseudonyms without their kind (see vault); an address as user id: "email:..."
         user_id=TEXT,
@@ -110,6 +116,19 @@ INGESTS = Table(
         last_event=TIME,  # of the events table, then
         # rows as read; all but `read` and `duplicate` count those that were never received before
         **_whole("read", "accepted", "duplicate", "quarantined", "consent_dropped", "erased", "stored"),
+    ),
+)
+WAITING = Table(
+    "waiting",
+    ("position",),
+    None,
+    None,
+    _schema(
+        position=WHOLE,  # of the log: an event without a word of its own, which a word of its person may still keep out or let in
+        source=TEXT,
+        message_high=WHOLE,  # as in messages
+        message_low=WHOLE,
+        received_timestamp=TIME,
     ),
 )
 IDENTITIES = Table(
@@ -210,22 +229,8 @@ CUSTOMER_CONSENT = Table(
     None,
     _schema(customer_id=TEXT, event_timestamp=TIME, is_personalization_allowed=FLAG),
 )
-CUSTOMER_ACTIVITY = Table(
-    "customer_activity",
-    ("customer_id",),
-    "event_timestamp",
-    None,
-    _schema(
-        customer_id=TEXT,
-        event_timestamp=TIME,
-        **_whole(*(f"{what}_{w}" for what in ("events", "views", "cart_adds", "purchases", "revenue_cents") for w in CUSTOMER_WINDOWS)),
-        **_whole(*(f"sessions_{w}" for w in SESSION_WINDOWS)),
-        **_whole("distinct_items_30d", "distinct_items_total"),
-        **_whole("events_total", "views_total", "cart_adds_total", "purchases_total", "returns_total"),
-        **_whole("orders_total", "sessions_total", "revenue_cents_total"),
-        **_whole("first_event_at", "last_event_at", "first_purchase_at", "last_purchase_at"),  # microseconds since 1970, UTC
-    ),
-)
+
+CUSTOMER_ACTIVITY = _features("customer_activity", aggregates.CUSTOMER_ACTIVITY)
 CUSTOMER_SESSION = Table(
     "customer_session",
     ("customer_id",),
@@ -234,23 +239,13 @@ CUSTOMER_SESSION = Table(
     _schema(
         customer_id=TEXT,
         event_timestamp=TIME,
-        **_whole("session_events", "session_views", "session_cart_adds", "session_searches", "session_purchases"),
-        **_whole("session_distinct_items", "session_cart_cents", "session_started_at", "session_last_event_at"),
+        **_whole(*aggregates.SESSION_COUNTS, *aggregates.SESSION_INSTANTS),
     ),
 )
-ITEM_ACTIVITY = Table(
-    "item_activity",
-    ("item_id",),
-    "event_timestamp",
-    None,
-    _schema(
-        item_id=TEXT,
-        event_timestamp=TIME,
-        **_whole(*(f"item_{what}_{w}" for what in ("views", "cart_adds", "purchases", "revenue_cents") for w in ITEM_WINDOWS)),
-        **_whole("item_views_total", "item_cart_adds_total", "item_purchases_total"),
-        **_whole("item_price_cents", "item_first_seen_at"),
-    ),
-)
+ITEM_ACTIVITY = _features("item_activity", aggregates.ITEM_ACTIVITY)
+CUSTOMER_ITEM = _features("customer_item", aggregates.CUSTOMER_ITEM)
+CUSTOMER_CATEGORY = _features("customer_category", aggregates.CUSTOMER_CATEGORY)
+FEATURE_TABLES = (CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY, CUSTOMER_ITEM, CUSTOMER_CATEGORY)
 LABELS_CHURN = Table(
     "labels_churn",
     ("customer_id", "event_timestamp"),
@@ -300,6 +295,27 @@ CUSTOMER_SCORES = Table(
         intent_version=TEXT,
     ),
 )
+CUSTOMER_SEGMENTS = Table(
+    "customer_segments",
+    ("customer_id",),
+    "event_timestamp",
+    None,
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        rfm_tier=TEXT,  # high, middle, low or never bought
+        lifecycle=TEXT,  # new, frequent, sporadic or dormant
+        segment=TEXT,  # null where customers do not fall into groups, or this one into none
+        version=TEXT,
+    ),
+)
+TASK_SCORES = Table(  # of the tasks that are no part of the loop: a file of models/ declared them
+    "task_scores",
+    ("customer_id", "model"),
+    "event_timestamp",
+    None,
+    _schema(customer_id=TEXT, event_timestamp=TIME, model=TEXT, version=TEXT, probability=REAL),
+)
 RECOMMENDATIONS = Table(
     "recommendations",
     ("customer_id", "rank"),
@@ -309,8 +325,8 @@ RECOMMENDATIONS = Table(
 )
 
 TABLES = (
-    EVENTS, MESSAGES, QUARANTINE, INGESTS, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, TRAITS, ITEMS,
-    ALERTS, CUSTOMER_PROFILE, CUSTOMER_CONSENT, CUSTOMER_ACTIVITY, CUSTOMER_SESSION, ITEM_ACTIVITY,
+    EVENTS, MESSAGES, QUARANTINE, INGESTS, WAITING, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, TRAITS, ITEMS,
+    ALERTS, CUSTOMER_PROFILE, CUSTOMER_CONSENT, *FEATURE_TABLES,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
-    TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, RECOMMENDATIONS,
+    TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, RECOMMENDATIONS,
 )  # fmt: skip

@@ -20,9 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import StoreError
-from pipelines.tables.declared import Table
+from pipelines.tables.declared import BYTES, FLAG, REAL, TEXT, TIME, WHOLE, Table
 
 _DAY_US = 86_400_000_000
+_SQL_TYPES = {TIME: "TIMESTAMPTZ", TEXT: "VARCHAR", WHOLE: "BIGINT", REAL: "DOUBLE", FLAG: "BOOLEAN", BYTES: "BLOB"}
 _WRITERS = 2  # threads; encoding and compressing leave Python's lock alone
 _WRITES_AHEAD = 32  # files; bounds what is held in memory
 
@@ -45,6 +46,18 @@ def files(home: Path, table: Table) -> list[Path]:
 def glob(home: Path, table: Table) -> str:
     """The same as one pattern, for engines that take one: DuckDB's `read_parquet`, Feast's `FileSource`."""
     return str(folder(home, table).resolve() / "**" / "*.parquet")
+
+
+def rows_sql(home: Path, table: Table) -> str:
+    """SQL for DuckDB: the rows with the declared columns, those that an older file lacks null; no rows where nothing was written."""
+    assert table.schema is not None
+    kinds = {f'"{field.name}"': _SQL_TYPES[field.type] for field in table.schema}
+    declared = f"SELECT {', '.join(f'CAST(NULL AS {kind}) AS {name}' for name, kind in kinds.items())} WHERE false"
+    if not exists(home, table) or not files(home, table):
+        return declared
+    pattern = glob(home, table).replace("'", "''")
+    stored = f"SELECT * FROM read_parquet('{pattern}', hive_partitioning = false, union_by_name = true)"
+    return f"SELECT {', '.join(kinds)} FROM ({declared} UNION ALL BY NAME {stored})"
 
 
 def count(home: Path, table: Table) -> int:
@@ -245,4 +258,5 @@ def _parts(table: Table, batch: pa.Table, version: Path, name: str) -> Iterator[
 def _write_file(part: pa.Table, path: Path) -> None:
     # numbers are short as they are; of texts most are repeated, and Parquet gives up by itself on those that are not
     texts = [field.name for field in part.schema if pa.types.is_string(field.type)]
-    pq.write_table(part, path, compression="zstd", coerce_timestamps="us", use_dictionary=texts)
+    packed = {field.name: "none" if pa.types.is_binary(field.type) else "zstd" for field in part.schema}  # sealed bytes have no pattern
+    pq.write_table(part, path, compression=packed, coerce_timestamps="us", use_dictionary=texts)

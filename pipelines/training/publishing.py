@@ -9,7 +9,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from models.evaluation import Interval
 from pipelines import consent, registry, tables, tracking
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
+from pipelines.training.gate import Check, Sheet, examine
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class ModelReport:
     """What training one model came to. Without labels `trainable` is False and `why` says what they lack.
 
     value, rival_value, optimum: `metric` on the same test rows, higher is better. low, high: interval of value minus
-    rival_value, resampled by customer. version: the one this training made; details["champion"] is the one that serves.
+    rival_value, resampled by customer. baselines: every simple way to do it, the rival first: name, value, the model's lead over
+    it with low and high. champion: the version that this one was held against, if there was one: version, its value on the same
+    rows, low and high of the lead. version: the one this training made; details["champion"] is the one that serves.
     """
 
     name: str
@@ -42,7 +46,20 @@ class ModelReport:
     high: float | None = None
     optimum: float | None = None
     version: int | None = None
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    champion: dict[str, Any] | None = None
     details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A simple way to do it: its metric, and how far the model is ahead of it, with an interval."""
+
+    name: str
+    value: float
+    lead: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -57,11 +74,15 @@ class Quality:
     high: float
     optimum: float | None
     others: dict[str, float]
+    baselines: tuple[Baseline, ...] = ()
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A tuned learner that has passed its test and waits to be registered."""
+    """A tuned learner that has passed its test and waits to be registered.
+
+    The champion is met by `sheet` and `rescore` where there are both: row by row, through the gate. Else by `judge`, by one number.
+    """
 
     name: str
     learner: Any
@@ -71,7 +92,9 @@ class Fitted:
     manifest: dict[str, Any]  # what describes it beyond the above
     features: pd.DataFrame  # a few rows of what it takes
     output: pd.DataFrame  # and what it gives for them
-    judge: Callable[[Champion], float | None]  # the metric of another version on the same test; None if it cannot be compared
+    judge: Callable[[Champion], float | None] | None = None  # the metric of another version on the same test; None: not comparable
+    sheet: Sheet | None = None
+    rescore: Callable[[Champion], np.ndarray | None] | None = None  # another version's probabilities of the test; None: not comparable
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     evidence: pd.DataFrame | None = None  # rows with label, split and probability, for those who watch
 
@@ -83,23 +106,29 @@ class Decision:
     is_champion: bool
     champion: int | None
     why: str
+    against: dict[str, Any] | None = None  # version and value of the champion that it was held against
+    checks: tuple[Check, ...] = ()
 
 
-def publish(home: Path, fitted: Fitted, run: tracking.Run, *, as_of: datetime) -> ModelReport:
-    """Register, record, and make champion unless the present one is better on the same test."""
+def publish(home: Path, fitted: Fitted, run: tracking.Run, *, settings: Settings, as_of: datetime) -> ModelReport:
+    """Register, record, and make champion if the gate lets it pass."""
     manifest = _manifest(fitted, as_of=as_of)
     version = registry.register(home, fitted.name, learner=fitted.learner, arrays=fitted.arrays, manifest=manifest)
     stored = registry.load_version(home, fitted.name, version)
     tracking.add_version(run, stored, features=fitted.features, output=fitted.output)
     tracking.close_run(run, params=fitted.params, metrics=_metrics(fitted.quality))
-    decision = decide(home, fitted, version)
+    decision = decide(home, fitted, version, settings=settings, as_of=as_of)
+    run.client.set_tag(run.run_id, "gate", decision.why)
     if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
         registry.promote(home, fitted.name, version, why=decision.why)
     return _report(fitted, version, manifest, decision)
 
 
-def decide(home: Path, fitted: Fitted, version: int) -> Decision:
-    """A new version leads if it is not worse on the same test than the champion; not if a person has rolled it back."""
+def decide(home: Path, fitted: Fitted, version: int, *, settings: Settings, as_of: datetime) -> Decision:
+    """A new version leads if the gate finds nothing against it; not if a person has rolled it back.
+
+    The first version leads as it is, there being nothing to fall back on; so does one whose champion cannot be asked any more.
+    """
     entry = registry.champions(home).get(fitted.name, {})
     present = entry.get("version")
     if present == version:
@@ -109,25 +138,37 @@ def decide(home: Path, fitted: Fitted, version: int) -> Decision:
     if present is None:
         return Decision(True, version, "there was no champion")
     try:
-        other = fitted.judge(registry.load_champion(home, fitted.name))
+        champion = registry.load_champion(home, fitted.name)
     except RegistryError as error:
         return Decision(True, version, f"the champion could not be verified: {error}")
-    metric, value = fitted.quality.metric, fitted.quality.value
-    if other is None:
-        return Decision(True, version, f"version {present} cannot be compared: it needs other features or parameters")
-    compared = f"{metric} {value:.4f} against {other:.4f} of version {present} on the same test"
-    return Decision(True, version, compared) if value >= other else Decision(False, present, compared)
+    if fitted.sheet is None or fitted.rescore is None:
+        return _compared(fitted, version, champion)
+    theirs = fitted.rescore(champion)
+    if theirs is None:
+        return _not_comparable(version, present)
+    made = champion.manifest.get("as_of")
+    is_newer = made is None or pd.Timestamp(as_of) > pd.Timestamp(made)
+    checks = examine(fitted.sheet, theirs, is_newer=is_newer, settings=settings)
+    value = fitted.sheet.metric(fitted.sheet.label, theirs)
+    against = {"version": present, "value": finite(value), **_bounds(checks[0].gain)}
+    compared = f"{fitted.quality.metric} {fitted.quality.value:.4f} against {value:.4f} of version {present} on the same test"
+    failed = [f"not {check.name}: {check.found}" for check in checks if not check.holds]
+    if failed:
+        return Decision(False, present, f"{compared}; {'; '.join(failed)}", against, checks)
+    return Decision(True, version, f"{compared}; {checks[0].found}", against, checks)
 
 
-def code_hash(learner_class: type) -> str:
-    """SHA-256 of the learner's source and of the libraries it calculates with: other code, other study, other version."""
-    source = Path(inspect.getfile(learner_class)).read_bytes()
+def code_hash(learner_class: Any) -> str:
+    """SHA-256 of the source file of a learner or a task, and of the libraries: other code, other study, other version."""
+    file, module = Path(inspect.getfile(learner_class)), str(learner_class.__module__)
+    is_family = module.startswith("models.") and module.count(".") > 1  # a folder of models is one learner in several files
+    source = b"".join(path.read_bytes() for path in (sorted(file.parent.glob("*.py")) if is_family else [file]))
     return hashlib.sha256(source + json.dumps(requirements()).encode()).hexdigest()
 
 
 def requirements() -> list[str]:
     """What a stored model needs to be loaded, pinned."""
-    return [f"{name}=={importlib.metadata.version(name)}" for name in ("lightgbm", "implicit", "numpy", "scipy", "pandas")]
+    return [f"{name}=={importlib.metadata.version(name)}" for name in ("lightgbm", "implicit", "scikit-learn", "numpy", "scipy", "pandas")]
 
 
 def consent_record(home: Path, customers: pd.Series, *, settings: Settings) -> dict[str, Any]:
@@ -142,6 +183,25 @@ def finite(value: float | None) -> float | None:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _compared(fitted: Fitted, version: int, champion: Champion) -> Decision:
+    """The decision by one number: not worse than the champion."""
+    other = None if fitted.judge is None else fitted.judge(champion)
+    if other is None:
+        return _not_comparable(version, champion.version)
+    metric, value = fitted.quality.metric, fitted.quality.value
+    compared = f"{metric} {value:.4f} against {other:.4f} of version {champion.version} on the same test"
+    against = {"version": champion.version, "value": finite(other)}
+    return Decision(True, version, compared, against) if value >= other else Decision(False, champion.version, compared, against)
+
+
+def _bounds(gain: Interval | None) -> dict[str, float | None]:
+    return {} if gain is None else {"low": finite(gain.low), "high": finite(gain.high)}
+
+
+def _not_comparable(version: int, present: int) -> Decision:
+    return Decision(True, version, f"version {present} cannot be compared: it needs other features or parameters")
 
 
 def _manifest(fitted: Fitted, *, as_of: datetime) -> dict[str, Any]:
@@ -166,12 +226,17 @@ def _metrics(quality: Quality) -> dict[str, float]:
     found = {
         quality.metric: quality.value,
         f"rival_{quality.metric}": quality.rival_value,
+        **{f"baseline_{_slug(baseline.name)}_{quality.metric}": baseline.value for baseline in quality.baselines},
         "gain_low": quality.low,
         "gain_high": quality.high,
         **({} if quality.optimum is None else {f"optimum_{quality.metric}": quality.optimum}),
         **quality.others,
     }
     return {key.replace("@", "_at_"): value for key, value in found.items() if math.isfinite(value)}
+
+
+def _slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name.lower())
 
 
 def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision: Decision) -> ModelReport:
@@ -187,13 +252,16 @@ def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision:
         high=finite(quality.high),
         optimum=finite(quality.optimum),
         version=version,
+        baselines=[{key: finite(value) if key != "name" else value for key, value in asdict(one).items()} for one in quality.baselines],
+        champion=decision.against,
         details={
             "champion": decision.champion,
             "is_champion": decision.is_champion,
             "why": decision.why,
+            "gate": [{"name": check.name, "holds": check.holds, "found": check.found} for check in decision.checks],
             "params": fitted.params,
             **{key: finite(value) for key, value in quality.others.items()},
-            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit") if key in manifest},
+            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit", "segments") if key in manifest},
         },
     )
 

@@ -1,46 +1,76 @@
-"""Interactions -> a tuned recommender with its test against what is popular, one's own history and the optimum.
+"""Interactions -> a tuned recommender in two stages, with its test against simple rules, simpler models and the optimum.
 
-Tuned on what was known at the validation cut-off, tested on what was known at the test cut-off, then fitted once more on
-everything known now: people are served from today's history, and the figures are those of the tested fit.
+The first stage is tuned on what was known at the validation cut-off; the second learns from earlier cut-offs and is used where it is
+ahead on the validation window. Both are tested once on the newest window, then fitted once more on everything known now: people are
+served from today's history, and the figures are those of the tested fit.
 """
 
+import copy
+import hashlib
+import inspect
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
-from models import evaluation
+from models import als, candidates, evaluation, lists, ranker, recommender, two_stage
+from models.candidates.factors import Factors
 from models.recommender import Recommender
+from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
 from pipelines import labels, tables, tracking
 from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import truth
+from pipelines.training import listing, truth
+from pipelines.training.listing import UnderTest
 from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
+from pipelines.training.ranking import Moments, led, ndcg_of
 from pipelines.training.tuning import fingerprint, tune
 
 NAME = "recommender"
 FEATURE_SERVICE = "recommender_v1"
 HALF_LIFE_DAYS = 90.0  # near the best on two public shops and a simulated one, among 15 to 240 days and no decay
-POPULARITY_DAYS = 28
-OWN_FIRST = 1e9  # lifts an own purchase, however faded, above whatever is popular
+SECOND_STAGE = "second_stage"  # the folder of its files, and the parameter that says whether it is used
+CODE = "code"  # the parameter that names the source both stages were made with
 EXAMPLES = 5
 
 _TICK = pd.Timedelta(1, "us")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Both stages as one version: the recommender's files, and those of the second stage in a folder beside them."""
+
+    recommender: Recommender
+    stage: TwoStage | None
+
+    def save(self, folder: Path) -> None:
+        """Write what `Recommender.load(folder)` and, where there is one, `TwoStage.load(folder / "second_stage")` need."""
+        self.recommender.save(folder)
+        if self.stage is not None:
+            self.stage.save(folder / SECOND_STAGE)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the second stage is used, and the sentence that says why."""
+
+    is_used: bool
+    why: str
 
 
 def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[int, int], None]) -> tuple[Fitted, tracking.Run]:
     """The tuned winner, tested once, and its open run. Raises NotTrainable."""
     frame, items = read_interactions(home, settings=settings, as_of=as_of), tables.read(home, tables.ITEMS)
     newest, middle = labels.ranking_cutoffs(as_of, settings=settings)
-    validation, test = (ranking(frame, items, at=cutoff.at, settings=settings) for cutoff in (middle, newest))
-    serving = ranking(frame, items, at=pd.Timestamp(as_of) + _TICK, settings=settings)
-    digest = fingerprint(*((part.customers, part.items, part.history, part.relevant) for part in (validation, test, serving)))
+    now = pd.Timestamp(as_of) + _TICK
+    validation, test, serving = (ranking(frame, items, at=at, settings=settings) for at in (middle.at, newest.at, now))
+    digest = fingerprint(items, *((part.customers, part.items, part.history, part.relevant) for part in (validation, test, serving)))
     options = settings.training
     study = f"{NAME}/{fingerprint(digest, code_hash(Recommender))[:16]}/{options.seed}"
     cutoffs = f"validation {middle.at:%Y-%m-%d}; test {newest.at:%Y-%m-%d}"
@@ -57,12 +87,22 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
         Recommender, validation.history, validation.relevant, n_trials=options.trials, seed=options.seed,
         journal=home / "optuna" / "journal.log", study_name=study, timeout_s=options.timeout_s, on_trial=on_trial,
     )  # fmt: skip
-    tested = Recommender(**params).fit(test.history)
-    served = Recommender(**params).fit(serving.history)
-    quality = _quality(tested, test, frame, home, settings=settings)
+    moments = _moments(frame, items, params, settings=settings)
+    verdict = _validated(moments, middle.at, params, settings=settings)
+    tested, served = (_both_stages(moments, at, params, is_used=verdict.is_used) for at in (newest.at, now))
+    params = {**params, SECOND_STAGE: verdict.is_used, CODE: code_of_stages()}
+    quality, segments = _quality(tested, home, settings=settings)
     agreed = consent_record(home, pd.Series(serving.customers), settings=settings)
-    describe = {"cutoffs": cutoffs, "rows": _sizes(validation, test, serving), "consent": agreed}
-    return _fitted(served, serving, test, quality, params=params, digest=digest, describe=describe, settings=settings), run
+    how = "fitted again on everything known at as_of; the metrics are those of the fit on what was known at the test cut-off"
+    describe = {
+        "cutoffs": cutoffs, "rows": _sizes(validation, test, serving), "consent": agreed, "segments": segments,
+        "fit": f"{how}; {verdict.why}",
+    }  # fmt: skip
+
+    def judge(champion: Champion) -> float | None:
+        return _judged(champion, moments, newest.at, params, quality.value, settings=settings)
+
+    return _fitted(served, quality, params=params, digest=digest, describe=describe, judge=judge, settings=settings), run
 
 
 def read_interactions(home: Path, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
@@ -79,89 +119,100 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
     return labels.ranking(frame, items, at=at, settings=settings, half_life_days=HALF_LIFE_DAYS)
 
 
+def code_of_stages() -> str:
+    """Names the source of both stages: other code, other version."""
+    modules = (als, candidates, lists, ranker, recommender, two_stage)
+    files = [path for module in modules for path in _sources(Path(inspect.getfile(module)))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _quality(tested: Recommender, test: Ranking, frame: pd.DataFrame, home: Path, *, settings: Settings) -> Quality:
-    options = settings.training
-    people, wanted = _judged(test)
-    popular = _popular(frame, test, k=options.k)
-    ours, _ = tested.recommend(people, options.k)
-    theirs = np.tile(popular, (len(people), 1))
-    own = _own_history(frame, test, people, popular, k=options.k)
-    value, rival = (evaluation.ndcg_by_customer(lists, wanted, k=options.k) for lists in (ours, theirs))
-    gain = evaluation.paired_bootstrap(evaluation.mean_difference(value, rival), people, draws=options.bootstrap_draws, seed=options.seed)
-    best = _best_lists(home, test, people, k=options.k)
-    return Quality(
-        metric=f"ndcg@{options.k}",
-        value=float(np.nanmean(value)),
-        rival=f"popularity of the last {POPULARITY_DAYS} days",
-        rival_value=float(np.nanmean(rival)),
-        low=gain.low,
-        high=gain.high,
-        optimum=None if best is None else evaluation.ndcg_at_k(best, wanted, k=options.k),
-        others={
-            f"own_history_ndcg@{options.k}": evaluation.ndcg_at_k(own, wanted, k=options.k),
-            f"recall@{options.k}": evaluation.recall_at_k(ours, wanted, k=options.k),
-            f"rival_recall@{options.k}": evaluation.recall_at_k(theirs, wanted, k=options.k),
-            f"mrr@{options.k}": evaluation.mrr(ours, wanted, k=options.k),
-            f"coverage@{options.k}": evaluation.coverage(ours, len(test.items)),
-            "judged_customers": float(len(people)),
-        },
+def _sources(file: Path) -> list[Path]:
+    """The file itself, or all of the folder that it opens."""
+    return sorted(file.parent.glob("*.py")) if file.name == "__init__.py" else [file]
+
+
+def _moments(frame: pd.DataFrame, items: pd.DataFrame, params: dict[str, Any], *, settings: Settings) -> Moments:
+    known = Factors().get_params()
+    factors = {name: value for name, value in params.items() if name in known and name != "random_state"}
+    return Moments(frame, items, settings, HALF_LIFE_DAYS, factors)
+
+
+def _validated(moments: Moments, at: datetime, params: dict[str, Any], *, settings: Settings) -> Verdict:
+    """The second stage is used where, learned from what was known then, it was not behind the first on the validation window."""
+    stage = moments.second_stage(at, modes=(ALL_ITEMS,))
+    if stage is None:
+        return Verdict(False, "no second stage: too few customers bought something after earlier cut-offs")
+    moment, k = moments.at(at), settings.training.k
+    learner = Recommender(**params).fit(moment.ranking.history)
+    one = ndcg_of(learner, moment, k=k)
+    two = ndcg_of(led(learner, stage, moment, moment.judged(ALL_ITEMS)[0]), moment, k=k)
+    compared = f"ndcg@{k} {two:.4f} with a second stage and {one:.4f} without on the validation window"
+    return Verdict(two >= one, compared if two >= one else f"{compared}: it is not used")
+
+
+def _both_stages(moments: Moments, at: datetime, params: dict[str, Any], *, is_used: bool) -> UnderTest:
+    """Fitted on what was known at this cut-off; a second stage leads the lists of those who bought after it, where nobody did of all."""
+    moment = moments.at(at)
+    people = moment.judged(ALL_ITEMS)[0]
+    first = Recommender(**params).fit(moment.ranking.history)
+    stage = moments.second_stage(at) if is_used else None
+    return UnderTest(
+        moment, first, first if stage is None else led(copy.copy(first), stage, moment, people if people.size else None), stage
     )
 
 
-def _judged(test: Ranking) -> tuple[np.ndarray, sparse.csr_matrix]:
-    """Positions of the customers with something relevant, and their rows of it."""
-    people = np.flatnonzero(np.diff(test.relevant.indptr))
-    return people, test.relevant[people]
-
-
-def _popular(frame: pd.DataFrame, test: Ranking, *, k: int) -> np.ndarray:
-    """The items most bought just before the cut-off, by position, ties by position."""
-    recent = _purchases_before(frame, test)
-    recent = recent[recent["event_timestamp"] >= test.at - pd.Timedelta(POPULARITY_DAYS, "D")]
-    counts = np.bincount(_positions(test.items, recent["item_id"]), minlength=len(test.items))
-    return np.argsort(-counts, kind="stable")[:k]
-
-
-def _own_history(frame: pd.DataFrame, test: Ranking, people: np.ndarray, popular: np.ndarray, *, k: int) -> np.ndarray:
-    """What each customer bought before, fading with age, then what is popular: the rule to beat where people buy again."""
-    past = _purchases_before(frame, test)
-    age_days = (test.at - past["event_timestamp"]).dt.total_seconds().to_numpy() / 86_400
-    rows, columns = _positions(test.customers, past["customer_id"]), _positions(test.items, past["item_id"])
-    bought = sparse.csr_matrix((np.exp2(-age_days / HALF_LIFE_DAYS), (rows, columns)), shape=test.history.shape)[people]
-    places = np.arange(len(popular), 0, -1) / (1 + len(popular))  # below 1, best first
-    filler = sparse.csr_matrix(
-        (np.tile(places, len(people)), np.tile(popular, len(people)), np.arange(len(people) + 1) * len(popular)), bought.shape
+def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Quality, list[dict[str, Any]]]:
+    """The figures of the test window, looked at once, and those by segment of activity."""
+    k, moment = settings.training.k, tested.moment
+    found = {mode: listing.sheet(tested, mode=mode, k=k) for mode in (ALL_ITEMS, NEW_ITEMS) if moment.judged(mode)[0].size}
+    every = found[ALL_ITEMS]
+    rivals = listing.baselines(every, settings=settings)
+    others = listing.figures(every, moment, k=k)
+    popular = every.rivals[listing.POPULARITY]
+    others |= {
+        f"own_history_ndcg@{k}": next(one.value for one in rivals if one.name == listing.OWN_HISTORY),
+        f"rival_recall@{k}": evaluation.recall_at_k(popular, every.wanted, k=k),
+    }
+    if NEW_ITEMS in found:
+        rivals += listing.baselines(found[NEW_ITEMS], settings=settings, suffix=", new items only")
+        others |= {f"new_items_{name}": value for name, value in listing.figures(found[NEW_ITEMS], moment, k=k).items()}
+    best = _best_lists(home, moment.ranking, every.people, k=k)
+    quality = Quality(
+        metric=f"ndcg@{k}",
+        value=others.pop(f"ndcg@{k}"),
+        rival=rivals[0].name,
+        rival_value=rivals[0].value,
+        low=rivals[0].low,
+        high=rivals[0].high,
+        optimum=None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k),
+        others=others,
+        baselines=tuple(rivals),
     )
-    return _top_of_rows((bought * OWN_FIRST + filler).tocsr(), k=k)
+    return quality, listing.by_segment(every, moment, settings=settings)
 
 
-def _top_of_rows(matrix: sparse.csr_matrix, *, k: int) -> np.ndarray:
-    """Columns of the k largest stored values of each row, best first; -1 where a row stores fewer."""
-    counts = np.diff(matrix.indptr)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((matrix.indices, -matrix.data, rows))
-    rank = np.arange(len(rows)) - np.repeat(matrix.indptr[:-1], counts)
-    kept = rank < k
-    lists = np.full((len(counts), k), -1, dtype=np.int64)
-    lists[rows[kept], rank[kept]] = matrix.indices[order][kept]
-    return lists
+def _judged(
+    champion: Champion, moments: Moments, at: datetime, params: dict[str, Any], value: float, *, settings: Settings
+) -> float | None:
+    """The metric of the champion's parameters on the same history as ours: its own fit has seen the test window."""
+    theirs = dict(champion.manifest.get("params", {}))
+    if theirs == params:
+        return value
+    is_used, _ = theirs.pop(SECOND_STAGE, False), theirs.pop(CODE, None)
+    try:
+        same = _moments(moments.frame, moments.items, theirs, settings=settings)
+        other = _both_stages(same, at, theirs, is_used=is_used)
+    except (KeyError, TypeError, ValueError):
+        return None
+    return ndcg_of(other.learner, other.moment, k=settings.training.k)
 
 
 def _best_lists(home: Path, test: Ranking, people: np.ndarray, *, k: int) -> np.ndarray | None:
     scores = truth.item_scores(home, test.customers[people], test.items, at=test.at)
     return None if scores is None else np.argsort(-scores, axis=1, kind="stable")[:, :k]
-
-
-def _purchases_before(frame: pd.DataFrame, test: Ranking) -> pd.DataFrame:
-    known = (frame["event_timestamp"] < test.at) & (frame["created_timestamp"] < test.at)
-    return frame[known & (frame["type"] == "purchase")]
-
-
-def _positions(names: np.ndarray, values: pd.Series) -> np.ndarray:
-    return pd.Index(names).get_indexer(pd.Index(values))
 
 
 def _sizes(validation: Ranking, test: Ranking, serving: Ranking) -> dict[str, int]:
@@ -173,37 +224,27 @@ def _sizes(validation: Ranking, test: Ranking, serving: Ranking) -> dict[str, in
 
 
 def _fitted(
-    served: Recommender, serving: Ranking, test: Ranking, quality: Quality, *, params: dict[str, Any], digest: str,
-    describe: dict[str, Any], settings: Settings,
+    served: UnderTest, quality: Quality, *, params: dict[str, Any], digest: str, describe: dict[str, Any],
+    judge: Callable[[Champion], float | None], settings: Settings,
 ) -> Fitted:  # fmt: skip
-    people, wanted = _judged(test)
-    k = settings.training.k
-    chosen = np.arange(min(EXAMPLES, len(serving.customers)))
-    items, scores = served.recommend(chosen, k)
-    first = pd.DataFrame({"item_id": serving.items[items[:, 0]].astype(str), "score": scores[:, 0].astype(float)})
-
-    def judge(champion: Champion) -> float | None:
-        try:  # its own fit has seen the test window: its parameters are judged on the same history as ours
-            other = Recommender(**champion.manifest["params"]).fit(test.history)
-        except (KeyError, TypeError, ValueError):
-            return None
-        return evaluation.ndcg_at_k(other.recommend(people, k)[0], wanted, k=k)
-
+    known, k = served.moment.ranking, settings.training.k
+    chosen = np.arange(min(EXAMPLES, len(known.customers)))
+    items, scores = served.learner.recommend(chosen, k)
+    first = pd.DataFrame({"item_id": known.items[items[:, 0]].astype(str), "score": scores[:, 0].astype(float)})
     return Fitted(
         name=NAME,
-        learner=served,
+        learner=Registered(served.learner, served.stage),
         params=params,
         quality=quality,
         data_sha256=digest,
         manifest={
             "feature_service": FEATURE_SERVICE,
             "half_life_days": HALF_LIFE_DAYS,
-            "fit": "fitted again on everything known at as_of; the metrics are those of the fit on what was known at the test cut-off",
             "golden": {"customers": chosen.tolist(), "k": k, "items": items.tolist(), "scores": scores.astype(float).tolist()},
             **describe,
         },
-        features=pd.DataFrame({"customer_id": serving.customers[chosen].astype(str)}),
+        features=pd.DataFrame({"customer_id": known.customers[chosen].astype(str)}),
         output=first,
         judge=judge,
-        arrays={"customer_ids": serving.customers, "item_ids": serving.items},
+        arrays={"customer_ids": known.customers, "item_ids": known.items},
     )

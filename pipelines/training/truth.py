@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines import tables
+from pipelines import horizon, tables
 from pipelines.settings import Settings
 from pipelines.vault import open_vault
 
@@ -18,8 +18,8 @@ def path(home: Path) -> Path:
 
 
 def probability(home: Path, name: str, rows: pd.DataFrame, *, settings: Settings) -> np.ndarray | None:
-    """Bayes-optimal probability of each row (customer_id, event_timestamp); None where the truth is not known."""
-    if not path(home).exists():
+    """Bayes-optimal probability of each row (customer_id, event_timestamp); None where the truth is not known, or not of this task."""
+    if not path(home).exists() or name not in ("churn", "intent"):
         return None
     from pipelines import optimum
 
@@ -28,7 +28,7 @@ def probability(home: Path, name: str, rows: pd.DataFrame, *, settings: Settings
     if name == "churn":
         return np.asarray(
             optimum.churn_probability(
-                known, events, rows, horizon_days=settings.labels.churn_horizon_days, gap_days=settings.labels.churn_gap_days,
+                known, events, rows, horizon_days=horizon.of_settings(settings), gap_days=settings.labels.churn_gap_days,
                 identities=identities,
             )
         )  # fmt: skip

@@ -7,7 +7,7 @@ drawn from (seed, the n finished trials before it), whatever process draws it. O
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,12 +27,14 @@ def tune(
     train: Any,
     validation: Any,
     *,
+    earlier: Sequence[tuple[Any, Any]] = (),
     n_trials: int,
     seed: int,
     journal: Path | None = None,
     study_name: str | None = None,
     timeout_s: float | None = None,
     fixed: Mapping[str, Any] | None = None,
+    suggest: Callable[[Any], dict[str, Any]] | None = None,
     on_trial: Callable[["optuna.trial.FrozenTrial"], None] | None = None,
 ) -> dict[str, Any]:
     """Hyper-parameters (with `random_state` and `fixed`) of the smallest loss on `validation` among `n_trials`, the defaults first.
@@ -40,11 +42,14 @@ def tune(
     learner_class: a learner of `models`; needs `suggest(trial)`, `fit(*train, validation=...)` and `loss(validation)`.
     train: what `fit` takes before `validation`, a tuple where that is several things. journal: file to resume from; none
     keeps the search in memory. study_name: names data and code; by default the class and a hash of the data. timeout_s: no
-    trial starts later than this; one at least is run. fixed: hyper-parameters that are not searched. on_trial: called with
+    trial starts later than this; one at least is run. fixed: hyper-parameters that are not searched. suggest: the search space, by
+    default the class's own. earlier: further (train, validation) pairs, of origins rolled back in time: a trial's loss is the mean over
+    all of them, so that no single window decides. on_trial: called with
     every finished trial, those of an earlier process first. Raises PipelineError where no trial gave a finite loss.
     """
-    data = train if isinstance(train, tuple) else (train,)
-    name = study_name or f"{learner_class.__name__}/{fingerprint(*data, validation)[:16]}/{seed}"
+    origins = [(part if isinstance(part, tuple) else (part,), later) for part, later in ((train, validation), *earlier)]
+    name = study_name or f"{learner_class.__name__}/{fingerprint(*origins)[:16]}/{seed}"
+    space = suggest or learner_class.suggest  # type: ignore[attr-defined]
     study = _open_study(name, journal)
     stop_at = None if timeout_s is None else time.monotonic() + timeout_s
     done = _finished(study)
@@ -53,7 +58,7 @@ def tune(
     for _ in range(n_trials - len(done)):
         if done and stop_at is not None and time.monotonic() > stop_at:
             break
-        _run_trial(study, learner_class, data, validation, fixed={"random_state": seed, **(fixed or {})}, n_finished=len(done))
+        _run_trial(study, learner_class, origins, space, fixed={"random_state": seed, **(fixed or {})}, n_finished=len(done))
         finished = _finished(study)
         for trial in finished[len(done) :]:
             _tell(on_trial, trial)
@@ -93,20 +98,34 @@ def _open_study(name: str, journal: Path | None) -> "optuna.Study":
 
 
 def _mend(journal: Path) -> None:
-    """Cut off a half-written last line: Optuna would glue the next record to it and then refuse the file."""
-    if not journal.exists():
+    """Cut off a half-written last line: Optuna would glue the next record to it and then refuse the file.
+
+    Under Optuna's own lock: a line that another search is just writing is none of a dead one.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if _is_whole(journal):
         return
-    content = journal.read_bytes()
-    if content and not content.endswith(b"\n"):
-        with journal.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        if not _is_whole(journal):
+            with journal.open("r+b") as file:
+                file.truncate(journal.read_bytes().rfind(b"\n") + 1)
+    finally:
+        lock.release()
+
+
+def _is_whole(journal: Path) -> bool:
+    content = journal.read_bytes() if journal.exists() else b""
+    return not content or content.endswith(b"\n")
 
 
 def _run_trial(
     study: "optuna.Study",
     learner_class: Callable[..., Any],
-    data: tuple[Any, ...],
-    validation: Any,
+    origins: Sequence[tuple[tuple[Any, ...], Any]],
+    space: Callable[[Any], dict[str, Any]],
     *,
     fixed: dict[str, Any],
     n_finished: int,
@@ -114,9 +133,10 @@ def _run_trial(
     import optuna
 
     def objective(trial: "optuna.Trial") -> float:
-        params = {**fixed, **learner_class.suggest(trial)}  # type: ignore[attr-defined]
+        params = {**fixed, **space(trial)}
         trial.set_user_attr("params", {key: _plain(value) for key, value in params.items()})
-        loss = float(learner_class(**params).fit(*data, validation=validation).loss(validation))
+        losses = [learner_class(**params).fit(*data, validation=later).loss(later) for data, later in origins]
+        loss = float(np.mean(losses))
         if not np.isfinite(loss):
             raise optuna.TrialPruned
         return loss

@@ -1,6 +1,8 @@
 """The declared feature store against the declared tables: same names, same types, and services that resolve."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,12 +18,16 @@ VIEWS = {
     "customer_activity": tables.CUSTOMER_ACTIVITY,
     "customer_session": tables.CUSTOMER_SESSION,
     "item_activity": tables.ITEM_ACTIVITY,
+    "customer_item": tables.CUSTOMER_ITEM,
+    "customer_category": tables.CUSTOMER_CATEGORY,
     "customer_scores": tables.CUSTOMER_SCORES,
+    "customer_segments": tables.CUSTOMER_SEGMENTS,
 }
 SERVICES = {
     "churn_v1": {"customer_profile", "customer_activity"},
     "intent_v1": {"customer_profile", "customer_activity", "customer_session"},
     "recommender_v1": {"item_activity"},
+    "ranker_v1": {"customer_activity", "item_activity", "customer_item", "customer_category"},
     "serving_v1": {"customer_consent", "customer_scores"},
 }
 
@@ -73,7 +79,7 @@ def test_applying_again_changes_nothing_and_forgets_what_is_no_longer_declared(t
 
 
 def test_definitions_hold_feast_objects_only():
-    """Entities, sources, views, services in that order; no code that would be stored, nothing of ours imported."""
+    """Entities, sources, views, services in that order; no code that would be stored, nothing of ours imported but plain declarations."""
     from feast import Entity, FeatureService, FeatureView, FileSource, OnDemandFeatureView
 
     from feature_repo import definitions
@@ -84,4 +90,15 @@ def test_definitions_hold_feast_objects_only():
     assert not [o for o in vars(definitions).values() if isinstance(o, OnDemandFeatureView)]
     tree = ast.parse(Path(feature_repo.__file__).with_name("definitions.py").read_text())
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {module.split(".")[0] for module in imported} == {"datetime", "feast"}
+    assert {module.split(".")[0] for module in imported} - {"feature_repo"} == {"datetime", "feast"}
+    assert {module for module in imported if module.startswith("feature_repo")} == {"feature_repo.aggregates"}
+
+
+def test_declarations_import_nothing_and_nothing_that_answers_or_parses_a_command_pays_for_feast():
+    tree = ast.parse(Path(feature_repo.__file__).with_name("aggregates.py").read_text())
+    assert {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)} == {"dataclasses", "datetime"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    loaded = "import sys, pipelines.windows, pipelines.tables, pipelines.tiles, rapport; print([m for m in sys.modules if m in %r])"
+    heavy = ("feast", "ibis", "duckdb", "mlflow", "lightgbm")
+    found = subprocess.run([sys.executable, "-c", loaded % (heavy,)], capture_output=True, text=True, check=True, timeout=60)
+    assert found.stdout.strip() == "[]"

@@ -13,6 +13,7 @@ from sklearn.base import clone
 from models.classifier import Classifier
 from models.learner import Learner
 from models.recommender import Recommender
+from models.segments import Segmenter
 
 
 def _frame(seed: int) -> tuple[pd.DataFrame, np.ndarray]:
@@ -25,10 +26,17 @@ def _matrix(seed: int) -> tuple[Any]:
     return (sparse.random(40, 25, density=0.2, format="csr", random_state=seed),)
 
 
+def _groups(seed: int) -> tuple[pd.DataFrame]:
+    rng = np.random.default_rng(seed)
+    return (pd.DataFrame(np.repeat([[0.0, 0.0], [3.0, 3.0], [6.0, 0.0]], 60, axis=0) + rng.normal(size=(180, 2)), columns=["x", "y"]),)
+
+
 def _answer(learner: Any) -> np.ndarray:
     """Everything that the learner would say about fixed questions."""
     if isinstance(learner, Classifier):
         return np.column_stack([learner.predict_proba(_frame(2)[0]), learner.explain(_frame(2)[0])])
+    if isinstance(learner, Segmenter):
+        return np.concatenate([learner.predict_codes(_groups(2)[0]), *learner.profile(_groups(2)[0])[["share", "stability"]].to_numpy()])
     items, scores = learner.recommend([0, 5, -1], 10)
     return np.column_stack([items, scores])
 
@@ -36,6 +44,7 @@ def _answer(learner: Any) -> np.ndarray:
 CASES = [
     pytest.param(Classifier(n_rounds=20), _frame, id="classifier"),
     pytest.param(Recommender(n_factors=4, n_epochs=3), _matrix, id="recommender"),
+    pytest.param(Segmenter(method="kmeans", k_max=5, bootstrap_draws=5), _groups, id="segmenter"),
 ]
 
 
@@ -74,7 +83,7 @@ def test_fit_returns_self_twice_is_once_and_the_seed_decides(learner: Learner, d
 def test_fit_leaves_its_data_as_they_were(learner: Learner, data: Any) -> None:
     given, same = data(1), data(1)
     clone(learner).fit(*given)
-    if isinstance(learner, Classifier):
+    if isinstance(given[0], pd.DataFrame):
         pd.testing.assert_frame_equal(given[0], same[0])
     else:
         assert abs(given[0] - same[0]).nnz == 0
@@ -93,7 +102,7 @@ def test_a_saved_learner_answers_to_the_bit_as_before(learner: Learner, data: An
 @pytest.mark.parametrize(("learner", "data"), CASES)
 def test_the_files_of_another_learner_are_refused(learner: Learner, data: Any, tmp_path: Path) -> None:
     clone(learner).fit(*data(1)).save(tmp_path)
-    for name in ("classifier.json", "recommender.json"):
+    for name in ("classifier.json", "recommender.json", "segmenter.json"):
         (tmp_path / name).write_text('{"kind": "something else"}')
     with pytest.raises(ValueError, match="something else"):
         type(learner).load(tmp_path)

@@ -1,10 +1,7 @@
 """A small shop in a home of its own, trained once through the real feature store, Optuna and MLflow."""
 
-import importlib.util
 import shutil
-import sys
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,6 +51,7 @@ def write_shop(home, customers=120):
         name=events["type"],
         event_timestamp=at,
         created_timestamp=at,
+        received_timestamp=at,
         user_id=events["customer_id"],
         quantity=1,
         price_cents=1_000,
@@ -110,21 +108,6 @@ def copied(trained, tmp_path):
     home = tmp_path / "home"
     shutil.copytree(trained.home, home, symlinks=True)
     return SimpleNamespace(home=home, settings=settings_of(home), reports=trained.reports, as_of=AS_OF)
-
-
-@pytest.fixture(scope="session")
-def brokers():
-    """tests/brokers.py: real servers on free ports."""
-    spec = importlib.util.spec_from_file_location("brokers", Path(__file__).parents[1] / "brokers.py")
-    module = sys.modules["brokers"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def redis_server(brokers, tmp_path_factory):
-    with brokers.redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,12 @@
 """The bench gives a figure and its rival's for each thing measured."""
 
+import os
+
 import pytest
 
 from pipelines import bench
+from pipelines.bench.measured import measured
+from pipelines.errors import PipelineError
 
 
 def test_the_log_is_measured_beside_one_commit_per_event(tmp_path):
@@ -18,3 +22,31 @@ def test_the_ingest_is_measured_beside_pandas_over_the_same_rows(tmp_path):
     (row,) = bench.ingest_rows(tmp_path / "home", rows=3_000)
     assert (row.unit, row.rival) == ("rows/s", "pandas")
     assert row.ratio == pytest.approx(row.value / row.rival_value)
+
+
+def test_a_side_is_measured_in_a_process_of_its_own_and_its_peak_is_its_own():
+    big = measured(lambda _: len(bytearray(200 << 20)))
+    small = measured(lambda _: os.getpid())
+    assert (big.value, small.value != os.getpid()) == (200 << 20, True)
+    assert big.peak_mb > small.peak_mb + 150
+    with pytest.raises(PipelineError, match="ended with status"):
+        measured(lambda _: 1 / 0)
+
+
+@pytest.mark.slow
+def test_features_are_measured_beside_their_rivals_which_give_the_same(tmp_path):
+    """The rows themselves check that both sides agree; here a small size runs through all of them."""
+    with bench.redis_beside(tmp_path / "redis") as url:
+        rows = bench.feature_rows(tmp_path / "features", sizes=bench.TINY, redis_url=url)
+    assert {row.rival for row in rows} >= {
+        "hand-written ASOF join",
+        "Feast's DuckDB store",
+        "pandas",
+        "Feast's materialize",
+        "Feast's write of one row",
+    }
+    assert {row.unit for row in rows} <= {"s", "ms", "MB", "rows/s", "events/s", "times"}
+    for row in rows:
+        assert row.value > 0
+        assert row.ratio == pytest.approx(row.value / row.rival_value)
+    assert len({row.name for row in rows}) == len(rows)

@@ -20,15 +20,16 @@ import pytest
 from scipy import sparse
 
 from models.recommender import Recommender
-from pipelines import audit, erasure, identity, ingest, online_writer, registry, simulate, tables
+from pipelines import audit, erasure, feature_store, identity, ingest, online_writer, registry, simulate, tables
 from pipelines.engine import connect
 from pipelines.erasure import people, process, rawfiles, receipts, stores
 from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.identity.online import Online
 from pipelines.ingest.accounts import ledger
 from pipelines.ingest.messages import halves_sql, message_sql
-from pipelines.log import Incoming, Outcome, open_log
+from pipelines.log import Aside, Incoming, Outcome, open_log
 from pipelines.requests import Kind, Requests
+from pipelines.served import Row, Served
 from pipelines.settings import Settings
 from pipelines.vault import NOBODY, Fact, open_vault
 
@@ -49,6 +50,10 @@ def names_of(person):
         "phone": f"+4917055512{person}0",
         "anonymous_id": f"{first}-browser-{person}5f1e",
     }
+
+
+def served_row(customer):
+    return Row(customer, "churn_v1", "churn 3", 1, 2, {"views_7d": 4})
 
 
 def at(day, hour=0):
@@ -126,7 +131,7 @@ def write_tables(home, vault):
     )
     by_customer = (
         tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.CUSTOMER_SCORES,
-        tables.LABELS_CHURN, tables.LABELS_INTENT,
+        tables.LABELS_CHURN, tables.LABELS_INTENT, tables.CUSTOMER_SEGMENTS,
     )  # fmt: skip
     for table in by_customer:
         put(home, table, [{**row, "label": 1, "split": "train", "event_timestamp": at(day)} for row in each for day in (5, 6)])
@@ -220,14 +225,7 @@ def write_files(home, ids):
 
 
 def write_online(home, vault, ids, mine):
-    (home / "feature_store").mkdir()
-    with closing(__import__("sqlite3").connect(home / "feature_store" / "online.db")) as db:
-        for view in ("identifier_customer", "customer_consent", "customer_scores"):
-            db.execute(
-                f"""CREATE TABLE rapport_{view} (entity_key BLOB, feature_name TEXT, value BLOB, value_text TEXT, event_ts, created_ts,
-                PRIMARY KEY (entity_key, feature_name))"""
-            )
-        db.execute("PRAGMA journal_mode = WAL")
+    feature_store.apply(home)
     rows = [online_writer.Row(one, {"is_personalization_allowed": True}, event_us=1) for one in ids]
     names = [
         online_writer.Row(name, {"customer_id": one}, event_us=1) for one, some in zip(ids, mine, strict=True) for name in some.values()
@@ -237,7 +235,7 @@ def write_online(home, vault, ids, mine):
         online.write("customer_scores", [online_writer.Row(one, {"churn_probability": 0.5}, event_us=1) for one in ids])
         online.write("identifier_customer", names, join_key="identifier")
     with closing(Online(home, vault=vault)) as graph:
-        graph.link([SimpleNamespace(subjects=list(some.values()), event_us=5, received_us=6) for some in mine])
+        graph.link([SimpleNamespace(subjects=list(some.values()), event_us=5, received_us=6, position=0) for some in mine])
 
 
 def call(person, message_id, vault, **more):
@@ -252,9 +250,9 @@ def write_log(home, vault):
     with closing(open_log(home, settings=Settings(home=home), vault=vault)) as log:
         log.append([call(p, f"logged-{p}-{n}", vault) for n in range(5) for p in range(PEOPLE)])
         log.append([call(ANNA, "new-address", vault, email=NEW_ADDRESS)])
-        log.set_aside("shop", b"{ broken by Anna", "not_json", subjects=[vault.pseudonym("user_id", names_of(ANNA)["user_id"])])
-        log.set_aside("app", b"{ broken, of " + names_of(ANNA)["email"].encode(), "not_json")
-        log.set_aside("app", b"{ broken, of anybody", "not_json")
+        hers = Aside("shop", b"{ broken by Anna", "not_json", (vault.pseudonym("user_id", names_of(ANNA)["user_id"]),))
+        nobodys = [b"{ broken, of " + names_of(ANNA)["email"].encode(), b"{ broken, of anybody"]
+        log.set_aside([hers, *(Aside("app", raw, "not_json") for raw in nobodys)])
     vault.remember([Fact(vault.pseudonym("email", NEW_ADDRESS), "email", NEW_ADDRESS, "shop", 5_000_000)])
 
 
@@ -283,6 +281,8 @@ def built(tmp_path_factory):
             for p in (ANNA, BEN):
                 one = asked.ask(Kind.PROFILE, names_of(p)["user_id"], by="admin", now_us=1)
                 asked.answer(one, json.dumps({"customer_id": ids[p]}).encode(), now_us=2)
+        with closing(Served(home, vault=vault)) as sample:
+            sample.add([served_row(customer) for customer in ids], now_us=3)
     audit.record(home, "export", by="officer", about=audit.digest(home, ids[ANNA]))
     return SimpleNamespace(home=home, ids=ids, mine=mine)
 
@@ -558,6 +558,15 @@ def test_damaged_version_with_a_row_of_the_person_goes_as_a_whole(built, shop):
     assert found_in(shop.home, wanted(built, ANNA)) == []
 
 
+def test_served_values_are_told_and_then_erased_and_not_taken_in_again(shop):
+    (told,) = erasure.export(shop.home, shop.ids[ANNA], settings=shop.settings)["served"]
+    assert told == {"service": "churn_v1", "model": "churn 3", "time_us": 1, "values": {"views_7d": 4}}
+    assert erase(shop).stores["served values"] == 1
+    with closing(open_vault(shop.home)) as vault, closing(Served(shop.home, vault=vault)) as sample:
+        assert {row.customer_id for row in sample.rows()} == set(shop.ids) - {shop.ids[ANNA]}
+        assert sample.add([served_row(shop.ids[ANNA])], now_us=4) == 0  # a worker had it in its queue
+
+
 # -- killed
 
 
@@ -793,7 +802,8 @@ IMPERSONAL = {
     "source", "event_id", "type", "name", "item_id", "order_id", "session_id", "decision_id", "query", "consent", "outcome", "file",
     "quarantine_id", "reason", "detail", "message_id", "origin", "files", "sha256", "plan", "positions", "link_id", "kind", "state",
     "evidence", "decided_by", "purpose", "basis", "policy_version", "trait", "value", "category", "alert_id", "column", "age_band",
-    "gender", "region", "label", "split", "churn_version", "intent_version", "version",
+    "gender", "region", "label", "split", "churn_version", "intent_version", "version", "rfm_tier",
+    "lifecycle", "segment",
 }  # fmt: skip
 NAMING = {"customer_id", "user_id", "anonymous_id", "identifier", "subject", "left", "right", "email", "phone"}
 

@@ -1,6 +1,9 @@
-"""Events -> feature tables -> training frames and online rows: no row sees what was not yet known, and both paths agree."""
+"""Events -> feature tables -> training frames: no row sees what was not yet known."""
 
-import sqlite3
+import dataclasses
+import shutil
+import subprocess
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -9,11 +12,12 @@ import pyarrow as pa
 import pytest
 
 from pipelines import feature_store, features, offline_store, tables, windows
-from pipelines.errors import InputError, StoreError
+from pipelines.errors import StoreError
 
 START = pd.Timestamp("2025-01-01", tz="UTC")
 US = pd.Timedelta(1, "us")
-SERVICES = {"intent_v1": "customer_id", "recommender_v1": "item_id"}
+SERVICES = pytest.mark.parametrize("service", ["intent_v1", "recommender_v1", "ranker_v1"])
+CATEGORIES = {"i0": "toys", "i1": "books", "i2": "toys", "i3": None, "i4": "books", "i5": "toys"}
 N_CUSTOMERS, N_ITEMS, DAYS = 12, 5, 40
 
 
@@ -37,6 +41,7 @@ def invented(seed=0, visits=90):
             "name": kind,
             "event_timestamp": pd.to_datetime(base + ts, unit="us", utc=True),
             "created_timestamp": pd.to_datetime(base + ts + late, unit="us", utc=True),
+            "received_timestamp": pd.to_datetime(base + ts + late, unit="us", utc=True),
             "customer_id": [f"c{i:02}" for i in rng.integers(0, N_CUSTOMERS, visits)[visit]],
             "item_id": np.where(np.isin(kind, ["search", "page"]), None, [f"i{i}" for i in rng.integers(0, N_ITEMS, n)]),
             "order_id": np.where(kind == "purchase", [f"o{v}" for v in visit], None),
@@ -59,7 +64,7 @@ def write(home, table, frame):
 def prepare(home, events):
     """A home with these events, a small catalogue and profiles; features built and applied."""
     write(home, tables.EVENTS, events)
-    listed = {"item_id": [f"i{i}" for i in range(N_ITEMS + 1)], "category": "toys", "price_cents": 50}
+    listed = {"item_id": [f"i{i}" for i in range(N_ITEMS + 1)], "category": CATEGORIES.values(), "price_cents": 50}
     write(home, tables.ITEMS, pd.DataFrame(listed | {"event_timestamp": START, "created_timestamp": START + timedelta(days=2)}))
     who = {"customer_id": [f"c{i:02}" for i in range(N_CUSTOMERS)], "event_timestamp": START + timedelta(days=1)}
     write(home, tables.CUSTOMER_PROFILE, pd.DataFrame(who | {"age_band": "18-29", "gender": None, "region": "north"}))
@@ -93,18 +98,16 @@ def cut(events):
     return enters(events).sort_values().iloc[len(events) * 2 // 3]
 
 
-def label_rows(events, key, until):
+def label_rows(events, until):
     """Instants until `until`, which is one of them: at and just after moments of knowledge, at random; unsorted, some twice."""
     rng = np.random.default_rng(6)
     known = enters(events)
     at = pd.concat([known, known + US, pd.Series(START + pd.to_timedelta(rng.integers(0, DAYS * 86_400, 80), unit="s"))])
     at = pd.concat([at[at <= until].sample(150, random_state=1), pd.Series([until] * 40)], ignore_index=True)
-    who = {
-        "customer_id": [f"c{i:02}" for i in rng.integers(0, N_CUSTOMERS + 1, 190)],
-        "item_id": [f"i{i}" for i in rng.integers(0, 7, 190)],
-    }
-    rows = pd.DataFrame({key: who[key], "event_timestamp": at, "label": rng.integers(0, 2, 190)})
-    return pd.concat([rows, rows.head(10)]).sample(frac=1, random_state=2)
+    items = [f"i{i}" for i in rng.integers(0, 7, 190)]
+    rows = {"customer_id": [f"c{i:02}" for i in rng.integers(0, N_CUSTOMERS + 1, 190)], "item_id": items, "event_timestamp": at}
+    rows |= {"category": [CATEGORIES.get(i) or "music" for i in items], "label": rng.integers(0, 2, 190)}
+    return pd.concat([pd.DataFrame(rows), pd.DataFrame(rows).head(10)]).sample(frac=1, random_state=2)
 
 
 def differing(left, right):
@@ -113,9 +116,8 @@ def differing(left, right):
     return [name for name in left.columns if not left[name].reset_index(drop=True).equals(right[name].reset_index(drop=True))]
 
 
-def leaks(home, other, rows, key):
+def leaks(home, other, rows, service):
     """Columns of the training frame that change when the log after the rows' last instant does."""
-    service = next(name for name, value in SERVICES.items() if value == key)
     return differing(feature_store.training_frame(home, rows, service=service), feature_store.training_frame(other, rows, service=service))
 
 
@@ -139,27 +141,27 @@ def permuted(tmp_path_factory, events, cut):
     return home
 
 
-@pytest.mark.parametrize("key", SERVICES.values())
-def test_features_at_an_instant_do_not_depend_on_what_became_known_later(home, truncated, permuted, events, cut, key):
-    rows = label_rows(events, key, cut)
-    assert leaks(home, truncated, rows, key) == []
-    assert leaks(home, permuted, rows, key) == []
+@SERVICES
+def test_features_at_an_instant_do_not_depend_on_what_became_known_later(home, truncated, permuted, events, cut, service):
+    rows = label_rows(events, cut)
+    assert leaks(home, truncated, rows, service) == []
+    assert leaks(home, permuted, rows, service) == []
 
 
-@pytest.mark.parametrize("key", SERVICES.values())
-def test_join_that_includes_the_instant_is_reported_as_a_leak(home, truncated, permuted, events, cut, key, monkeypatch):
+@SERVICES
+def test_join_that_includes_the_instant_is_reported_as_a_leak(home, truncated, permuted, events, cut, service, monkeypatch):
     """Control: the same check with `>=` in the join finds the label's own event in its features."""
     strict = offline_store._asof_query
     monkeypatch.setattr(offline_store, "_asof_query", lambda join: strict(join).replace("e._at > f._from", "e._at >= f._from"))
-    rows = label_rows(events, key, cut)
-    assert leaks(home, truncated, rows, key)
-    assert leaks(home, permuted, rows, key)
+    rows = label_rows(events, cut)
+    assert leaks(home, truncated, rows, service)
+    assert leaks(home, permuted, rows, service)
 
 
-@pytest.mark.parametrize("key", SERVICES.values())
-def test_labels_shifted_into_the_future_are_reported_as_a_leak(home, truncated, events, cut, key):
+@SERVICES
+def test_labels_shifted_into_the_future_are_reported_as_a_leak(home, truncated, events, cut, service):
     """Control: labels a moment later than the knowledge that was cut off see it."""
-    assert leaks(home, truncated, label_rows(events, key, cut).assign(event_timestamp=lambda r: r["event_timestamp"] + US), key)
+    assert leaks(home, truncated, label_rows(events, cut).assign(event_timestamp=lambda r: r["event_timestamp"] + US), service)
 
 
 def test_events_known_late_are_not_seen_at_their_own_time(home, events):
@@ -175,87 +177,78 @@ def test_events_known_late_are_not_seen_at_their_own_time(home, events):
     assert (mine["event_timestamp"] < at[0]).sum() > found["events_total"][0]
 
 
-def test_training_frame_keeps_rows_order_index_and_labels(home, events, cut):
-    rows = label_rows(events, "customer_id", cut).assign(session_events=-1)
-    found = feature_store.training_frame(home, rows, service="intent_v1")
-    pd.testing.assert_frame_equal(found[["customer_id", "event_timestamp", "label"]], rows[["customer_id", "event_timestamp", "label"]])
-    assert found["session_events"].min() == 0  # the feature of that name, not the label table's column
-    assert found.columns.is_unique
-    stored = [f.name for view in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION) for f in list(view.schema)[2:]]
-    assert list(found.columns[3:]) == windows.derived_names(["region", *stored])
-    nobody = found[found["customer_id"] == f"c{N_CUSTOMERS}"]
-    assert len(nobody)
-    assert nobody["events_total"].eq(0).all()
-    assert nobody["region"].isna().all()
-
-
-@pytest.mark.parametrize("offset_us", [0, 1])
-def test_online_rows_equal_the_training_frame_at_the_same_instant(home, events, cut, offset_us):
-    as_of = cut + offset_us * US
-    feature_store.materialize(home, as_of=as_of)
-    feast = feature_store.store(home)
-    for service, key in SERVICES.items():
-        ids = [f"c{i:02}" for i in range(N_CUSTOMERS)] if key == "customer_id" else [f"i{i}" for i in range(N_ITEMS + 1)]
-        online = feast.get_online_features(feast.get_feature_service(service), [{key: name} for name in ids]).to_df()
-        rows = pd.DataFrame({key: ids, "event_timestamp": as_of})
-        offline = feature_store.training_frame(home, rows, service=service).drop(columns=[key, "event_timestamp"])
-        numbers = [c for c in online.columns if c not in (key, "region")]
-        seen = windows.derive(online.astype(dict.fromkeys(numbers, "float64"))[_stored(feast, service)], as_of)
-        assert seen["events_total" if key == "customer_id" else "item_views_total"].sum() > 0
-        pd.testing.assert_frame_equal(seen, offline, check_exact=True)
-
-
-def _stored(feast, service):
-    return [f.name for projection in feast.get_feature_service(service).feature_view_projections for f in projection.features]
-
-
-def test_materialising_a_later_instant_moves_the_online_rows(home, events, cut):
-    """Control of the test above: the event that becomes known at the cut is not online as of it, and is one microsecond later."""
-    customer = events.loc[(enters(events) == cut) & ~events["type"].isin(windows.NOT_BEHAVIOUR), "customer_id"].iloc[0]
-    seen = []
-    for as_of in (cut, cut + US):
-        feature_store.materialize(home, as_of=as_of, views=["customer_activity"])
-        row = feature_store.store(home).get_online_features(["customer_activity:events_total"], [{"customer_id": customer}]).to_dict()
-        seen.append(row["events_total"][0])
-    assert seen[1] > seen[0]
-
-
-def test_materialize_counts_its_rows_and_leaves_out_what_was_never_written(home, cut):
-    assert feature_store.materialize(home, as_of=cut, views=["customer_scores"]) == 0
-    assert feature_store.materialize(home, as_of=cut, views=["customer_profile", "identifier_customer"]) == 2 * N_CUSTOMERS
-    owner = feature_store.store(home).get_online_features(["identifier_customer:customer_id"], [{"identifier": "user_id:3"}]).to_dict()
-    assert owner["customer_id"] == ["c03"]
-    with pytest.raises(StoreError, match="found \\['no_such_view'\\]"):
-        feature_store.materialize(home, as_of=cut, views=["no_such_view"])
-    with sqlite3.connect(home / "feature_store" / "online.db") as db:
-        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-
-
-def test_killed_materialisation_does_not_stop_the_next_reader(home, cut):
-    from feast.feature_view import FeatureViewState
-
-    feature_store.materialize(home, as_of=cut, views=["customer_activity"])
-    feast = feature_store.store(home)
-    view = feast.get_feature_view("customer_activity")
-    view.state = FeatureViewState.MATERIALIZING
-    feast.registry.apply_feature_view(view, feast.project, commit=True)
-    rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [cut]})
-    assert feature_store.training_frame(home, rows, service="churn_v1")["events_total"].notna().all()
-    assert feature_store.materialize(home, as_of=cut, views=["customer_activity"]) > 0
+def test_what_a_request_told_is_in_the_training_frame_beside_the_features_it_is_set_against(home, events, cut):
+    rows = label_rows(events, cut).assign(request_price_cents=lambda r: np.arange(len(r)) * 10.0)
+    found = feature_store.training_frame(home, rows, service="ranker_v1")
+    without = feature_store.training_frame(home, rows.drop(columns="request_price_cents"), service="ranker_v1")
+    assert set(found) - set(without) == {"request_price_cents", "request_price_to_viewed", "request_price_to_bought"}
+    assert found["request_price_cents"].tolist() == rows["request_price_cents"].tolist()
+    usual = found["average_viewed_cents_30d"]
+    pd.testing.assert_series_equal(
+        found["request_price_to_viewed"], rows["request_price_cents"] / usual, check_names=False, check_exact=True
+    )
+    assert usual.notna().sum() > 20
 
 
 def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, events, tmp_path, monkeypatch):
-    wanted = [tables.read(home, t) for t in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)]
+    wanted = [tables.read(home, t) for t in tables.FEATURE_TABLES]
     prepare(tmp_path, events)
-    for table in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY):
+    for table in tables.FEATURE_TABLES:
         assert tables.content_hash(tmp_path, table) == tables.content_hash(home, table)
     monkeypatch.setattr(features, "BUCKET_EVENTS", 150)
     report = features.build(tmp_path)
     assert len(tables.files(tmp_path, tables.CUSTOMER_ACTIVITY)) > 1
-    found = [tables.read(tmp_path, t) for t in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY)]
-    for one, other, rows in zip(found, wanted, (report.customer_activity, report.customer_session, report.item_activity), strict=True):
-        pd.testing.assert_frame_equal(one, other)
-        assert len(one) == rows
+    for table, other in zip(tables.FEATURE_TABLES, wanted, strict=True):
+        found = tables.read(tmp_path, table)
+        pd.testing.assert_frame_equal(found, other)
+        assert len(found) == getattr(report, table.name) > 0
+        assert not found.duplicated([*table.key, "event_timestamp"]).any()
+
+
+def newest(home, table):
+    """What every key has at last, long after its windows have emptied."""
+    return tables.read(home, table).sort_values("event_timestamp").groupby(list(table.key)).tail(1).set_index(list(table.key))
+
+
+def test_pairs_of_customer_and_item_or_category_hold_what_happened_to_them(home, events):
+    counted = events[~events["type"].isin(windows.NOT_BEHAVIOUR) & events["item_id"].notna()]
+    counted = counted.assign(category=counted["item_id"].map(CATEGORIES))
+    for table, key in ((tables.CUSTOMER_ITEM, "item_id"), (tables.CUSTOMER_CATEGORY, "category")):
+        found, rows = newest(home, table), counted.dropna(subset=key)
+        views = rows["type"].eq("view").groupby([rows["customer_id"], rows[key]]).sum()
+        assert found[f"{table.name}_views_total"].sort_index().to_dict() == views.sort_index().to_dict()
+        assert found[f"{table.name}_views_30d"].eq(0).all()
+        bought = rows[rows["type"] == "purchase"].groupby(["customer_id", key])["event_timestamp"].max()
+        assert (
+            found[f"{table.name}_last_bought_at"].dropna().sort_index() == pd.DatetimeIndex(bought.sort_index()).as_unit("us").asi8
+        ).all()
+    assert None not in set(newest(home, tables.CUSTOMER_CATEGORY).index.get_level_values("category"))
+
+
+def test_merging_people_moves_no_item_and_items_know_nothing_before_it_was_received(events, tmp_path, monkeypatch):
+    write(tmp_path, tables.EVENTS, events)
+    features.build(tmp_path)
+    before = tables.read(tmp_path, tables.ITEM_ACTIVITY)
+    mine = events["customer_id"] == "c01"  # is found out to be another's, two days after all was over
+    merged = events.assign(customer_id=events["customer_id"].where(~mine, "c02"))
+    merged["created_timestamp"] = events["created_timestamp"].where(~mine, enters(events).max() + timedelta(days=2))
+    write(tmp_path, tables.EVENTS, merged)
+    features.build(tmp_path)
+    pd.testing.assert_frame_equal(tables.read(tmp_path, tables.ITEM_ACTIVITY), before)
+    # Control: counted from when we knew whose they are, they move.
+    monkeypatch.setattr(features, "of_items", lambda e, items: e.filter(e["item_id"].notnull()))
+    features.build(tmp_path)
+    assert not tables.read(tmp_path, tables.ITEM_ACTIVITY).equals(before)
+
+
+def test_events_written_before_their_receipt_was_noted_count_for_items_when_they_happened(tmp_path):
+    """An older file has no such column at all."""
+    row = {"event_timestamp": START, "created_timestamp": START + timedelta(days=1), "type": "view", "item_id": "i1", "customer_id": "c1"}
+    older = dataclasses.replace(tables.EVENTS, schema=pa.schema([f for f in tables.EVENTS.schema if f.name != "received_timestamp"]))
+    write(tmp_path, older, pd.DataFrame([row]))
+    features.build(tmp_path)
+    assert tables.read(tmp_path, tables.ITEM_ACTIVITY)["event_timestamp"].min() == START
+    assert tables.read(tmp_path, tables.CUSTOMER_ITEM)["event_timestamp"].min() == START + timedelta(days=1)
 
 
 def test_catalogue_tells_the_price_and_age_of_an_item_nobody_looked_at(home):
@@ -271,14 +264,68 @@ def test_log_without_events_gives_empty_tables_and_none_at_all_says_what_to_do(t
     with pytest.raises(StoreError, match="ingest events first"):
         features.build(tmp_path)
     report = prepare(tmp_path, invented().head(0))
-    assert (report.customer_activity, report.customer_session) == (0, 0)
+    assert (report.customer_activity, report.customer_session, report.customer_item, report.customer_category) == (0, 0, 0, 0)
     rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [START]})
     assert feature_store.training_frame(tmp_path, rows, service="intent_v1")["events_total"].tolist() == [0]
 
 
-def test_unknown_service_or_missing_key_says_what_to_do(home):
-    rows = pd.DataFrame({"customer_id": ["c01"], "event_timestamp": [START]})
-    with pytest.raises(StoreError, match="rapport features apply"):
-        feature_store.training_frame(home, rows, service="churn_v99")
-    with pytest.raises(InputError, match="item_id"):
-        feature_store.training_frame(home, rows, service="recommender_v1")
+@pytest.mark.slow
+def test_customer_with_a_hundred_thousand_events_absurd_prices_and_a_jumping_clock_is_counted_exactly(tmp_path):
+    """One customer, one item: nulls, the largest prices and quantities that are let in, and times in 1990 and the year 2100."""
+    from pipelines.events import MAX_PRICE_CENTS, MAX_QUANTITY
+    from pipelines.tiles import Tiles
+
+    n, rng = 100_000, np.random.default_rng(2)
+    base = START.value // 1_000 + np.sort(rng.integers(0, 200 * 86_400, n)) * 1_000_000
+    ts = base + rng.choice([0, 0, 0, 0, -35 * 365 * 86_400_000_000, 75 * 365 * 86_400_000_000], n)
+    kind = rng.choice(["view", "purchase", "cart_add", "return", "search"], n)
+    price = pd.array(rng.choice([0, 5, MAX_PRICE_CENTS], n), dtype="Int64")
+    price[rng.random(n) < 0.3] = pd.NA
+    sold = np.where(kind == "purchase", MAX_PRICE_CENTS * MAX_QUANTITY, 0)
+    item = np.where(kind == "search", None, "i1")
+    frame = pd.DataFrame({"source": "shop", "type": kind, "customer_id": "c1", "item_id": item, "order_id": None, "session_id": None})
+    frame = frame.assign(price_cents=price, revenue_cents=sold, quantity=MAX_QUANTITY, ts=ts, enter=np.maximum(ts, base))
+    for name, us in (("event_timestamp", ts), ("created_timestamp", base), ("received_timestamp", base)):
+        frame[name] = pd.to_datetime(us, unit="us", utc=True)
+    write(tmp_path, tables.EVENTS, frame)
+    features.build(tmp_path)
+    assert newest(tmp_path, tables.CUSTOMER_ACTIVITY)["events_total"].tolist() == [n]
+    assert tables.read(tmp_path, tables.CUSTOMER_SESSION)["session_cart_cents"].max() > 0
+    found = tables.read(tmp_path, tables.ITEM_ACTIVITY)
+    state = Tiles(windows.ITEM_ACTIVITY)
+    rows = frame[kind != "search"].sort_values("enter")[["type", "ts", "enter", "price_cents", "revenue_cents"]].astype(object)
+    for row in rows.where(rows.notna(), None).to_dict("records"):
+        state.add(row, row["enter"])
+    state.advance(2**62)
+    last = newest(tmp_path, tables.ITEM_ACTIVITY).iloc[0]
+    assert state.values() == {name: None if pd.isna(last[name]) else int(last[name]) for name in windows.ITEM_ACTIVITY.columns()}
+    assert found["item_revenue_cents_30d"].max() > 0
+
+
+def hidden(home):
+    """Versions of tables: those in place, and any that a failed build left."""
+    return {path.name for path in (home / "tables").iterdir() if path.name.startswith(".") and path.is_dir()}
+
+
+@pytest.mark.slow
+def test_disk_that_fills_during_a_build_leaves_the_tables_as_they_were(home, tmp_path):
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    held = [tables.content_hash(tmp_path / "home", t) for t in tables.FEATURE_TABLES]
+    script = f"""
+import resource
+from pathlib import Path
+from pipelines import features
+from pipelines.errors import StoreError
+resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+try:
+    features.build(Path({str(tmp_path / "home")!r}), session_gap_minutes=11)
+except StoreError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert "the previous version is untouched" in done.stdout, done.stderr
+    assert [tables.content_hash(tmp_path / "home", t) for t in tables.FEATURE_TABLES] == held
+    assert hidden(tmp_path / "home") == hidden(home)
+    # Control: with room the same build changes them.
+    features.build(tmp_path / "home", session_gap_minutes=11)
+    assert [tables.content_hash(tmp_path / "home", t) for t in tables.FEATURE_TABLES] != held

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pandas as pd
 import pytest
 
-from pipelines import flow, tables
+from pipelines import flow, retention, tables
 from pipelines.errors import InputError, PipelineError, StoreError
-from pipelines.settings import Settings
+from pipelines.ingest import ledger
+from pipelines.settings import IngestSettings, PrivacySettings, Settings
 from pipelines.vault import open_vault
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -109,11 +110,15 @@ def event_line(message, when="2026-01-01T10:00:00Z"):
     return json.dumps({"messageId": message, "timestamp": when, "receivedAt": when, **seen, **who})
 
 
+def ingest_step():
+    return tuple(step for step in flow.STEPS if step.name == "ingest")
+
+
 def ingest_only(job, *lines, name="events.jsonl"):
     path = job.home.parent / name
     path.write_text("\n".join(lines) + "\n")
     mine = flow.Job(job.settings, files=(path,))
-    return flow.run(tuple(step for step in flow.STEPS if step.name == "ingest"), mine).summary("ingest")
+    return flow.run(ingest_step(), mine).summary("ingest")
 
 
 def test_home_with_events_of_its_own_is_never_replaced(job):
@@ -144,8 +149,36 @@ def test_loop_whose_files_are_refused_leaves_the_earlier_one_whole(job):
     with closing(open_vault(job.home)) as vault:
         assert vault.unseal(refused["subject"].tolist(), refused["raw"].tolist()) == [b"not json"]
     with pytest.raises(InputError, match=r"gone\.jsonl"):
-        flow.run(tuple(s for s in flow.STEPS if s.name == "ingest"), flow.Job(job.settings, files=(job.home / "gone.jsonl",)))
+        flow.run(ingest_step(), flow.Job(job.settings, files=(job.home / "gone.jsonl",)))
     assert tables.read(job.home, tables.EVENTS)["event_id"].tolist() == ["m1"]
+
+
+def test_what_is_older_than_it_may_be_kept_does_not_come_back_with_the_files_of_the_loop(job):
+    now = datetime.now(UTC)
+    kept, old = (event_line(name, (now - timedelta(days=days)).isoformat()) for name, days in (("m1", 1), ("m2", 40)))
+    search = event_line("m3", (now - timedelta(days=40)).isoformat()).replace("Product Viewed", "Products Searched")
+    ingest_only(job, kept, old, search)
+    assert tables.count(job.home, tables.EVENTS) == 3  # the control: without days all of them are there
+    limited = job.settings.model_copy(update={"privacy": PrivacySettings(retention_days={"view": 30})})
+    retention.apply(job.home, settings=limited, as_of=now)
+    for _ in range(2):
+        flow.run(ingest_step(), flow.Job(limited, files=(job.home.parent / "events.jsonl",)), force=("ingest",))
+        assert sorted(tables.read(job.home, tables.EVENTS)["event_id"]) == ["m1", "m3"]
+    assert ledger(job.home)["balance"] == 0
+    ingest_only(job, kept, old, search)  # days are part of what the step depends on
+    assert tables.count(job.home, tables.EVENTS) == 3
+
+
+def test_table_that_a_later_step_writes_again_is_not_asked_of_an_earlier_one(job):
+    planned = flow.Job(job.settings.model_copy(update={"ingest": IngestSettings(imputation={"region": "mode"})}))
+    writers = [step.name for step in flow.steps_for(planned) if tables.CUSTOMER_PROFILE in step.writes]
+    assert writers == ["impute"]
+    assert [step.name for step in flow.steps_for(job) if tables.CUSTOMER_PROFILE in step.writes] == ["ingest"]
+    for steps in (flow.steps_for(planned), flow.steps_for(job)):
+        every = [item for step in steps for item in step.writes if isinstance(item, tables.Table)]
+        assert len(every) == len(set(every))
+    every = [item for step in flow.STEPS for item in step.writes if isinstance(item, tables.Table)]
+    assert len(every) > len(set(every)), "the control: as declared, a table is written twice"
 
 
 def test_same_file_again_counts_nothing_twice(job):

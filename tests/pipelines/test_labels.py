@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from models import returns
 from pipelines import labels, tables
 from pipelines.errors import NotTrainable
 from pipelines.settings import LabelSettings, Settings
@@ -314,7 +315,7 @@ def test_ranking_separates_what_was_known_from_what_was_bought():
 
 def test_build_writes_three_tables_and_an_empty_one_where_there_is_no_label(tmp_path):
     buyers = SHOP.loc[SHOP["type"] == "purchase", "customer_id"].unique()
-    events = SHOP[SHOP["customer_id"].isin(buyers)].assign(source="shop")
+    events = SHOP[SHOP["customer_id"].isin(buyers)].assign(source="shop", received_timestamp=pd.Timestamp(START))
     tables.write(tmp_path, tables.EVENTS, events.reindex(columns=tables.EVENTS.schema.names))
     tables.write(tmp_path, tables.CONSENTS, CONSENTS)
     report = labels.build(tmp_path, settings=SETTINGS, as_of=AS_OF)
@@ -327,3 +328,47 @@ def test_build_writes_three_tables_and_an_empty_one_where_there_is_no_label(tmp_
     assert report.rows["churn"] > 0
     assert 0 < report.base_rate["churn"] < 1
     assert tables.read(tmp_path, tables.LABELS_INTENT).columns.tolist() == tables.LABELS_INTENT.schema.names
+
+
+# -- horizons beyond the session, and tasks that define their own label ------------------------------------------------
+
+
+@pytest.mark.parametrize("hours", [24.0, 168.0])
+def test_intent_within_a_horizon_counts_any_purchase_of_the_customer_after_the_instant(hours):
+    rows = labels.intent(SHOP, CONSENTS, settings=LENIENT, as_of=AS_OF, horizon_hours=hours)
+    assert (rows["matured_timestamp"] - rows["event_timestamp"]).eq(pd.Timedelta(hours, "h")).all()
+    assert (rows["matured_timestamp"] <= pd.Timestamp(AS_OF)).all()
+    bought = SHOP[SHOP["type"] == "purchase"]
+    for row in rows.iloc[::9].itertuples():
+        theirs = bought.loc[bought["customer_id"] == row.customer_id, "event_timestamp"]
+        assert row.label == int(((theirs > row.event_timestamp) & (theirs <= row.matured_timestamp)).any())
+
+
+def test_longer_horizons_hold_more_purchases_and_no_label_window_reaches_into_the_next_role():
+    day, week = (labels.intent(SHOP, CONSENTS, settings=LENIENT, as_of=AS_OF, horizon_hours=hours) for hours in (24.0, 168.0))
+    both = day.merge(week, on=["customer_id", "event_timestamp"], suffixes=("_day", "_week"))
+    assert (both["label_week"] >= both["label_day"]).all()
+    assert both["label_week"].sum() > both["label_day"].sum()
+    for rows in (day, week):
+        for earlier, later in (("train", "validation"), ("validation", "test")):
+            ends = rows.loc[rows["split"] == earlier, "matured_timestamp"].max()
+            assert ends <= rows.loc[rows["split"] == later, "event_timestamp"].min()
+
+
+def test_declared_task_keeps_matured_and_consenting_rows_in_roles_that_do_not_overlap(monkeypatch):
+    task = returns.TASK
+    monkeypatch.setattr(returns, "HORIZON", pd.Timedelta(6, "D"))
+    bought = SHOP[SHOP["type"] == "purchase"]
+    back = bought.iloc[::2].assign(type="return", event_timestamp=bought["event_timestamp"] + 3 * DAY)
+    log = pd.concat([SHOP, back], ignore_index=True)
+    rows = labels.declared(task, log, CONSENTS, settings=LENIENT, as_of=AS_OF)
+    assert 0 < rows["label"].mean() < 1
+    assert (rows["matured_timestamp"] <= pd.Timestamp(AS_OF)).all()
+    assert len(rows) < len(task.label(log))  # the last days are not known yet
+    for earlier, later in (("train", "validation"), ("validation", "test")):
+        assert rows.loc[rows["split"] == earlier, "matured_timestamp"].max() <= rows.loc[rows["split"] == later, "event_timestamp"].min()
+    assert rows["split"].value_counts().min() >= 20
+    silent = labels.declared(task, log, CONSENTS[CONSENTS["customer_id"] != rows["customer_id"].iloc[0]], settings=LENIENT, as_of=AS_OF)
+    assert rows["customer_id"].iloc[0] not in set(silent["customer_id"])
+    with pytest.raises(NotTrainable, match="each split needs"):
+        labels.declared(task, SHOP, CONSENTS, settings=SETTINGS, as_of=AS_OF)  # nobody returns anything

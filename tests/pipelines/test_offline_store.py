@@ -1,5 +1,6 @@
 """Point-in-time joins through Feast's own API against a brute-force reference."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -80,8 +81,25 @@ def repo(tmp_path_factory):
         repo_path=home,
     )
     store = FeatureStore(repo_path=str(home), config=config)
-    store.apply([customer, item, *objects, service])
+    store.apply([customer, item, *objects, service, on_demand(objects[0], objects[1])])
     return store, frames
+
+
+def on_demand(spend, views):
+    """A view computed from two others and from the request."""
+    from feast import Field, RequestSource
+    from feast.on_demand_feature_view import on_demand_feature_view
+    from feast.types import Int64
+
+    request = RequestSource(name="request", schema=[Field(name="asked", dtype=Int64)])
+
+    @on_demand_feature_view(sources=[spend[["cents"]], views, request], schema=[Field(name="total", dtype=Int64)], mode="pandas")
+    def derived(inputs):
+        import pandas as pd
+
+        return pd.DataFrame({"total": (inputs["cents"] + inputs["n"] + inputs["asked"]).astype("Int64")})
+
+    return derived
 
 
 def label_rows(frames, n=400):
@@ -151,6 +169,89 @@ def test_join_of_several_views_equals_the_definition(repo, is_known_only):
     pd.testing.assert_frame_equal(comparable(found[list(names)].rename(columns=names)), wanted, check_dtype=False)
     assert wanted.notna().any().all()
     assert wanted.isna().any().all()
+
+
+def test_view_computed_on_demand_gets_its_inputs_as_they_were(repo):
+    store, frames = repo
+    rows = label_rows(frames, 120).assign(asked=5)
+    found = store.get_historical_features(rows, ["derived:total"]).to_df()
+    wanted = expected(frames, rows)
+    total = (wanted["cents"].astype("Int64") + wanted["n"].astype("Int64") + 5).tolist()
+    assert found["total"].astype("Int64").tolist() == total
+    assert any(value is not pd.NA for value in total)
+
+
+# -- random schedules --------------------------------------------------------------------------------------------------
+
+
+def schedules(seed, worlds=50):
+    """Sources and label rows of many small worlds at once, whose keys are their own: few instants on a coarse grid, so that changes,
+    expiries and labels meet."""
+    rng = np.random.default_rng(seed)
+    sizes = {"spend": 10, "views": 7, "pairs": 7, "rows": 10}
+    n = {name: rng.integers(0 if name != "rows" else 1, most, worlds) for name, most in sizes.items()}
+    world = {name: np.repeat(np.arange(worlds), n[name]) for name in n}
+
+    def keys(name, prefix):
+        return [f"{prefix}{i}-{w}" for i, w in zip(rng.integers(0, 2, len(world[name])), world[name], strict=True)]
+
+    def at(name, most=13):
+        return (T0 + pd.to_timedelta(rng.integers(0, most, len(world[name])), unit="h")).astype("datetime64[us, UTC]")
+
+    spend = pd.DataFrame({"customer_id": keys("spend", "c"), "event_timestamp": at("spend"), "cents": range(len(world["spend"]))})
+    lag = rng.integers(0, 10, len(spend))
+    spend["created"] = (spend["event_timestamp"] + pd.to_timedelta(lag, unit="h")).where(lag < 9)  # some were never noted
+    spend["note"] = np.where(rng.random(len(spend)) < 0.2, None, spend["cents"].astype(str))
+    known = spend["created"].fillna(spend["event_timestamp"])
+    spend = spend[
+        ~pd.DataFrame({"c": spend["customer_id"], "e": spend["event_timestamp"], "k": known}).duplicated()
+    ]  # else either is right
+    views = pd.DataFrame({"customer_id": keys("views", "c"), "event_timestamp": at("views"), "n_raw": range(len(world["views"]))})
+    views = views.drop_duplicates(["customer_id", "event_timestamp"])
+    pairs = pd.DataFrame({"customer_id": keys("pairs", "c"), "item_id": keys("pairs", "i"), "event_timestamp": at("pairs")})
+    pairs = pairs.drop_duplicates().assign(seen=lambda frame: range(len(frame)))
+    rows = pd.DataFrame({"customer_id": keys("rows", "c"), "item_id": keys("rows", "i"), "friend_id": keys("rows", "c")})
+    rows["friend_id"] = rows["friend_id"].where(rng.random(len(rows)) < 0.8)
+    rows["event_timestamp"] = at("rows", 21) + pd.to_timedelta(rng.integers(-1, 2, len(rows)), unit="us")
+    return {"spend": spend, "views": views, "pairs": pairs}, rows.assign(row=range(len(rows)))
+
+
+@pytest.mark.parametrize("is_known_only", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_join_equals_the_definition_on_random_schedules(own_repo, seed, is_known_only):
+    store, home = own_repo
+    frames, rows = schedules(seed)
+    for name, frame in frames.items():
+        shutil.rmtree(home / "tables" / f".{name}-1")
+        write(home / "tables" / f".{name}-1", frame)
+    job = store.get_historical_features(
+        rows, store.get_feature_service("all"), full_feature_names=True, filter_by_created_timestamp=is_known_only
+    )
+    found = job.to_df()
+    assert found["row"].tolist() == rows["row"].tolist()
+    names = {"spend__cents": "cents", "spend__note": "note", "own_views__n": "n", "pairs__seen": "seen", "friend_views__n": "friend_n"}
+    frames["spend"]["created"] = frames["spend"]["created"].fillna(frames["spend"]["event_timestamp"])
+    wanted = comparable(expected(frames, rows, is_known_only=is_known_only))
+    assert wanted.notna().any().all()
+    pd.testing.assert_frame_equal(comparable(found[list(names)].rename(columns=names)), wanted, check_dtype=False)
+
+
+@pytest.fixture(scope="module")
+def own_repo(repo, tmp_path_factory):
+    """The same declarations over a folder of its own, which may be overwritten."""
+    from feast import FeatureStore
+
+    store, _ = repo
+    home = tmp_path_factory.mktemp("own")
+    shutil.copytree(store.config.repo_path, home, dirs_exist_ok=True, symlinks=True)
+    return FeatureStore(repo_path=str(home), config=store.config.model_copy(update={"repo_path": home})), home
+
+
+def test_rows_without_key_or_time_get_nulls_and_no_row_is_lost(repo):
+    store, _ = repo
+    rows = pd.DataFrame({"customer_id": ["c0", None, "c1"], "event_timestamp": pd.to_datetime([T0 + 40 * HOUR, T0 + 40 * HOUR, None])})
+    found = store.get_historical_features(rows, ["views:n"]).to_df()
+    assert found["n"].notna().tolist() == [True, False, False]
 
 
 def test_reference_that_sees_the_instant_itself_is_told_apart(repo):

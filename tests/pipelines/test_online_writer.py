@@ -9,17 +9,16 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipelines import feature_store, tables
 from pipelines.errors import StoreError
-from pipelines.online_writer import OnlineWriter, Row, encode_value, erase, key_encoder, table_of
+from pipelines.feast_format import table_of
+from pipelines.online_erasure import erase
+from pipelines.online_writer import OnlineWriter, Row
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 NOW_US = int(NOW.timestamp() * 1e6)
 SECOND = 1_000_000
-VALUES = st.none() | st.booleans() | st.text(max_size=300) | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +64,6 @@ def stored(home, view):
 def through_feast(home, view, feature, key, join_key="customer_id"):
     answer = feature_store.store(home).get_online_features([f"{view}:{feature}"], [{join_key: key}])
     return answer.to_dict()[feature][0]
-
-
-@settings(max_examples=150, deadline=None)
-@given(value=VALUES)
-def test_value_is_the_bytes_that_feast_makes_of_it(value):
-    from feast.protos.feast.types.Value_pb2 import Value as Proto
-
-    fields = {bool: "bool_val", str: "string_val", int: "int64_val", float: "double_val"}
-    message = Proto() if value is None else Proto(**{fields[type(value)]: value})
-    assert encode_value(value) == message.SerializeToString()
-
-
-@settings(max_examples=50, deadline=None)
-@given(join_key=st.text(min_size=1, max_size=20), key=st.text(max_size=40))
-def test_key_is_the_bytes_that_feast_makes_of_it(join_key, key):
-    from feast.infra.key_encoding_utils import serialize_entity_key
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value as Proto
-
-    entity = EntityKey(join_keys=[join_key], entity_values=[Proto(string_val=key)])
-    assert key_encoder(join_key)(key) == serialize_entity_key(entity, entity_key_serialization_version=3)
 
 
 ROWS = {
@@ -239,6 +217,13 @@ def test_load_never_puts_an_older_consent_over_what_the_stream_wrote(home, onlin
     )
     feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["customer_consent"])
     assert through_feast(home, "customer_consent", "is_personalization_allowed", "c1") is True
+
+
+def test_scores_count_from_the_instant_as_of_which_they_were_computed_and_not_before(home):
+    table(home, tables.CUSTOMER_SCORES, [{"customer_id": "c0", "event_timestamp": NOW, "churn_probability": 0.5}])
+    assert feature_store.materialize(home, as_of=NOW - timedelta(microseconds=1), views=["customer_scores"]) == 0
+    assert feature_store.materialize(home, as_of=NOW, views=["customer_scores"]) == 1
+    assert through_feast(home, "customer_scores", "churn_probability", "c0") == 0.5
 
 
 def test_load_of_any_other_view_is_what_its_table_says(home):

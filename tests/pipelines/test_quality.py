@@ -183,7 +183,8 @@ def events_of(hours: pd.DataFrame) -> pd.DataFrame:
     counted = hours[hours["column"] == ""]
     at = counted["hour"].repeat(counted["rows"]).reset_index(drop=True)
     at += pd.to_timedelta(np.random.default_rng(9).uniform(0, 3_599, len(at)), "s").floor("ms")
-    frame = pd.DataFrame({"event_timestamp": at, "created_timestamp": at, "source": "a", "type": "view", "item_id": "i", "user_id": "u"})
+    times = dict.fromkeys(("event_timestamp", "created_timestamp", "received_timestamp"), at)
+    frame = pd.DataFrame(times | {"source": "a", "type": "view", "item_id": "i", "user_id": "u"})
     frame = frame.assign(event_id=[f"e{n}" for n in range(len(frame))], revenue_cents=0, is_outlier=False, is_near_duplicate=False)
     return frame.reindex(columns=tables.EVENTS.schema.names)  # type: ignore[union-attr]
 

@@ -26,7 +26,8 @@ def write_events(home, *rows):
     """rows: type and age in days."""
     frame = pd.DataFrame(rows, columns=["type", "age"])
     at = pd.Timestamp(AS_OF) - pd.to_timedelta(frame["age"], "D")
-    frame = frame.assign(source="s", event_id=[f"e{n}" for n in range(len(rows))], event_timestamp=at, created_timestamp=at)
+    times = dict.fromkeys(("event_timestamp", "created_timestamp", "received_timestamp"), at)
+    frame = frame.assign(source="s", event_id=[f"e{n}" for n in range(len(rows))], **times)
     tables.write(home, tables.EVENTS, frame.reindex(columns=tables.EVENTS.schema.names))
     messages = pd.DataFrame(
         {"source": "s", "message_high": range(len(rows)), "message_low": 0, "outcome": "applied", "created_timestamp": at}

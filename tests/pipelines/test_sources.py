@@ -2,11 +2,13 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -698,3 +700,14 @@ def test_rows_keep_their_order_on_a_connection_that_promises_none() -> None:
     assert found["raw"].to_pylist() == calls
     direct = [f'{{"first_name":"Ann","last_name":"{i}"}}' if i % 3 else None for i in range(30_000)]
     assert found["direct"].to_pylist() == direct
+
+
+@given(st.lists(st.one_of(st.floats(width=64), st.integers(-(10**6), 10**6).map(float)), min_size=1, max_size=40))
+def test_numbers_of_a_file_are_texts_without_the_point_that_whole_ones_need_not_have(values: list[float]) -> None:
+    values = [*values, 0.0, -0.0, 1e15, 1e16, -1e15, float("inf"), float("nan"), 17850.0, 2.5]
+    table = pa.table({"x": values})
+    with duckdb.connect() as db:
+        db.register("rows", table)
+        told = db.sql(f"SELECT CAST(x AS VARCHAR), {projection._read_text('x', table, whole=False)} FROM rows").fetchall()
+    for plain, found in told:
+        assert found == re.sub(r"^(-?[0-9]+)\.0+$", r"\1", plain)

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -197,3 +198,31 @@ def test_sweep_removes_what_a_killed_write_left_and_no_table(tmp_path):
     assert not left.exists()
     assert tables.count(tmp_path, tables.ITEMS) == 1
     assert tables.sweep(tmp_path / "another") == 0
+
+
+def without(home, table, column):
+    """Make the table's first file one of a home from before the column was declared."""
+    path = tables.files(home, table)[0]
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns([column]), path)
+
+
+def test_file_from_before_a_column_was_declared_reads_it_as_null_and_the_others_keep_it(tmp_path):
+    tables.write(tmp_path, tables.QUARANTINE, rejected([0, 1]).assign(detail="told"))
+    without(tmp_path, tables.QUARANTINE, "detail")
+    assert tables.read(tmp_path, tables.QUARANTINE)["detail"].tolist() == [None, "told"]
+    asked = duckdb.sql(f"SELECT detail FROM ({tables.rows_sql(tmp_path, tables.QUARANTINE)}) ORDER BY created_timestamp").fetchall()
+    assert asked == [(None,), ("told",)]
+    assert tables.matching(tmp_path, tables.QUARANTINE, pc.field("row") >= 0, ["detail"])["detail"].to_pylist() == [None, "told"]
+    without(tmp_path, tables.QUARANTINE, "reason")
+    with pytest.raises(duckdb.BinderException):  # the control: the bare files do not say it
+        duckdb.sql(f"SELECT reason FROM read_parquet('{tables.files(tmp_path, tables.QUARANTINE)[0]}')")
+
+
+@pytest.mark.parametrize("table", [table for table in tables.TABLES if table.schema is not None], ids=lambda table: table.name)
+def test_rows_as_sql_have_the_declared_names_and_types(tmp_path, table):
+    empty = duckdb.sql(tables.rows_sql(tmp_path, table)).to_arrow_table()
+    tables.write(tmp_path, table, table.schema.empty_table())
+    for found in (empty, duckdb.sql(tables.rows_sql(tmp_path, table)).to_arrow_table()):
+        assert len(found) == 0
+        assert tables.conform(table, found).schema == table.schema
+        assert found.schema.names == table.schema.names

@@ -8,24 +8,37 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feature_repo.aggregates import DISTINCT_LIMIT, LARGEST, Aggregates, Distinct, Extreme, Instant, Latest, Sum, spans_of
 from pipelines import engine, tables, windows
-from pipelines.windows import WINDOWS, Aggregates, Distinct, Instant, Latest, Sum
+from pipelines.windows import WINDOWS
 
 HOUR, DAY = 3_600_000_000, 86_400_000_000
 START = 20_089 * DAY  # 2025-01-01, a multiple of every hop
 SMALL = Aggregates(
-    key="customer_id",
+    key=("customer_id",),
     sums=(
         Sum("events", windows=("1h", "7d"), has_total=True),
         Sum("revenue_cents", value="revenue_cents", windows=("24h",), has_total=True),
         Sum("views", types=("view",), windows=("7d",)),
+        Sum("priced", carrying="price_cents", windows=("24h",)),
+        Sum("paid", types=("purchase",), value="price_cents", carrying="item_id", has_total=True),
     ),
     distincts=(
         Distinct("items", "item_id", windows=("1h", "7d"), has_total=True),
         Distinct("orders", "order_id", types=("purchase",), windows=("24h",), has_total=True),
     ),
+    extremes=(
+        Extreme("dearest", "price_cents", windows=("1h", "7d"), has_total=True),
+        Extreme("cheapest", "price_cents", types=("view", "search"), is_min=True, windows=("24h",), has_total=True),
+        Extreme("largest", "revenue_cents", types=("purchase", "return"), windows=("24h",)),
+    ),
     instants=(Instant("first_event", is_first=True), Instant("last_event"), Instant("last_purchase", types=("purchase",))),
-    latests=(Latest("price", "price_cents"),),
+    latests=(
+        Latest("price", "price_cents"),
+        Latest("first_paid", "price_cents", types=("purchase",), is_first=True),
+        Latest("viewed", "price_cents", types=("view",), window="24h"),
+        Latest("first_searched", "price_cents", types=("search",), is_first=True, window="1h"),
+    ),
 )
 
 # Times on, just before and just after hop edges and window lengths; arrivals in time, late, and later than any window.
@@ -72,22 +85,29 @@ def counted(event: dict, window: str, at: int) -> bool:
 
 
 def reference(events: list[dict], at: int, spec: Aggregates) -> dict:
-    rows = [e for e in events if e["type"] not in windows.NOT_BEHAVIOUR]
+    behaviour = [e for e in events if e["type"] not in windows.NOT_BEHAVIOUR]
+
+    def known(a, window: str, column: str | None = None) -> list[dict]:
+        rows = [e for e in behaviour if counted(e, window, at) and (not a.types or e["type"] in a.types)]
+        return [e for e in rows if column is None or not (e[column] is None or pd.isna(e[column]))]
+
     values: dict = {}
     for a in spec.sums:
-        for w in (*a.windows, *(("total",) if a.has_total else ())):
-            chosen = [e for e in rows if counted(e, w, at) and (not a.types or e["type"] in a.types)]
-            values[spec.column(a, w)] = sum(e[a.value] if a.value else 1 for e in chosen)
+        for w in spans_of(a):
+            values[spec.column(a, w)] = sum((0 if pd.isna(e[a.value]) else e[a.value]) if a.value else 1 for e in known(a, w, a.carrying))
     for d in spec.distincts:
-        for w in (*d.windows, *(("total",) if d.has_total else ())):
-            chosen = [e for e in rows if counted(e, w, at) and (not d.types or e["type"] in d.types)]
-            values[spec.column(d, w)] = len({e[d.column] for e in chosen if e[d.column] is not None})
+        for w in spans_of(d):
+            values[spec.column(d, w)] = min(len({e[d.column] for e in known(d, w, d.column)}), DISTINCT_LIMIT)
+    for x in spec.extremes:
+        for w in spans_of(x):
+            found = [e[x.column] for e in known(x, w, x.column)]
+            values[spec.column(x, w)] = (min if x.is_min else max)(found, default=None)
     for i in spec.instants:
-        times = [e["ts"] for e in rows if counted(e, "total", at) and (not i.types or e["type"] in i.types)]
-        values[spec.column(i)] = (min(times) if i.is_first else max(times)) if times else None
+        times = [e["ts"] for e in known(i, "total")]
+        values[spec.column(i)] = (min if i.is_first else max)(times, default=None)
     for x in spec.latests:
-        dated = [(e["ts"], e[x.column]) for e in rows if counted(e, "total", at) and not pd.isna(e[x.column])]
-        values[spec.column(x)] = max(dated)[1] if dated else None
+        dated = [(e["ts"], e[x.column]) for e in known(x, x.window or "total", x.column)]
+        values[spec.column(x, x.window)] = (min if x.is_first else max)(dated, default=(None, None))[1]
     return values
 
 
@@ -169,7 +189,7 @@ def test_reference_that_counts_the_instant_itself_is_told_apart(con):
     assert reference(events.to_dict("records"), START + 1, SMALL)["events_total"] == 1
 
 
-@pytest.mark.parametrize("spec", [windows.CUSTOMER_ACTIVITY, windows.ITEM_ACTIVITY], ids=lambda spec: spec.key)
+@pytest.mark.parametrize("spec", windows.ENTITIES, ids=lambda spec: "-".join(spec.key))
 def test_declared_aggregates_equal_the_definition(con, spec):
     rng = np.random.default_rng(3)
     n = 160
@@ -186,24 +206,28 @@ def test_declared_aggregates_equal_the_definition(con, spec):
         )
     ]
     events = frame_of([schedule[:80], schedule[80:]]).assign(session_id=[f"s{i // 7}" for i in range(n)])
-    probes = probes_of(events, rng).assign(item_id=lambda p: [f"i{i % 3}" for i in range(len(p))])
-    probes = probes[[spec.key, "event_timestamp", "row"]]
+    events["category"] = events["item_id"].map({"i0": "toys", "i1": "books", "i2": "toys"})
+    probes = probes_of(events, rng).assign(item_id=lambda p: [f"i{i % 3}" for i in range(len(p))], category="toys")
+    probes = probes[[*spec.key, "event_timestamp", "row"]]
     found = run(windows.values_at(table(con, events, "e"), table(con, probes, "p"), spec)).sort_values("row")
-    by_key = {key: rows.to_dict("records") for key, rows in events.groupby(spec.key)}
+    by_key = {key: rows.to_dict("records") for key, rows in events.groupby(list(spec.key))}
     at = pd.DatetimeIndex(found["event_timestamp"]).as_unit("us").asi8
     for (_, row), instant in zip(found.iterrows(), at, strict=True):
-        wanted = reference(by_key[row[spec.key]], int(instant), spec)
+        wanted = reference(by_key.get(tuple(row[list(spec.key)]), []), int(instant), spec)
         assert {c: as_python(row[c]) for c in spec.columns()} == {c: as_python(v) for c, v in wanted.items()}
 
 
 @pytest.mark.parametrize(
     ("spec", "declared"),
-    [(windows.CUSTOMER_ACTIVITY, tables.CUSTOMER_ACTIVITY), (windows.ITEM_ACTIVITY, tables.ITEM_ACTIVITY)],
-    ids=["customer", "item"],
+    list(
+        zip(windows.ENTITIES, (tables.CUSTOMER_ACTIVITY, tables.ITEM_ACTIVITY, tables.CUSTOMER_ITEM, tables.CUSTOMER_CATEGORY), strict=True)
+    ),
+    ids=["customer", "item", "pair", "category"],
 )
 def test_aggregates_are_the_declared_columns_of_their_table(spec, declared):
-    assert sorted(spec.columns()) == sorted(declared.schema.names[2:])
-    assert all(window in WINDOWS for a in (*spec.sums, *spec.distincts) for window in a.windows)
+    assert [*spec.key, "event_timestamp", *spec.columns()] == declared.schema.names
+    assert all(window in WINDOWS for a in (*spec.sums, *spec.distincts, *spec.extremes) for window in a.windows)
+    assert all(a.window in WINDOWS for a in spec.latests if a.window)
 
 
 def test_window_counts_for_at_least_its_size_and_at_most_a_hop_longer(con):
@@ -221,7 +245,7 @@ def test_absurd_price_does_not_carry_a_sum_beyond_64_bits(con):
     events = frame_of([[(START + i, 0, "purchase", "i1", "o1", 1) for i in range(30)]])
     events["revenue_cents"] = 10**18
     changes = run(windows.changelog(table(con, events, "e"), SMALL))
-    assert changes["revenue_cents_total"].max() == 30 * 10**15
+    assert changes["revenue_cents_total"].max() == 30 * LARGEST
 
 
 ROW = {
@@ -283,6 +307,18 @@ def test_derive_gives_one_row_what_it_gives_a_thousand():
             assert value[0] == whole[name].iloc[i] or (pd.isna(value[0]) and pd.isna(whole[name].iloc[i])), name
 
 
+def test_what_a_request_tells_is_set_against_the_stored_values_and_nothing_else_is_taken():
+    stored = pd.DataFrame([{"viewed_cents_30d": 600, "priced_views_30d": 2, "revenue_cents_total": 800, "orders_total": 2}] * 2)
+    told = pd.DataFrame({"request_price_cents": [150, None], "request_cart_cents": [1_000, 0]})
+    derived = windows.derive(stored, datetime(2025, 1, 1, tzinfo=UTC), request=told)
+    assert derived["request_price_to_viewed"].tolist()[0] == 0.5
+    assert np.isnan(derived["request_price_to_viewed"][1])
+    assert derived["request_cart_to_order"].tolist() == [2.5, 0]
+    assert not [name for name in windows.derive(stored, datetime(2025, 1, 1, tzinfo=UTC)) if name.startswith("request")]
+    with pytest.raises(ValueError, match=r"aggregates\.py"):
+        windows.derive(stored, datetime(2025, 1, 1, tzinfo=UTC), request=stored)
+
+
 def test_derive_does_not_change_the_frame_it_was_given_and_keeps_its_index():
     frame = pd.DataFrame([ROW, ROW], index=[7, 3])
     before = frame.copy(deep=True)
@@ -297,14 +333,32 @@ def test_derive_refuses_instants_that_do_not_match_the_rows():
         windows.derive(pd.DataFrame([ROW, ROW, ROW]), pd.Series(instants([START, START])))
 
 
-def test_every_ratio_hangs_on_counts_ages_spans_and_other_ratios_alone():
-    stored = [f.name for t in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY) for f in list(t.schema)[2:]]
-    names = windows.derived_names(stored)
+def stored_names() -> list[str]:
+    return [name for t in tables.FEATURE_TABLES for name in t.schema.names if name not in (*t.key, "event_timestamp")]
+
+
+def test_every_ratio_hangs_on_numbers_ages_spans_and_other_ratios_alone():
+    names = windows.derived_names([*stored_names(), *windows.REQUEST])
     assert {ratio.name for ratio in windows.RATIOS} | {span.name for span in windows.SPANS} <= set(names)
-    known = windows.COUNTS | {n for n in names if n.endswith("_age_days")} | {span.name for span in windows.SPANS}
+    known = windows.NUMBERS | {n for n in names if n.endswith("_age_days")} | {span.name for span in windows.SPANS}
     assert {name for r in windows.RATIOS for name in (r.numerator, r.denominator)} <= known | {r.name for r in windows.RATIOS}
 
 
+def test_no_name_means_two_things():
+    names = [*stored_names(), *windows.REQUEST, *(span.name for span in windows.SPANS), *(ratio.name for ratio in windows.RATIOS)]
+    assert len(names) == len(set(names))
+
+
+def test_derive_takes_a_frame_in_which_every_value_is_missing_and_none_tells_its_type():
+    """As a population of strangers arrives from the store: objects throughout."""
+    nothing = pd.DataFrame([dict.fromkeys([*stored_names(), *windows.REQUEST])] * 2).astype(object)
+    derived = windows.derive(nothing, datetime(2025, 1, 1, tzinfo=UTC))
+    assert list(derived) == windows.derived_names(list(nothing))
+    assert (derived[sorted(windows.COUNTS)] == 0).all(axis=None)
+    assert derived["item_price_to_max"].isna().all()
+
+
 def test_no_count_can_reach_a_model_as_missing():
-    counted = {name for t in (tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_SESSION, tables.ITEM_ACTIVITY) for name in t.schema.names[2:]}
-    assert counted - windows.COUNTS - {name for name in counted if name.endswith("_at")} == {"item_price_cents"}
+    best = {spec.column(a, w) for spec in windows.ENTITIES for a in spec.extremes for w in spans_of(a)}
+    best |= {spec.column(a, a.window) for spec in windows.ENTITIES for a in spec.latests}
+    assert {name for name in stored_names() if not name.endswith("_at")} - windows.COUNTS == best

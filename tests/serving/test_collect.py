@@ -185,6 +185,7 @@ def test_bad_calls_of_a_batch_are_set_aside_and_the_good_ones_kept(world):
     assert [(one.source, one.reason) for one in parked] == [("app", "field_missing"), ("app", "type_unknown"), ("app", "not_json")]
     assert [json.loads(one.payload) for one in parked] == bad
     assert code_of(world.send("/v1/track", bad[0])) == (400, "field_missing")  # alone it is the sender's to mend
+    assert world.send("/v1/batch", {"batch": bad}, key="app key").status_code == 200  # a sender that missed the answer
     assert len(log.parked(10)) == 3
 
 

@@ -119,3 +119,7 @@ def test_child_does_not_outlive_who_started_it(tmp_path):
 )
 def test_edges_run_where_a_broker_is_named(edges, modules):
     assert wanted(Settings(edges=edges)) == modules
+
+
+def test_stream_has_one_companion_for_each_worker():
+    assert wanted(Settings(stream={"workers": 3})) == [companions.STREAM, f"{companions.STREAM} 1", f"{companions.STREAM} 2"]

@@ -5,12 +5,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipelines.vault import open_vault
 from serving.fallbacks import DEADLINE, Deadline, Unavailable
-from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference, key_encoder
+from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference
 from serving.profile import _resolve, feature_store, self_check
 
 SOON = Deadline.after_ms(3_600_000)
@@ -74,40 +72,9 @@ def test_sound_store_is_read_directly(shop, opened):
     assert isinstance(opened(shop, max_age_hours=1e6).source, SqliteSource)
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    value=st.none()
-    | st.booleans()
-    | st.text()
-    | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False)
-    | st.floats(allow_nan=False, width=32)
-)
-def test_decoder_reads_what_feast_writes(value):
-    from feast.protos.feast.types.Value_pb2 import Value as Proto
-
-    fields = {bool: "bool_val", str: "string_val", int: "int64_val", float: "double_val"}
-    message = Proto(null_val=0) if value is None else Proto(**{fields[type(value)]: value})
-    decode = Decoder()
-    for _ in range(2):  # the second time from memory
-        assert decode(message.SerializeToString()) == value
-    assert decode(Proto().SerializeToString()) is None
-
-
 def test_decoder_refuses_what_feast_cannot_have_written():
     with pytest.raises(EncodingChanged):
         Decoder()(b"\x29\x00\x00")
-
-
-@settings(max_examples=100, deadline=None)
-@given(join_key=st.text(min_size=1, max_size=20), key=st.text(max_size=40))
-def test_key_encoding_is_feasts(join_key, key):
-    from feast.infra.key_encoding_utils import serialize_entity_key
-    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-    from feast.protos.feast.types.Value_pb2 import Value as Proto
-
-    entity = EntityKey(join_keys=[join_key], entity_values=[Proto(string_val=key)])
-    assert key_encoder(join_key)(key) == serialize_entity_key(entity, entity_key_serialization_version=3)
 
 
 def test_new_rows_of_a_writer_are_seen_while_it_has_the_file_open(home, online, views, cast):

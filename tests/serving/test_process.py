@@ -28,6 +28,9 @@ def test_child_gets_these_settings_and_no_others(tmp_path, monkeypatch):
         admin_key=SecretStr("fresh"),
         serving={"deadline_ms": 77},
         labels={"min_rows": 11},
+        sources={"shop": SecretStr("write-key")},
+        edges={"redis_url": "redis://:broker-password@h/0"},
+        online={"redis_url": "redis://:store-password@h/0"},
     )
     with monkeypatch.context() as child:
         for name in [name for name in os.environ if name.startswith("RAPPORT_")]:

@@ -83,3 +83,19 @@ def test_customer_merged_into_another_is_found_under_both_ids(home, cast, opened
 
 def test_home_that_no_stream_has_worked_on_knows_of_no_merges(shop, profiles, cast):
     assert profiles.formers(cast.customers[3], deadline=SOON) == []
+
+
+def test_home_that_older_definitions_were_applied_to_is_a_failure_that_says_what_to_do(shop, opened, monkeypatch):
+    from feast import FeatureView, Field
+    from feast.types import Int64
+
+    from feature_repo import definitions
+
+    view = definitions.customer_session
+    fields = [Field(name=c.name, dtype=c.dtype) for c in (*view.entity_columns, *view.features)] + [
+        Field(name="session_sighs", dtype=Int64)
+    ]
+    newer = FeatureView(name=view.name, entities=[definitions.customer], schema=fields, source=view.batch_source, ttl=view.ttl)
+    monkeypatch.setattr(definitions, "customer_session", newer)
+    with pytest.raises(StoreFailure, match=r"session_sighs.*rapport features apply"):
+        opened(shop, max_age_hours=1)

@@ -40,6 +40,26 @@ def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, 
     np.testing.assert_allclose([p.probability for p in answer.predictions], expected, rtol=1e-12)
 
 
+def test_what_a_request_tells_goes_through_the_function_that_training_uses(answers, cast, monkeypatch):
+    """Bit for bit what `windows.derive` makes of the same rows for a training frame; without a context it is unknown, not missing."""
+    seen = []
+    derive = windows.derive_columns
+    monkeypatch.setattr(windows, "derive_columns", lambda *given, **told: seen.append((given, told, derive(*given, **told))) or seen[-1][2])
+    ids = cast.customers[:5]
+    for context in ({"request_price_cents": 1_250, "request_cart_cents": 99.5}, {}):
+        request = ScoreRequest(customer_ids=ids, context=context)
+        assert answers.scoring.answer("churn", request, Deadline.after_ms(5_000)).source == "personal"
+        (columns, at), _, served = seen.pop()
+        frame = pd.DataFrame(columns)
+        labelled = pd.DataFrame({name: context.get(name) for name in windows.REQUEST}, index=frame.index, dtype=float)
+        trained = windows.derive(frame, pd.Timestamp(at, unit="us", tz="UTC"), request=labelled)
+        seen.clear()
+        pd.testing.assert_frame_equal(pd.DataFrame(served), trained, check_exact=True)
+        assert trained["request_price_cents"].isna().all() == (not context)
+    with pytest.raises(ValueError, match="request_price_cents"):
+        ScoreRequest(customer_ids=ids, context={"price": 1.0})
+
+
 def test_reasons_are_the_three_strongest_contributions_with_their_values(answers, home, cast):
     answer = ask(answers, cast.customers[:5])
     learner = answers.champions.bundle.scorers["churn"].learner

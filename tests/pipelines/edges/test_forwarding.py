@@ -185,6 +185,14 @@ def test_a_call_without_an_id_that_comes_twice_is_applied_once(world):
     assert world.pumped(Memory([nameless])) == Forwarded(0, 1, 0, 0), "the same place, so the same message"
 
 
+def test_poison_that_comes_again_because_its_acknowledgement_was_lost_is_set_aside_once(world):
+    payloads = [*POISON.values(), json.dumps({"batch": [call(1), call(2, type="teleport")]}).encode()]
+    assert world.pumped(Memory(payloads)) == Forwarded(1, 0, 0, len(payloads))
+    kept = [parked.payload for parked in world.log.parked(99)]
+    assert world.pumped(Memory(payloads)) == Forwarded(0, len(payloads) + 1, 0, 0)
+    assert [parked.payload for parked in world.log.parked(99)] == kept
+
+
 def test_an_event_of_an_erased_person_does_not_enter_and_is_acknowledged(world):
     world.vault.entomb([world.vault.pseudonym("user_id", "u1")], erased_us=1, receipt="r")
     assert world.pumped(Memory([body(1), body(2)])) == Forwarded(1, 0, 1, 0)

@@ -91,6 +91,21 @@ def test_a_person_is_found_by_whatever_they_are_called(shop: Shop, vault: Vault)
         assert graph.find(shop.home, who, vault) == shop.customer("user_id:bob")
 
 
+def test_a_name_may_stand_for_its_kinds_and_an_address_for_nothing_else(vault: Vault) -> None:
+    def kinds(who: str) -> list[str]:
+        return [name.partition(":")[0] for name in graph.spellings(who, vault)]
+
+    assert kinds("ann") == ["user_id", "email", "anonymous_id"], "a phone number has digits"
+    assert kinds("+49 151") == ["user_id", "email", "phone", "anonymous_id"]
+    assert kinds("user_id:ann") == ["user_id"]
+    address = vault.pseudonym("email", "ann@example.org")
+    for who in ("ann@example.org", " ann@example.org ", "email:ann@example.org", "user_id:Ann@example.org", "anonymous_id:ann@example.org"):
+        assert graph.spellings(who, vault) == [address]
+    assert graph.spellings(address, None) == [address]
+    for nothing in ("", "  ", "phone:none"):
+        assert graph.spellings(nothing, vault) == []
+
+
 def test_a_former_customer_id_leads_to_the_person_of_today(shop: Shop, vault: Vault) -> None:
     former = shop.customer("user_id:bob")
     shop.edge("user_id:bob", "user_id:ann", "link", hour=6)

@@ -1,17 +1,21 @@
 """Links one by one against the same links at once."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import identity, tables
+from pipelines.errors import StoreError
 from pipelines.identity.online import Linked, Online
 from pipelines.vault import open_vault
 
@@ -26,6 +30,7 @@ class Seen:
     subjects: tuple[str, ...]
     hour: int
     known: int
+    position: int = 1
 
     @property
     def event_us(self) -> int:
@@ -36,8 +41,18 @@ class Seen:
         return int((START + timedelta(hours=self.known)).timestamp()) * 1_000_000
 
 
-def seen(*subjects: str, hour: int = 0, known: int | None = None) -> Seen:
-    return Seen(subjects, hour, hour if known is None else known)
+def seen(*subjects: str, hour: int = 0, known: int | None = None, position: int = 1) -> Seen:
+    return Seen(subjects, hour, hour if known is None else known, position)
+
+
+def drained(home: Path, positions: str) -> None:
+    """What a drain notes down of the positions that it has applied."""
+    run = dict.fromkeys(tables.INGESTS.schema.names) | {"source": "web", "files": "log", "positions": positions}  # type: ignore[union-attr]
+    tables.append(home, tables.INGESTS, pa.Table.from_pylist([run], schema=tables.INGESTS.schema))
+
+
+def bytes_of(home: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted((home / "identity").iterdir()))
 
 
 def links(sightings: list[Seen]) -> pd.DataFrame:
@@ -181,8 +196,10 @@ def test_after_an_ingest_the_tables_hold_and_what_came_since_is_linked_on_top(tm
         assert online.customer("user_id:u") == online.customer("user_id:w")
         assert online.customer("user_id:v") is not None  # was not in that ingest, and is not lost
         assert online.refresh() is False
-        online.refresh(drained=START + timedelta(days=1))  # an ingest of all: what it did not store may not be kept
+        drained(tmp_path, "1-1 p0")  # an ingest of all: what it did not store may not be kept
+        assert online.refresh() is True
         assert online.customer("user_id:v") is None
+        assert online.refresh() is False
     with closing(Online(tmp_path)) as again:
         assert again.customer("user_id:u") == again.customer("user_id:w")
 
@@ -198,12 +215,54 @@ def test_a_cut_of_the_ingest_holds_online(tmp_path: Path) -> None:
 def test_forgotten_people_leave_no_byte(tmp_path: Path) -> None:
     with closing(Online(tmp_path)) as online:
         online.link([seen("user_id:secretuser", "anonymous_id:a"), seen("user_id:v", "anonymous_id:b", hour=1)])
-        held = b"".join(path.read_bytes() for path in (tmp_path / "identity").iterdir())
-        assert b"secretuser" in held
+        assert b"secretuser" in bytes_of(tmp_path)
         assert online.forget(["user_id:secretuser", "anonymous_id:a"]) > 0
-        held = b"".join(path.read_bytes() for path in (tmp_path / "identity").iterdir())
-        assert b"secretuser" not in held
+        assert b"secretuser" not in bytes_of(tmp_path)
         assert online.customer("user_id:v") is not None
+
+
+def test_of_what_a_drain_did_not_store_no_byte_stays_and_what_came_since_is_linked(tmp_path: Path) -> None:
+    with closing(Online(tmp_path)) as online:
+        online.link([seen(f"user_id:quiet{n}", f"anonymous_id:device{n}", position=n) for n in range(1, 80)])
+        online.link([seen("user_id:quiet7", "anonymous_id:device7", hour=1, position=80)])  # says the same, after the drain
+        assert b"quiet41" in bytes_of(tmp_path), "the control"
+        drained(tmp_path, "2-79 p0")
+        assert online.refresh() is True
+        assert {row.identifier for row in online.identities()} == {
+            f"{kind}{n}" for kind in ("user_id:quiet", "anonymous_id:device") for n in (1, 7)
+        }
+        assert b"quiet41" not in bytes_of(tmp_path)
+        assert b"device41" not in bytes_of(tmp_path)
+
+
+def test_a_sweep_that_failed_is_made_up_for_at_the_next_look(tmp_path: Path) -> None:
+    with closing(Online(tmp_path)) as online:
+        online.link([seen("user_id:quiet")])
+        drained(tmp_path, "1-1 p0")
+        reader = sqlite3.connect(online.path, isolation_level=None)
+        reader.execute("BEGIN IMMEDIATE")  # another process: the file cannot be written
+        online._db.execute("PRAGMA busy_timeout = 1")
+        with pytest.raises(StoreError):
+            online.refresh()
+        reader.close()
+        assert online.refresh() is True
+        online.link([seen("user_id:quiet", position=2)])
+        drained(tmp_path, "2-2 p0")
+        with patch.object(online, "_sweep", side_effect=StoreError("in use")), pytest.raises(StoreError):
+            online.refresh()
+        assert online.refresh() is True
+        assert b"quiet" not in bytes_of(tmp_path)
+        assert online.refresh() is False
+
+
+def test_a_file_of_an_older_home_is_taken_over(tmp_path: Path) -> None:
+    publish(tmp_path, [seen("user_id:u", "anonymous_id:a")])
+    Online(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "identity" / "online.db")) as db, db:
+        db.execute("ALTER TABLE sightings DROP COLUMN position")
+    with closing(Online(tmp_path)) as online:
+        online.link([seen("user_id:u", "anonymous_id:b")])
+        assert online.customer("anonymous_id:b") == online.customer("anonymous_id:a")
 
 
 def test_an_erased_person_is_not_taken_in_again(tmp_path: Path) -> None:

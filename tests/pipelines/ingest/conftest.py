@@ -121,6 +121,24 @@ class Shop:
     def events(self) -> pd.DataFrame:
         return self.table(tables.EVENTS)
 
+    def comparable(self) -> pd.DataFrame:
+        """The events without what arrival may change: when they came and we knew, and what surrogates and sessions are called."""
+        events = self.events().drop(columns=["created_timestamp", "received_timestamp"])
+        events["customer_id"] = events["customer_id"].map(self.people())
+        events["session_id"] = events.groupby("session_id")["event_timestamp"].transform("min")
+        return events.sort_values("event_id").reset_index(drop=True)
+
+    def people(self) -> dict[str, str]:
+        """customer_id -> its user id, else the first of its devices in the alphabet: a device that two people share names neither."""
+        events, identities = self.events(), self.table(tables.IDENTITIES)
+        named = ("user_id:" + events["user_id"]).fillna("anonymous_id:" + events["anonymous_id"])
+        every = pd.concat(
+            [identities[["customer_id", "identifier"]], pd.DataFrame({"customer_id": events["customer_id"], "identifier": named})]
+        )
+        is_device = every["identifier"].str.startswith("anonymous_id:")
+        first = every.assign(is_device=is_device).sort_values(["is_device", "identifier"]).groupby("customer_id")["identifier"].first()
+        return first.to_dict()
+
     def quarantine(self) -> pd.DataFrame:
         """The quarantine with its bytes opened."""
         rows = self.table(tables.QUARANTINE)

@@ -1,11 +1,16 @@
 """The log's way into the tables: everything once, whatever ends when."""
 
+from contextlib import closing
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines import tables
 from pipelines.errors import StoreError
+from pipelines.identity.online import Online
 from pipelines.ingest import draining
-from pipelines.log import open_log
+from pipelines.log import Aside, Log, open_log
+from pipelines.log.ranges import Ranges
 
 
 def test_what_was_sent_becomes_events_and_a_second_drain_finds_nothing(shop) -> None:
@@ -57,7 +62,7 @@ def test_control_without_the_noted_positions_the_ledger_would_show_it(shop, monk
     with pytest.raises(StoreError, match="killed"):
         shop.drain()
     monkeypatch.setattr(draining.Log, "commit", commit)
-    monkeypatch.setattr(draining, "_drained", lambda home: ([], 0))
+    monkeypatch.setattr(draining, "_drained", lambda home: (Ranges(), 0))
     assert shop.drain().duplicate == 1
     assert shop.ledger()["balance"] == -1
 
@@ -74,7 +79,7 @@ def test_what_was_set_aside_at_the_door_and_by_another_reader_is_counted_once(sh
     shop.send(shop.call("m1"), shop.call("m2", 1))
     with shop.vault() as vault:
         log = open_log(shop.home, settings=shop.settings, vault=vault)
-        log.set_aside("web", b"\xff no event", "not_text")
+        log.set_aside([Aside("web", b"\xff no event", "not_text")])
         for event in log.read("online", max_events=1):
             log.park("online", event, "tries_used_up")
         log.close()
@@ -94,3 +99,35 @@ def test_an_event_of_an_erased_person_that_still_waits_is_counted_and_not_stored
     assert list(shop.events()["event_id"]) == ["m2"]
     assert shop.ledger() | {"accepted": 2, "applied": 1, "erased": 1} == shop.ledger()
     assert shop.is_balanced()
+
+
+def test_of_people_of_whom_a_drain_stored_nothing_no_byte_stays_among_the_links_online(shop) -> None:
+    def linked(online: Online, log: Log) -> None:
+        """As the stream does it: every call, whatever becomes of it."""
+        for event in log.read("online", max_events=100):
+            at = {"event_us": event.received_us, "received_us": event.received_us, "position": event.position}
+            online.link([SimpleNamespace(subjects=event.subjects, **at)])
+
+    def held() -> bytes:
+        return b"".join(path.read_bytes() for path in (shop.home / "identity").iterdir())
+
+    silent = shop.call("m1", user="quiet", anonymousId="d1", context={})
+    shop.send(silent, shop.call("m2", 1, user="open", anonymousId="d2"))
+    quiet, known = shop.name("user_id", "quiet"), shop.name("user_id", "open")
+    with shop.vault() as vault, closing(Online(shop.home)) as online:
+        log = open_log(shop.home, settings=shop.settings, vault=vault)
+        linked(online, log)
+        assert quiet.encode() in held(), "the control"
+        shop.drain()
+        shop.send(shop.call("m3", 2, user="late", anonymousId="d3", context={}))  # behind what was drained
+        linked(online, log)
+        assert online.refresh() is True
+        assert [online.customer(name) is not None for name in (quiet, known, shop.name("user_id", "late"))] == [False, True, True]
+        for name in (quiet, shop.name("anonymous_id", "d1")):
+            assert name.encode() not in held()
+        shop.send(shop.call("m4", -1, user="quiet", receivedAt=shop.at(5)))  # a word that lets in what waited
+        linked(online, log)
+        shop.drain()
+        online.refresh()
+        assert online.customer(quiet) == online.customer(shop.name("anonymous_id", "d1")) is not None
+        log.close()

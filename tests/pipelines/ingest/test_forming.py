@@ -1,6 +1,8 @@
 import pandas as pd
+import pyarrow.parquet as pq
 
 from pipelines import tables
+from pipelines.ingest import reassign
 from pipelines.settings import IngestSettings, Settings
 
 
@@ -104,3 +106,37 @@ def test_the_words_of_a_trusted_source_win_and_the_others_are_kept(shop) -> None
     shop.run(said, settings=trusting)
     assert shop.table(tables.CUSTOMER_PROFILE)["region"].tolist() == ["north"]
     assert sorted(shop.table(tables.TRAITS)["value"]) == ["north", "south"]
+
+
+def test_an_event_says_when_it_was_received_or_nothing_whatever_is_learned_of_its_person(shop) -> None:
+    def received() -> dict[str, pd.Timestamp | None]:
+        return {row.event_id: None if pd.isna(row.received_timestamp) else row.received_timestamp for row in shop.events().itertuples()}
+
+    visitor = shop.call("m1", 0, user=None, anonymousId="d1", receivedAt=shop.at(3))
+    shop.run(shop.call("m0", -9), visitor)
+    shop.mapped([(0, "u9", "look", "i1", 1, "x")])  # a file that notes no receipt
+    nobody_noted = next(iter(set(shop.events()["event_id"]) - {"m0", "m1"}))
+    first = {"m0": pd.Timestamp(shop.at(-8.9)), nobody_noted: None}
+    assert received() == first | {"m1": pd.Timestamp(shop.at(3))}
+    login = shop.call("m2", 60, type="identify", anonymousId="d1", receivedAt=shop.at(61))
+    shop.run(login, name="later.jsonl")
+    events = shop.events().set_index("event_id")
+    assert events.loc["m1", "created_timestamp"] == pd.Timestamp(shop.at(61))  # the control: whose it is was learned then
+    assert received() == first | {"m1": pd.Timestamp(shop.at(3)), "m2": pd.Timestamp(shop.at(61))}
+    shop.send(shop.call("m3", 70, receivedAt=shop.at(72)))
+    shop.drain()
+    reassign(shop.home, settings=shop.settings)
+    assert received()["m3"] == pd.Timestamp(shop.at(72))
+    assert received()["m1"] == pd.Timestamp(shop.at(3))
+
+
+def test_a_home_from_before_receipts_were_kept_is_ingested_onto(shop) -> None:
+    shop.run(shop.call("m1", 0), shop.call("m2", 24 * 60), name="old.jsonl")
+    for path in tables.files(shop.home, tables.EVENTS):
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["received_timestamp"]), path)
+    before = shop.events()
+    assert before["received_timestamp"].isna().all()
+    shop.run(shop.call("m3", 24 * 60 + 1), name="new.jsonl")
+    after = shop.events().set_index("event_id")
+    assert after["received_timestamp"].notna().to_dict() == {"m1": False, "m2": False, "m3": True}
+    assert after.loc["m2", "created_timestamp"] == before.set_index("event_id").loc["m2", "created_timestamp"]

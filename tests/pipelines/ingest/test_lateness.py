@@ -50,29 +50,6 @@ def delayed(shop, calls: list[dict], random) -> list[list[dict]]:
     return [part for part in (late[a:b] for a, b in zip([0, *cuts], [*cuts, len(late)], strict=True)) if part]
 
 
-def comparable(shop) -> pd.DataFrame:
-    """The events without what arrival may change: when we knew, and what surrogates and sessions are called."""
-    events = shop.events().drop(columns=["created_timestamp"])
-    people = people_of(shop)
-    events["customer_id"] = events["customer_id"].map(people)
-    events["session_id"] = events.groupby("session_id")["event_timestamp"].transform("min")
-    return events.sort_values("event_id").reset_index(drop=True)
-
-
-def people_of(shop) -> dict[str, str]:
-    """customer_id -> its user id, else the first of its devices in the alphabet: a device that two people share names neither."""
-    identities = shop.table(tables.IDENTITIES)
-    every = pd.concat([identities[["customer_id", "identifier"]], _names(shop)])
-    is_device = every["identifier"].str.startswith("anonymous_id:")
-    return every.assign(is_device=is_device).sort_values(["is_device", "identifier"]).groupby("customer_id")["identifier"].first().to_dict()
-
-
-def _names(shop) -> pd.DataFrame:
-    events = shop.events()
-    named = ("user_id:" + events["user_id"]).fillna("anonymous_id:" + events["anonymous_id"])
-    return pd.DataFrame({"customer_id": events["customer_id"], "identifier": named})
-
-
 def features_at(shop, at: pd.Timestamp, table: tables.Table) -> pd.DataFrame:
     """The newest row of each customer or item strictly before `at`.
 
@@ -82,7 +59,7 @@ def features_at(shop, at: pd.Timestamp, table: tables.Table) -> pd.DataFrame:
     key = table.key[0]
     rows = rows[rows["event_timestamp"] < at].sort_values("event_timestamp").drop_duplicates(key, keep="last")
     if key == "customer_id":
-        rows = rows.assign(customer_id=rows["customer_id"].map(people_of(shop)))
+        rows = rows.assign(customer_id=rows["customer_id"].map(shop.people()))
     told_as_known = [name for name in rows if name.startswith("sessions_")]
     rows = rows.drop(columns=told_as_known)
     return rows.drop(columns=["event_timestamp"]).sort_values(key).reset_index(drop=True)
@@ -110,7 +87,7 @@ def check_order(new_shop, drawn: list[tuple], random) -> None:
     for number, part in enumerate(delayed(late, calls, random)):
         late.run(*part, name=f"{number}.jsonl")
         assert late.is_balanced()
-    pd.testing.assert_frame_equal(comparable(ordered), comparable(late))
+    pd.testing.assert_frame_equal(ordered.comparable(), late.comparable())
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def rows_drawn(random: Random, size: int) -> pa.Table:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_refused_for_the_reasons_that_the_declared_rules_give_each_of_them(tmp_path, seed) -> None:
-    """What staging shows to `events.validate` is less than the rows: it has to be enough."""
+    """What staging shows to `contract.validate` is less than the rows: it has to be enough."""
     limits = IngestSettings()
     with closing(open_vault(tmp_path)) as vault, connect(tmp_path) as db:
         names.prepare(db, vault)

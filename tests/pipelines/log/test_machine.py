@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from pipelines.errors import StoreError
-from pipelines.log import LogCounts
+from pipelines.log import Aside, LogCounts
 
 GROUPS = ("ingest", "online")
 PEOPLE = tuple(f"user_id:{letter * 32}" for letter in "abc")
@@ -32,7 +32,7 @@ class Against(RuleBasedStateMachine):
         self.fates = {group: {} for group in GROUPS}  # position -> committed, parked or erased
         self.held = {group: {} for group in GROUPS}  # position -> event, in this reader's hands
         self.given = {group: {} for group in GROUPS}  # position -> how often
-        self.aside = []  # (people, reason)
+        self.aside, self.brought = [], set()  # (people, reason); numbers of what was set aside ever
         self.forgotten, self.begun = 0, set()
 
     @rule(numbers=st.lists(st.integers(0, 60), min_size=1, max_size=12), people=st.lists(st.sampled_from(PEOPLE), max_size=2, unique=True))
@@ -91,14 +91,17 @@ class Against(RuleBasedStateMachine):
                 self.aside.append((event.subjects, "item_missing"))
                 self.counted["parked"] += 1
 
-    @rule(people=st.lists(st.sampled_from(PEOPLE), max_size=1))
-    def set_aside(self, people):
-        self.log.set_aside("shop", b"no event", "not_json", subjects=people)
-        if self.dead & set(people):
-            self.counted["erased"] += 1
-        else:
-            self.aside.append((tuple(people), "not_json"))
-            self.counted["parked"] += 1
+    @rule(brought=st.lists(st.tuples(st.integers(0, 9), st.lists(st.sampled_from(PEOPLE), max_size=1).map(tuple)), max_size=4))
+    def set_aside(self, brought):
+        expected = []
+        for number, people in brought:
+            is_new = number not in self.brought
+            self.brought.add(number)
+            expected.append("duplicate" if not is_new else "erased" if self.dead & set(people) else "appended")
+            if expected[-1] == "appended":
+                self.aside.append((people, "not_json"))
+            self.counted["parked" if expected[-1] == "appended" else expected[-1]] += 1
+        assert self.log.set_aside([Aside("shop", b"no event %d" % number, "not_json", people) for number, people in brought]) == expected
 
     @rule()
     def everybody_does_everything(self):
@@ -140,6 +143,11 @@ class Against(RuleBasedStateMachine):
     @rule(hours=st.sampled_from([-3, 1, 30]))
     def time_passes(self, hours):
         self.world.hours_pass(hours)
+
+    @rule()
+    def what_came_is_sent_again_a_day_later(self):
+        self.time_passes(30)
+        self.append(sorted(self.ids) or [0], [])
 
     @rule()
     def restart(self):
@@ -186,6 +194,7 @@ def test_any_sequence_of_calls_agrees_with_the_model(tools):
         ("pipelines.log.groups.settle", lambda db, name, positions, counter: set()),
         ("pipelines.log.segments.Segment.remove", lambda self, subjects: 0),
         ("pipelines.log.catalogue.Catalogue.known", lambda self, digests: set()),
+        ("pipelines.log.parking.known", lambda db, digests: set()),
         ("pipelines.log.groups.give", lambda db, name, first, last: None),
     ],
 )

@@ -1,12 +1,13 @@
 """The log keeps each event once and gives it to each group until it is done."""
 
+import hashlib
 import threading
 from dataclasses import replace
 
 import pytest
 
 from pipelines.errors import StoreError
-from pipelines.log import GroupCounts, LogCounts, Outcome, open_log
+from pipelines.log import Aside, GroupCounts, LogCounts, Outcome, open_log
 from pipelines.log.catalogue import Catalogue
 from pipelines.log.connection import connect
 from pipelines.settings import Settings
@@ -46,7 +47,6 @@ def test_an_id_is_taken_once_per_source_within_a_call_between_calls_and_after_a_
     again = world.open()
     assert again.append([world.event(1), world.event(1, source="other"), world.event(2)]) == ["duplicate", "duplicate", "appended"]
     assert again.counts() == LogCounts(appended=3, duplicate=4, erased=0, parked=0)
-    assert again.counts_by_source()["other"] == LogCounts(appended=1, duplicate=1, erased=0, parked=0)
 
 
 def test_source_and_id_do_not_run_into_each_other(world, log):
@@ -254,8 +254,8 @@ def test_a_parked_event_stops_nobody_and_is_kept_with_its_reason(world, log):
 
 
 def test_bytes_at_the_door_are_kept_sealed(world, log):
-    log.set_aside("shop", b"\xff no event", "not_text")
-    log.set_aside("shop", b"half an event", "not_json", subjects=("user_id:a",))
+    refused = [Aside("shop", b"\xff no event", "not_text"), Aside("shop", b"half an event", "not_json", ("user_id:a",))]
+    assert log.set_aside(refused) == ["appended", "appended"]
     assert [(kept.payload, kept.reason, kept.tries) for kept in log.parked(10)] == [
         (b"\xff no event", "not_text", 0),
         (b"half an event", "not_json", 0),
@@ -263,6 +263,58 @@ def test_bytes_at_the_door_are_kept_sealed(world, log):
     log.checkpoint()
     assert not world.bytes_with(b"an event")
     assert log.counts() == LogCounts(appended=0, duplicate=0, erased=0, parked=2)
+    assert log.count_parked() == 2
+
+
+def test_bytes_brought_again_after_a_kill_are_kept_once_even_if_they_were_taken_away_meanwhile(world, log):
+    refused = [Aside("shop", b"half", "not_json"), Aside("shop", b"half", "not_json"), Aside("shop", b"half", "not_json", message_id="7-1")]
+    assert log.set_aside(refused) == ["appended", "duplicate", "appended"], "what comes from another place is another message"
+    log.drop_parked([kept.id for kept in log.parked(9)])
+    log.close()
+    again = world.open()
+    assert again.set_aside(refused) == ["duplicate"] * 3
+    assert again.set_aside([Aside("app", b"half", "not_json")]) == ["appended"]
+    assert again.counts() == LogCounts(appended=0, duplicate=4, erased=0, parked=3)
+    assert [kept.source for kept in again.parked(9)] == ["app"]
+
+
+def test_many_bad_calls_are_one_commit(world, log, monkeypatch):
+    commits = []
+    db = log._readers.catalogue.db
+    db.set_trace_callback(lambda statement: commits.append(statement) if statement.startswith("COMMIT") else None)
+    log.set_aside([Aside("shop", b"%d" % n, "not_json") for n in range(2_500)])
+    db.set_trace_callback(None)
+    assert len(commits) == 1
+    assert log.count_parked() == 2_500
+
+
+def test_bytes_that_were_brought_cannot_be_guessed_at_from_the_file(world, log):
+    log.set_aside([Aside("shop", b"ada@example.com", "not_json")])
+    log.checkpoint()
+    plain = hashlib.blake2b(b"shop\0\0ada@example.com", digest_size=16).digest()
+    assert not world.bytes_with(plain)
+    assert world.bytes_with(log._readers._digest(Aside("shop", b"ada@example.com", "not_json"))), "the control: it is known by that"
+
+
+# -- looked at once more
+
+
+def test_done_events_can_be_looked_at_by_their_positions_until_they_are_gone(world, log):
+    log.append([world.event(n, people=f"user_id:{'ab'[n % 2]}") for n in range(4)])
+    world.hours_pass(25)
+    log.append([world.event(n, people="user_id:c") for n in range(4, 6)])
+    given = log.read("g", max_events=9)
+    log.commit("g", positions(given))
+    assert log.look([2, 5, 1]) == [given[0], given[1], given[4]]
+    assert log.subjects([6, 1, 99]) == {1: ("user_id:a",), 6: ("user_id:c",)}
+    assert log.read("g", max_events=9) == [], "it is given to no group by that"
+    log.remove(["user_id:a"])
+    assert positions(log.look([1, 2, 3])) == [2]
+    assert log.subjects([1, 2, 3]) == {2: ("user_id:b",)}
+    world.vault.destroy(["user_id:b"])
+    assert log.look([2]) == []
+    log.trim(before_us=world.now_us)
+    assert log.subjects([2, 5]) == {}, "their segments are forgotten"
 
 
 # -- segments and retention

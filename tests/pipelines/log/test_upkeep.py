@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipelines.log import GroupCounts, LogCounts, Outcome
+from pipelines.log import Aside, GroupCounts, LogCounts, Outcome
 
 ANNA, BERT = "user_id:" + "a" * 32, "user_id:" + "b" * 32
 
@@ -33,7 +33,7 @@ def test_no_byte_of_an_erased_person_stays_in_any_file(world):
     for day in range(3):
         log.append([world.event(100 * day + n, people=(ANNA, BERT)[n % 2], payload=b"x" * (50 + 60 * n)) for n in range(100)])
         world.hours_pass(25)
-    log.set_aside("shop", b"half an event", "not_json", subjects=(ANNA,))
+    log.set_aside([Aside("shop", b"half an event", "not_json", (ANNA,))])
     log.park("g", log.read("g", max_events=1)[0], "item_missing")
     log.checkpoint()
     needles += [b"a" * 32]
@@ -59,7 +59,7 @@ def test_an_event_that_names_an_erased_person_anywhere_is_not_kept(world, log):
     events = [world.event(1, people=ANNA), world.event(2, people=(BERT, ANNA)), world.event(3, people=BERT)]
     assert log.append(events) == ["erased", "erased", "appended"]
     assert log.append(events) == ["duplicate", "duplicate", "duplicate"]
-    log.set_aside("shop", b"of Anna", "not_json", subjects=(ANNA,))
+    log.set_aside([Aside("shop", b"of Anna", "not_json", (ANNA,))])
     assert log.counts() == LogCounts(appended=1, duplicate=3, erased=3, parked=0)
     assert world.vault.unseal([ANNA], [b"0" * 40]) == [None]
     assert not world.bytes_with(ANNA.encode())

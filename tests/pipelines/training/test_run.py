@@ -3,20 +3,22 @@
 import json
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from models import evaluation
+from models import evaluation, returns
 from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines import feature_store, features, labels, registry, scoring, tables, tracking, training
 from pipelines.errors import InputError, RegistryError
 from pipelines.settings import Settings
 from pipelines.training import classifiers, publishing, recommenders
+from pipelines.training.rows import with_protected
 
 NAMES = ("churn", "intent", "recommender")
 
@@ -102,10 +104,10 @@ def test_version_records_under_which_policies_its_people_agreed(trained, name):
 
 def test_guessed_traits_are_nobodys_group(copied):
     rows = pd.DataFrame({"customer_id": tables.read(copied.home, tables.CUSTOMER_PROFILE)["customer_id"], "event_timestamp": copied.as_of})
-    assert classifiers.with_protected(copied.home, rows)["gender"].notna().all()
+    assert with_protected(copied.home, rows)["gender"].notna().all()
     guessed = tables.read(copied.home, tables.CUSTOMER_PROFILE).assign(is_gender_imputed=True)
     tables.write(copied.home, tables.CUSTOMER_PROFILE, guessed)
-    told = classifiers.with_protected(copied.home, rows)
+    told = with_protected(copied.home, rows)
     assert told["gender"].isna().all()
     assert told["region"].notna().all()
 
@@ -139,7 +141,7 @@ def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(getattr(publishing, module), function, die)
-        patch.setattr(publishing, "decide", lambda home, fitted, version: publishing.Decision(True, version, "for the test"))
+        patch.setattr(publishing, "decide", lambda home, fitted, version, **words: publishing.Decision(True, version, "for the test"))
         with pytest.raises(KeyboardInterrupt):
             training.train("churn", home, settings=settings, as_of=copied.as_of)
     assert registry.load_champion(home, "churn").version == 1
@@ -152,25 +154,97 @@ def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, mo
     assert client.get_model_version_by_alias("churn", "champion").tags["rapport.version"] == str(report.details["champion"])
 
 
-def test_better_version_leads_and_a_worse_one_does_not(copied):
+def test_recommender_that_is_better_leads_and_a_worse_one_does_not(copied):
     home, settings = copied.home, copied.settings
-    fitted, _ = classifiers.fit("churn", home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
+    fitted, _ = recommenders.fit(home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
+    assert fitted.judge(registry.load_champion(home, "recommender")) == pytest.approx(copied.reports["recommender"].value)
     value = fitted.quality.value
     for other, is_champion in ((value + 0.01, False), (value, True), (value - 0.01, True), (None, True)):
         object.__setattr__(fitted, "judge", lambda champion, other=other: other)
-        decision = publishing.decide(home, fitted, 2)
+        decision = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of)
         assert decision.is_champion is is_champion
         assert decision.champion == (2 if is_champion else 1)
+
+
+def challenger(copied):
+    """A churn model fitted once more, its test rows, and what the champion says of them."""
+    fitted, _ = classifiers.fit("churn", copied.home, settings=copied.settings, as_of=copied.as_of, progress=lambda done, total: None)
+    return fitted, fitted.sheet, fitted.rescore(registry.load_champion(copied.home, "churn"))
+
+
+def test_classifier_passes_the_gate_by_the_rows_of_the_test_and_a_refusal_says_why(copied):
+    home, settings = copied.home, copied.settings
+    fitted, sheet, theirs = challenger(copied)
+    assert evaluation.auc(sheet.label, theirs) == pytest.approx(copied.reports["churn"].value)
+    later = copied.as_of + timedelta(days=1)
+    same = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of)
+    assert (same.is_champion, same.champion) == (False, 1)  # as good as the champion, of the same data: no reason to change
+    assert "not better" in same.why
+    newer = publishing.decide(home, fitted, 2, settings=settings, as_of=later)
+    assert (newer.is_champion, newer.champion, newer.against["version"]) == (True, 2, 1)
+    object.__setattr__(fitted, "sheet", replace(sheet, probability=1 - sheet.probability))
+    assert not publishing.decide(home, fitted, 2, settings=settings, as_of=later).is_champion
+    object.__setattr__(fitted, "rescore", lambda champion: None)
+    assert "cannot be compared" in publishing.decide(home, fitted, 2, settings=settings, as_of=later).why
     (registry.load_champion(home, "churn").folder / "model.lgb").write_text("tree")
-    assert publishing.decide(home, fitted, 2).is_champion
+    assert publishing.decide(home, fitted, 2, settings=settings, as_of=later).is_champion
 
 
-def test_champion_is_judged_by_its_own_model_on_the_same_test(copied):
-    home, settings, reports = copied.home, copied.settings, copied.reports
-    for family, name in ((classifiers, "churn"), (recommenders, "recommender")):
-        words = (name, home) if name == "churn" else (home,)
-        fitted, _ = family.fit(*words, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
-        assert fitted.judge(registry.load_champion(home, name)) == pytest.approx(reports[name].value)
+def test_every_report_of_a_classifier_names_its_baselines_with_intervals(trained):
+    found = {name: [one["name"] for one in trained.reports[name].baselines] for name in ("churn", "intent")}
+    assert found == {"churn": ["recency rule", "logistic regression", "Pareto/NBD"], "intent": ["cart rule", "logistic regression"]}
+    for name in found:
+        report = trained.reports[name]
+        for one in report.baselines:
+            assert one["low"] <= one["lead"] <= one["high"]
+            assert one["lead"] == pytest.approx(report.value - one["value"])
+        assert report.baselines[0]["value"] == report.rival_value
+
+
+def test_run_holds_what_the_model_goes_by_and_no_customer(trained):
+    client, parents, _ = runs(trained.home, "churn")
+    listed = {item.path for item in client.list_artifacts(parents[0].info.run_id, "explanations")}
+    wanted = ("contributions.csv", "contributions_by_row.csv", "partial_dependence.csv", "calibration.csv", "gain.csv", "search.csv")
+    pictures = ("contributions.png", "partial_dependence.png", "calibration.png", "gain.png", "search_importance.json")
+    assert {f"explanations/{name}" for name in (*wanted, *pictures)} <= listed
+    people = set(tables.read(trained.home, tables.LABELS_CHURN)["customer_id"])
+    for name in wanted:
+        told = Path(client.download_artifacts(parents[0].info.run_id, f"explanations/{name}")).read_text()
+        assert not any(person in told for person in people)
+
+
+def test_model_of_one_file_is_trained_tracked_and_kept_like_any_other(copied, monkeypatch):
+    home, settings = copied.home, copied.settings
+    monkeypatch.setattr(returns, "HORIZON", pd.Timedelta(7, "D"))  # the log is short
+    events = tables.read(home, tables.EVENTS)
+    orders = events[(events["type"] == "purchase") & (events["customer_id"].str[-1].isin(["1", "3"]))]
+    back = orders.assign(
+        type="return", name="return", event_id=orders["event_id"] + "r", revenue_cents=-orders["revenue_cents"],
+        event_timestamp=orders["event_timestamp"] + timedelta(days=2), created_timestamp=orders["created_timestamp"] + timedelta(days=2),
+    )  # fmt: skip
+    tables.write(home, tables.EVENTS, pd.concat([events, back[back["event_timestamp"] < pd.Timestamp(copied.as_of)]], ignore_index=True))
+    features.build(home)
+    report = training.train("return_risk", home, settings=settings, as_of=copied.as_of)
+    assert report.trainable, report.why
+    assert (report.version, report.metric, report.rival) == (1, "auc", "returns per order")
+    assert report.value > 0.7  # half of them return all, and the others nothing
+    assert registry.load_champion(home, "return_risk").manifest["feature_service"] == "churn_v1"
+    client, parents, trials = runs(home, "return_risk")
+    assert (len(parents), len(trials)) == (1, settings.training.trials)
+    assert client.get_model_version_by_alias("return_risk", "champion").tags["rapport.version"] == "1"
+    scored = scoring.score(home, settings=settings, as_of=copied.as_of)
+    told = tables.read(home, tables.TASK_SCORES)
+    assert scored.versions["return_risk"] == 1
+    assert told["model"].unique().tolist() == ["return_risk"]
+    assert told["customer_id"].is_unique
+    assert len(told) == scored.rows["task_scores"] == tables.count(home, tables.CUSTOMER_SCORES)
+    assert told["probability"].between(0, 1).all()
+
+
+def test_intent_of_a_day_and_a_week_are_trained_by_their_names(copied):
+    report = training.train("intent_24h", copied.home, settings=copied.settings, as_of=copied.as_of)
+    assert report.trainable, report.why
+    assert report.value > 0.5
 
 
 def test_version_rolled_back_by_a_person_is_not_promoted_by_training_again(copied):
@@ -227,13 +301,6 @@ def test_features_of_a_label_row_do_not_move_when_the_future_is_cut_off(copied):
     pd.testing.assert_frame_equal(feature_store.training_frame(home, wanted, service="churn_v1"), full)
 
 
-def test_planted_leak_is_named_among_the_suspects():
-    rng = np.random.default_rng(0)
-    label = (rng.random(400) < 0.3).astype(float)
-    frame = pd.DataFrame({"honest": label + rng.normal(0, 2, 400), "leak": label + rng.normal(0, 0.1, 400), "region": "north"})
-    assert list(classifiers.suspects(frame, label)) == ["leak"]
-
-
 def test_data_that_cannot_carry_labels_are_reported_and_recorded(copied):
     home, settings = copied.home, copied.settings
     events = tables.read(home, tables.EVENTS)
@@ -256,8 +323,8 @@ def test_data_that_cannot_carry_labels_are_reported_and_recorded(copied):
 
 
 def test_unknown_model_is_refused(tmp_path):
-    with pytest.raises(InputError, match="'ranker'"):
-        training.train("ranker", tmp_path, settings=Settings(), as_of=datetime(2026, 1, 1, tzinfo=UTC))
+    with pytest.raises(InputError, match=r"churn, intent, intent_24h, intent_7d, recommender.*'weather'"):
+        training.train("weather", tmp_path, settings=Settings(), as_of=datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def test_recommender_served_knows_everybody_of_today(trained):

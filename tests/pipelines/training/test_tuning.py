@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import optuna
 import pandas as pd
@@ -161,3 +163,44 @@ def test_fingerprint_sees_values_order_names_and_types():
     assert fingerprint(frame, 1 - label) != same
     matrix = sparse.csr_matrix(np.eye(3))
     assert fingerprint(matrix) != fingerprint(sparse.csr_matrix(np.eye(3)[::-1]))
+
+
+def test_loss_of_a_trial_is_the_mean_over_all_origins(tmp_path):
+    seen = []
+    words = {"n_trials": 30, "seed": 3, "earlier": [((0.7,), None)]}
+    between = tune(Bowl, (0.3,), None, **words, on_trial=seen.append)
+    assert all(trial.value == pytest.approx((abs(x - 0.3) + abs(x - 0.7)) / 2) for trial in seen if (x := trial.params["x"]) is not None)
+    assert 0.25 < between["x"] < 0.75
+    assert tune(Bowl, (0.3,), None, **words) == between
+
+
+def test_search_space_of_a_task_takes_the_place_of_the_learners():
+    seen = []
+    params = tune(
+        Bowl, (0.3,), None, n_trials=6, seed=1, suggest=lambda trial: {"x": trial.suggest_float("x", 0.8, 0.95)}, on_trial=seen.append
+    )
+    assert 0.8 <= params["x"] <= 0.95
+    assert all(0.8 <= trial.params["x"] <= 0.95 for trial in seen)
+
+
+def test_line_that_another_process_is_writing_is_not_cut_off(tmp_path):
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    from pipelines.training.tuning import _mend
+
+    journal = tmp_path / "journal.log"
+    tune(Bowl, (0.3,), None, n_trials=2, seed=3, journal=journal, study_name="s")
+    half, rest = b'{"op_code": 99, "wor', b'ker_id": "w"}\n'
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    with journal.open("ab") as file:
+        file.write(half)
+    cutter = threading.Thread(target=_mend, args=(journal,))
+    cutter.start()
+    cutter.join(timeout=0.3)
+    assert cutter.is_alive()  # it waits for who is writing
+    with journal.open("ab") as file:
+        file.write(rest)
+    lock.release()
+    cutter.join(timeout=30)
+    assert journal.read_bytes().endswith(half + rest)

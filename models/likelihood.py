@@ -1,0 +1,93 @@
+"""Numerics of likelihoods: the best of several searches, an integral of two powers, a Gauss rule of a beta distribution.
+
+Arrays in and out. Knows nothing of customers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, optimize
+
+Floats = NDArray[np.float64]
+Parameters = tuple[float, ...]
+Slopes = tuple[Floats, tuple[Floats, ...]]  # log-likelihood of each row, and its derivative by each parameter
+
+SMALLEST, LARGEST = 1e-4, 1e5  # of a parameter: beyond it the likelihoods here are flat
+SCOUTS = 2_000  # rows that the starts are compared on
+NODES = 48  # of the integrals
+DEEP = 45.0  # an integrand that fell by e**-45 adds nothing to a double
+
+_LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(NODES)
+
+
+def maximise(slopes: Callable[[Parameters, Floats], Slopes], rows: Floats, size: int, *, n_starts: int, rng: np.random.Generator) -> Any:
+    """The best of several searches over the logs of the parameters; the first starts from ones.
+
+    slopes: (parameters, rows) -> log-likelihood of the rows and its derivatives. rows: (n, anything). size: of the parameters.
+    With many rows the starts are tried on some of them, and the best is followed on all.
+    """
+
+    def search(start: Floats, part: Floats) -> Any:
+        def cost(theta: Floats) -> tuple[float, Floats]:
+            point = tuple(float(value) for value in np.exp(theta))
+            value, by = slopes(point, part)
+            return -float(np.mean(value)), -np.array([np.mean(slope) for slope in by]) * point
+
+        bounds = [(np.log(SMALLEST), np.log(LARGEST))] * size
+        return optimize.minimize(cost, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9})
+
+    starts = [np.zeros(size), *(rng.uniform(-2.0, 2.0, size) for _ in range(n_starts - 1))]
+    some = rows if len(rows) <= SCOUTS else rows[rng.choice(len(rows), SCOUTS, replace=False)]
+    best = min((search(start, some) for start in starts), key=lambda result: result.fun)
+    return best if some is rows else search(best.x, rows)
+
+
+@dataclass(frozen=True)
+class PowerIntegral:
+    """log of an integral of (alpha + t) ** -k * (beta + t) ** -l, and means over t with the integrand as their weight."""
+
+    log_value: Floats
+    log_alpha: Floats  # of log(alpha + t)
+    inverse_alpha: Floats  # of 1 / (alpha + t)
+    log_beta: Floats
+    inverse_beta: Floats
+
+
+def power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: float, beta: float) -> PowerIntegral:  # noqa: E741
+    """The integral for t from lower to upper; its log is -inf where they meet.
+
+    With w = log(min(alpha, beta) + t) the integrand is analytic in a strip around the real line, and falls ever faster: it is cut
+    where it has fallen by `DEEP`, and what is left suits a Gauss-Legendre rule, whatever k is. The difference of two hypergeometric
+    functions that is usually printed cancels where `lower` is near `upper`, and overflows for large k.
+    """
+    small = min(alpha, beta)
+    start, full = np.log(small + lower), np.log(small + upper) - np.log(small + lower)
+    falls = (small + lower) * (k / (alpha + lower) + l / (beta + lower)) - 1  # of the log, at the lower end
+    length = np.minimum(full, DEEP / np.maximum(falls, 1e-300))
+    w = start[:, None] + length[:, None] * (_LEGENDRE_NODES + 1) / 2
+    grown = np.exp(w)
+    to_alpha, to_beta = grown + (alpha - small), grown + (beta - small)
+    log_alpha, log_beta = np.log(to_alpha), np.log(to_beta)
+    logs = w - k[:, None] * log_alpha - l * log_beta
+    top = logs.max(axis=1)
+    mass = np.exp(logs - top[:, None]) * _LEGENDRE_WEIGHTS
+    total = mass.sum(axis=1)
+    with np.errstate(divide="ignore"):
+        log_value = top + np.log(total) + np.log(length / 2)
+    mean = lambda values: np.asarray(np.einsum("ij,ij->i", mass, values) / total)  # noqa: E731
+    return PowerIntegral(log_value, mean(log_alpha), mean(1 / to_alpha), mean(log_beta), mean(1 / to_beta))
+
+
+def beta_rule(a: float, b: float) -> tuple[Floats, Floats]:
+    """Nodes and weights (`NODES`) that average a smooth function over beta (a, b). Source: Golub & Welsch 1969, Jacobi's recurrence."""
+    n = np.arange(1, NODES)
+    p, q = b - 1, a - 1  # Jacobi's exponents on [-1, 1]
+    total = 2 * n + p + q
+    middle = np.concatenate([[(q - p) / (p + q + 2)], (q**2 - p**2) / (total * (total + 2))])
+    beside = 4 * n * (n + p) * (n + q) * (n + p + q) / (total**2 * (total + 1) * np.where(n == 1, 1.0, total - 1))
+    beside[0] = 4 * (1 + p) * (1 + q) / ((2 + p + q) ** 2 * (3 + p + q))
+    roots, vectors = linalg.eigh_tridiagonal(middle, np.sqrt(beside))
+    return np.clip((roots + 1) / 2, 1e-300, 1.0), vectors[0] ** 2

@@ -1,0 +1,119 @@
+"""Candidates with their features -> the order in which they are shown: LambdaRank trees over one customer's candidates at a time.
+
+Learns from earlier moments whose outcome is known; the sources' scores in its rows must come from fits that had not seen that outcome.
+Source: Burges, "From RankNet to LambdaRank to LambdaMART", 2010; LightGBM's implementation.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.candidates.pairs import Pairs
+from models.learner import Learner, read_json, write_json
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
+
+# Small shops get smaller trees: this many chosen candidates for each leaf, and never fewer leaves than SMALLEST_TREE.
+CHOSEN_A_LEAF, SMALLEST_TREE = 100, 7
+ROWS_SHARE, SMALLEST_LEAF = 100, 5  # a leaf holds 1 / ROWS_SHARE of the rows where min_data_in_leaf asks for more
+
+
+class Ranker(Learner):
+    """Boosted trees for the order of one customer's candidates.
+
+    num_leaves, min_data_in_leaf: at most; on little data less. truncation: places of a list that the order is learned for. The same
+    rows and `random_state` give the same bytes, whatever `num_threads`. Learned: `booster_`, `feature_names_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_rounds: int = 100,
+        num_leaves: int = 31,
+        learning_rate: float = 0.05,
+        min_data_in_leaf: int = 200,
+        feature_fraction: float = 0.5,
+        truncation: int = 30,
+        random_state: int = 0,
+        num_threads: int = 1,
+    ) -> None:
+        self.n_rounds = n_rounds
+        self.num_leaves = num_leaves
+        self.learning_rate = learning_rate
+        self.min_data_in_leaf = min_data_in_leaf
+        self.feature_fraction = feature_fraction
+        self.truncation = truncation
+        self.random_state = random_state
+        self.num_threads = num_threads
+
+    def fit(self, examples: Sequence[Pairs], validation: Any = None) -> Self:
+        """Learn from the pairs of earlier moments; a customer at a moment is one list. Nothing is stopped early.
+
+        Customers of whose candidates none was chosen, or all, teach nothing. Raises ValueError where that is everybody, or columns differ.
+        """
+        import lightgbm as lgb
+
+        values, label, groups = self._lists(examples)
+        self.feature_names_ = list(examples[0].names)
+        options = {
+            "objective": "lambdarank", "label_gain": [0, 1], "lambdarank_truncation_level": self.truncation,
+            "num_leaves": min(self.num_leaves, max(SMALLEST_TREE, int(label.sum()) // CHOSEN_A_LEAF)),
+            "learning_rate": self.learning_rate, "feature_fraction": self.feature_fraction, "seed": self.random_state,
+            "min_data_in_leaf": max(SMALLEST_LEAF, min(self.min_data_in_leaf, len(label) // ROWS_SHARE)),
+            "num_threads": self.num_threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
+        }  # fmt: skip
+        data = lgb.Dataset(values, label, group=groups, feature_name=self.feature_names_, free_raw_data=True)
+        self.booster_ = lgb.train(options, data, self.n_rounds)
+        return self
+
+    def score(self, candidates: Pairs) -> NDArray[np.float32]:
+        """(n,), higher is better, comparable within a customer only. Raises ValueError where the columns are not those of `fit`."""
+        self._check_fitted("booster_")
+        if list(candidates.names) != self.feature_names_:
+            odd = sorted(set(candidates.names) ^ set(self.feature_names_))
+            raise ValueError(f"Ranker: expected the columns of fit in their order; missing or foreign: {odd}")
+        if not len(candidates.item):
+            return np.empty(0, dtype=np.float32)
+        return np.asarray(self.booster_.predict(candidates.values, num_threads=self.num_threads), dtype=np.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write `ranker.lgb`, LightGBM's own text, and `ranker.json` into the folder, made if absent."""
+        self._check_fitted("booster_")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.booster_.save_model(folder / "ranker.lgb")
+        write_json(folder / "ranker.json", {"kind": "ranker", "params": self.get_params(), "feature_names": self.feature_names_})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """The ranker as it was saved. Raises ValueError if the files disagree."""
+        import lightgbm as lgb
+
+        saved = read_json(folder / "ranker.json", "ranker")
+        ranker = cls(**saved["params"])
+        ranker.booster_, ranker.feature_names_ = lgb.Booster(model_file=folder / "ranker.lgb"), list(saved["feature_names"])
+        if ranker.booster_.feature_name() != ranker.feature_names_:
+            raise ValueError(f"{folder}: the trees and their description do not belong together; save the ranker again")
+        return ranker
+
+    booster_: "lgb.Booster"
+    feature_names_: list[str]
+
+    def _lists(self, examples: Sequence[Pairs]) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
+        """Rows to learn from, their labels, and the length of each list."""
+        if len({example.names for example in examples}) > 1:
+            raise ValueError("Ranker: the examples do not have the same columns")
+        parts = []
+        for example in examples:
+            group = np.cumsum(np.diff(example.customer, prepend=-1) != 0) - 1
+            size, hits = np.bincount(group), np.bincount(group, weights=example.label)
+            teaches = (hits > 0) & (hits < size)
+            kept = teaches[group]
+            parts.append((example.values[kept], example.label[kept], size[teaches]))
+        if not any(len(groups) for _, _, groups in parts):
+            raise ValueError("Ranker: no customer has both chosen and other candidates; there is no order to learn")
+        values, label, groups = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return values, label, groups

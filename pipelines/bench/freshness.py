@@ -1,0 +1,136 @@
+"""How long after an event is durable its features are read: a running stream worker, events at a steady rate, and some that are watched.
+
+In: an empty folder. Out: rows for `rapport bench features`. The rival writes one row to the same kind of store with Feast, which knows
+neither the windows nor the newer row: its time is that of the write alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from pipelines import feature_store
+from pipelines.bench.row import BenchRow, row
+from pipelines.errors import PipelineError, StoreError
+from pipelines.log import Incoming, Writer, open_log
+from pipelines.online_writer import IDENTIFIER_VIEW, OnlineWriter
+from pipelines.settings import Settings
+from pipelines.vault import Vault, open_vault
+
+VIEW, FEATURE = "customer_activity", "events_total"
+_EVERY = 20  # of the events, one is watched
+_PEOPLE = 2_000
+_WAIT_S = 30.0
+
+
+def freshness_rows(home: Path, *, per_s: int = 500, seconds: float = 8.0) -> list[BenchRow]:
+    """Milliseconds from the log's answer to the value in the store, p50 and p99, at so many events a second."""
+    feature_store.apply(home)
+    watched = [f"watched-{n}" for n in range(int(per_s * seconds) // _EVERY)]
+    settings = Settings(home=home)
+    with closing(open_vault(home)) as vault, closing(open_log(home, settings=settings, vault=vault)) as log, _stream(home):
+        writer = Writer(log, group_events=settings.collect.group_events, queue_events=settings.collect.queue_events)
+        with closing(writer), closing(OnlineWriter(home)) as online:
+            writer.submit([_event(vault, f"first-{name}", name) for name in watched]).result()
+            customers = _known(online, [vault.pseudonym("user_id", name) for name in watched])
+            took = _watch(writer, online, vault, dict(zip(watched, customers, strict=True)), per_s=per_s)
+    ordered, rival = sorted(took), sorted(_by_feast(home))
+    name = f"acked event to readable feature at {per_s} events/s"
+    return [row(f"{name}: p{share}", _at(ordered, share), "ms", "Feast's write of one row", _at(rival, share)) for share in (50, 99)]
+
+
+def _at(ordered: Sequence[float], share: int) -> float:
+    return ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
+
+
+@contextmanager
+def _stream(home: Path) -> Iterator[None]:
+    """The worker, as the service starts it."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")}
+    with (home / "stream.log").open("wb") as out:
+        command = [sys.executable, "-m", "pipelines.stream"]
+        worker = subprocess.Popen(command, env=variables | {"RAPPORT_HOME": str(home.resolve())}, stdout=out, stderr=out)
+    try:
+        yield
+        if worker.poll() is not None:
+            raise PipelineError(f"bench: the stream ended by itself with {worker.returncode}; {home / 'stream.log'} says why")
+    finally:
+        worker.terminate()
+        try:
+            worker.wait(15.0)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+
+
+def _event(vault: Vault, message: str, user: str) -> Incoming:
+    now = datetime.now(UTC)
+    call = {
+        "type": "track",
+        "event": "Product Viewed",
+        "messageId": message,
+        "userId": user,
+        "timestamp": now.isoformat(),
+        "receivedAt": now.isoformat(),
+        "properties": {"product_id": "i1", "price": 19.9},
+        "context": {"consent": {"categoryPreferences": {"analytics": True, "personalization": True, "marketing": False}}},
+    }
+    return Incoming("bench", message, (vault.pseudonym("user_id", user),), json.dumps(call).encode(), int(now.timestamp() * 1e6))
+
+
+def _known(online: OnlineWriter, identifiers: Sequence[str]) -> list[str]:
+    """Whose the identifiers are, once the worker has seen all of them and shows their first event."""
+    until = time.monotonic() + _WAIT_S
+    while time.monotonic() < until:
+        owners = online.read(IDENTIFIER_VIEW, "customer_id", identifiers, join_key="identifier")
+        customers = [str(owners[name][0]) for name in identifiers if name in owners]
+        if len(customers) == len(identifiers) and len(online.read(VIEW, FEATURE, customers)) == len(customers):
+            return customers
+        time.sleep(0.1)
+    raise StoreError(f"bench: the stream did not show {len(identifiers)} people within {_WAIT_S:g} s; its log says why")
+
+
+def _watch(writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str, str], *, per_s: int) -> list[float]:
+    """Milliseconds of each watched event. Sends at the rate, and between two sends looks for those that wait."""
+    others = [f"other-{n}" for n in range(_PEOPLE)]
+    waiting: dict[str, float] = {}  # customer -> when their event was durable
+    took: list[float] = []
+    started = time.perf_counter()
+    left, sent = list(watched.items()), 0
+    while left or waiting:
+        due = int((time.perf_counter() - started) * per_s)
+        while left and sent < due:
+            is_watched = sent % _EVERY == 0
+            user, customer = left.pop() if is_watched else (others[sent * 7919 % _PEOPLE], "")
+            future = writer.submit([_event(vault, f"m-{sent}", user)])
+            sent += 1
+            if is_watched:
+                future.result()
+                waiting[customer] = time.perf_counter()
+        shown = online.read(VIEW, FEATURE, list(waiting)) if waiting else {}
+        now = time.perf_counter()
+        for customer, (text, _) in shown.items():
+            if text == "2":
+                took.append((now - waiting.pop(customer)) * 1e3)
+        if now - started > len(watched) * _EVERY / per_s + _WAIT_S:
+            raise StoreError(f"bench: {len(waiting)} events were not readable within {_WAIT_S:g} s; the stream does not keep up")
+        time.sleep(0.0005)
+    return took
+
+
+def _by_feast(home: Path, n: int = 40) -> list[float]:
+    feast, took = feature_store.store(home), []
+    columns = {field.name: [1] for field in feast.get_feature_view(VIEW).features}
+    for i in range(n):
+        frame = pd.DataFrame({"customer_id": [f"rival-{i}"], "event_timestamp": [datetime.now(UTC)], **columns})
+        started = time.perf_counter()
+        feast.write_to_online_store(VIEW, frame)
+        took.append((time.perf_counter() - started) * 1e3)
+    return took

@@ -1,0 +1,117 @@
+"""The file of the SQLite online store, open for writing: transactions, and what the store was made for.
+
+In: a home. Out: a connection that follows the file when it is replaced. Never creates the file or a view's table, and knows no rows.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines import online_schema
+from pipelines.errors import StoreError
+from pipelines.feast_format import table_of
+from pipelines.online_schema import Schema
+from pipelines.private_file import flush
+
+BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
+CACHE_KB = 32 * 1024  # a batch of a load stays in it
+_MEND = f"{online_schema.MEND}, or free space on its disk"
+
+Self = TypeVar("Self", bound="OnlineFile")
+
+
+class OnlineFile:
+    """A connection to the online store of one home; one thread."""
+
+    def __init__(self, home: Path, *, schema: str = "", is_durable: bool = True) -> None:
+        """`schema`: statements that create what the caller keeps beside Feast's tables, in the same transactions.
+
+        Not durable: a loss of power may take transactions since the last `sync`; for who can write them again.
+        """
+        self.path = home / "feature_store" / "online.db"
+        self._schema, self._is_durable = schema, is_durable
+        self._db: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+        self._made_for: tuple[int, Schema] = (-1, {})  # as of the file's schema version
+
+    @contextmanager
+    def transaction(self: Self) -> Iterator[Self]:
+        """Everything written inside is kept and visible at its end, or not at all. Raises StoreError where the store refuses."""
+        db = self._connection()
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield self
+            db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back(db)
+            raise StoreError(f"online store: {self.path} could not be written ({error}); {_MEND}") from error
+        except BaseException:
+            self._roll_back(db)
+            raise
+
+    @property
+    def db(self) -> sqlite3.Connection:
+        """The connection, for what the caller keeps in the same file."""
+        return self._connection() if self._db is None else self._db
+
+    @property
+    def schema(self) -> Schema:
+        """What the store was made for, as it is now."""
+        (version,) = self.db.execute("PRAGMA schema_version").fetchone()
+        if self._made_for[0] != version:
+            self._made_for = (version, online_schema.get(self.db))
+        return self._made_for[1]
+
+    def has(self, view: str) -> bool:
+        """Whether the view was applied."""
+        return self.db.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table_of(view),)).fetchone() is not None
+
+    def sync(self) -> None:
+        """What was written outlives a loss of power. Raises StoreError where the disk refuses."""
+        if self._db is not None and not self._is_durable:
+            flush(self.path, room="online store")
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the file and empty it. Raises StoreError where a reader keeps it in use."""
+        if self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            raise StoreError(f"online store: {self.path} stayed in use for {BUSY_S:g} s, its write-ahead log was not emptied; do it again")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._db is not None:
+            self._db.close()
+        self._db = self._inode = None
+        self._made_for = (-1, {})
+
+    def _connection(self) -> sqlite3.Connection:
+        """The connection; a new one when the file is another one than it was opened on."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            self.close()
+            raise StoreError(f"online store: expected {self.path}, found nothing; run `rapport features apply`") from error
+        if self._db is None or self._inode != (status.st_dev, status.st_ino):
+            self.close()
+            self._db, self._inode = self._opened(), (status.st_dev, status.st_ino)
+        return self._db
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            # never created here: an empty file would look like a store that knows nobody
+            db = sqlite3.connect(
+                f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            synchronous = "FULL" if self._is_durable else "NORMAL"
+            for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "secure_delete = ON", f"cache_size = -{CACHE_KB}"):
+                db.execute(f"PRAGMA {pragma}").fetchall()
+            if self._schema:
+                db.executescript(self._schema)
+        except sqlite3.Error as error:
+            raise StoreError(f"online store: {self.path} could not be opened ({error}); {_MEND}") from error
+        return db
+
+    def _roll_back(self, db: sqlite3.Connection) -> None:
+        if db.in_transaction:
+            db.execute("ROLLBACK")

@@ -1,0 +1,305 @@
+"""What customers do, online: calls -> the rows of customer_activity, customer_session and customer_item, at once and exactly.
+
+In: calls, and who is who. Out: a row of each view for each customer for whom a call, a link, a word on consent or the time changed
+something: what `features build` over the same events would say of this instant. A call counts if consent lets it be stored, as
+ingest/permission.py judges; a later refusal takes out what came after it. All that is decided from is in `state`, so a customer can be
+made anew at any time; those that were busy last are held ready. Never decides who is who.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from pathlib import Path
+
+from pipelines.feast_format import JoinKey, key_decoder
+from pipelines.online_writer import CUSTOMER, OnlineWriter, Row
+from pipelines.settings import Settings
+from pipelines.stream import live, seeding
+from pipelines.stream.calls import Call
+from pipelines.stream.identities import Linked
+from pipelines.stream.live import Live
+from pipelines.stream.permits import Permits
+from pipelines.stream.state import Due, Owned, Said, State, held, owner_at, path_of
+
+SLICE_S = 0.01  # spent at a time on what expires: fresh events wait no longer
+SLICE_CUSTOMERS = 50
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NEVER = 2**62
+
+
+class Activity:
+    """One worker's customers. `share`: (k, n), it writes the k-th of n parts. Changes are made inside `state.transaction()`."""
+
+    def __init__(self, home: Path, *, settings: Settings, share: tuple[int, int], now_us: Callable[[], int]) -> None:
+        self.home, self.settings, self.share, self.now_us = home, settings, share, now_us
+        self.state = State(path_of(home, share))
+        self.purposes = settings.consent.stored_for
+        self._lives: OrderedDict[str, Live] = OrderedDict()
+        self._told: dict[str, list[Owned]] = {}  # whose identifiers are, told by the linker and not yet committed
+        self._speaking: set[str] | None = None
+        self._anew: set[str] = set()  # of whom all is to be shown, by this batch
+
+    def owe(self, links: Iterable[Linked]) -> None:
+        """Remember whose identifiers are until it is committed: the linker tells each change once, with all its states."""
+        self._told |= _owned(links)
+
+    def disown(self, identifiers: Iterable[str]) -> None:
+        """Do not take these over: they are erased."""
+        for name in identifiers:
+            self._told.pop(name, None)
+
+    def settle(self) -> None:
+        """What was owed is committed."""
+        self._told = {}
+
+    def look_again(self) -> None:
+        """A transaction was rolled back: what is held ready may not be what is stored."""
+        self._lives.clear()
+        self._anew.clear()
+        self._speaking = None
+
+    def close(self) -> None:
+        """Let the state go."""
+        self.state.close()
+
+    # -- what happens
+
+    def unrepeated(self, calls: Sequence[Call]) -> list[Call]:
+        """The calls that were not taken in before by another delivery: each message counts once, for links and words too."""
+        found: dict[tuple[str, str], object] = {}
+        for call in calls:
+            held = self.state.position(call.rows[0].source, call.message_id)
+            position = call.logged.position if held is None else held[0]
+            found.setdefault((call.rows[0].source, call.message_id), position)
+        return [call for call in calls if found[call.rows[0].source, call.message_id] == call.logged.position]
+
+    def apply(self, online: OnlineWriter, calls: Sequence[Call]) -> int:
+        """Take calls in, none of them repeated; returns the values written."""
+        touched = dict.fromkeys(sorted(self.state.own(self._told)))
+        for customer in touched:
+            self._make_anew(customer)
+        owners = self.state.owners({call.rows[0].who for call in calls})
+        for call in calls:
+            states = owners.get(call.rows[0].who)
+            if states:  # else erased a moment ago
+                touched |= dict.fromkeys(self._take(call, states))
+        written, due = self._show(online, touched)
+        self.state.put_due(due)
+        self._anew.clear()
+        return written
+
+    def expire(self, online: OnlineWriter) -> tuple[int, dict[str, Due | None]]:
+        """Write what has changed by itself, of as many customers as there is time for; the values written, and when they change next.
+
+        The caller notes the latter down once the former is committed.
+        """
+        now_us, end_s, due = self.now_us(), time.monotonic() + SLICE_S, self.state.due(self.now_us(), limit=SLICE_CUSTOMERS)
+        ready: list[str] = []
+        for customer in due:
+            self._live(customer, now_us)
+            ready.append(customer)
+            if time.monotonic() > end_s:
+                break
+        return self._show(online, ready)
+
+    def patience_s(self) -> float:
+        """How long nothing changes by itself."""
+        next_us = self.state.next_due_us()
+        return float("inf") if next_us is None else max(0.0, (next_us - self.now_us()) / 1e6)
+
+    def forget(self, identifiers: Sequence[str], customers: Sequence[str]) -> None:
+        """Delete what is held of these."""
+        self.state.forget(identifiers, customers)
+        for customer in customers:
+            self._lives.pop(customer, None)
+
+    def reconcile(self, *, is_fresh: bool) -> None:
+        """Bring the state to who is who by the linker, all of which is owed, and to the tables; what follows is due at once.
+
+        `is_fresh`: an ingest wrote, and whom it does not know is gone.
+        """
+        state = self.state
+        with state.transaction():
+            touched = state.own(self._told)
+            if is_fresh:
+                known = {who for (who,) in state.db.execute("SELECT DISTINCT who FROM owners")}
+                touched |= state.disown(sorted(known - self._told.keys()))
+            state.mark_due(sorted(touched))
+            share = f"{self.share[0]} of {self.share[1]}"
+            if state.note("share") not in (None, share):
+                state.db.execute("INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners")
+            state.put_note("share", share)
+        if touched:
+            self.look_again()
+        self.settle()
+        self.follow_tables()
+
+    def follow_tables(self) -> None:
+        """Bring the state to the tables, where these have changed; cheap where they have not."""
+        if seeding.bring(self.state, self.home, purposes=self.purposes):
+            self.look_again()
+
+    # -- one call
+
+    def _take(self, call: Call, states: Sequence[Owned]) -> list[str]:
+        """Keep the rows of a call if that may be done; returns the customer for whom something follows."""
+        position = call.logged.position if isinstance(call.logged.position, int) else None
+        owned = owner_at(states, call.event_us)
+        if self.state.position(call.rows[0].source, call.message_id) is not None:
+            self._make_anew(owned.customer_id)  # taken in before a crash that came ahead of the online store's commit
+            return [owned.customer_id]
+        if call.is_speaking:
+            self._hear_source(call.rows[0].source)
+        ready = self._live(owned.customer_id, self.now_us())
+        refused = self._hear(call, ready.permits)
+        covered = self._covered(call.rows[0].source)
+        is_kept = ready.permits.may_store(call.event_us, covered=covered) and not self._awaits_ingest(call)
+        if is_kept:
+            self._keep(call, owned, ready, covered, position)
+        if refused:  # what came after it may have to go
+            self._make_anew(owned.customer_id)
+        return [owned.customer_id] if is_kept or refused else []
+
+    def _hear(self, call: Call, permits: Permits) -> bool:
+        """Take in what the call says on the purposes that count; whether it refuses one."""
+        who, refused = call.rows[0].who, False
+        for purpose, is_allowed in call.said.items():
+            if purpose not in self.purposes:
+                continue
+            said = Said(purpose, call.event_us, is_stated=True, is_allowed=is_allowed)
+            permits.hear(said)
+            if not is_allowed:  # one that allows is kept with its row
+                self.state.hear(who, said)
+                refused = True
+        return refused
+
+    def _keep(self, call: Call, owned: Owned, ready: Live, covered: str | None, position: int | None) -> None:
+        self.state.keep(call.rows, position=position)
+        if covered is not None and not ready.permits.is_declared(covered, call.event_us):
+            declared = Said(covered, call.event_us, is_stated=False, is_allowed=True)
+            self.state.hear(call.rows[0].who, declared)
+            ready.permits.hear(declared)
+        now_us = self.now_us()
+        for row in call.rows:
+            counted = held(row, owned.linked_us)
+            if ready.fits(counted):
+                ready.add(counted, now_us=now_us)
+            else:  # late: the order of rows matters
+                self._make_anew(owned.customer_id)
+
+    def _covered(self, source: str) -> str | None:
+        """The purpose that a declared basis covers for this source; None where its people speak for themselves."""
+        consent = self.settings.consent
+        if consent.legal_basis is None or source in self._speakers():
+            return None
+        return consent.purpose
+
+    def _hear_source(self, source: str) -> None:
+        if source not in self._speakers():
+            self.state.speak(source)
+            self._speakers().add(source)
+
+    def _speakers(self) -> set[str]:
+        if self._speaking is None:
+            self._speaking = self.state.speaks()
+        return self._speaking
+
+    def _awaits_ingest(self, call: Call) -> bool:
+        """Whether only the ingest can say if it is stored: a return, where those without a purchase are refused."""
+        return call.rows[0].type == "return" and self.settings.ingest.unmatched_returns == "refuse"
+
+    # -- customers
+
+    def _live(self, customer: str, now_us: int) -> Live:
+        """The customer's state, made anew where it is not held ready."""
+        ready = self._lives.get(customer)
+        if ready is not None and not ready.is_due(now_us):
+            self._lives.move_to_end(customer)
+            return ready
+        self._lives[customer] = ready = self._made(customer, now_us)
+        self._lives.move_to_end(customer)
+        while len(self._lives) > self.settings.stream.customers:
+            self._lives.popitem(last=False)
+        return ready
+
+    def _made(self, customer: str, now_us: int) -> Live:
+        rows = self.state.rows_of(customer)
+        permits = Permits(self.purposes, self.state.statements_of(customer))
+        for row in rows:
+            permits.allow(row.allows, row.row["ts"])
+        gone = [row.key for row in rows if permits.must_go(row.row["ts"])] if permits.refused_us is not None else []
+        if gone:
+            self.state.drop(gone)
+            left = set(gone)
+            rows = [row for row in rows if row.key not in left]
+        made = live.made_of(rows, permits, gap_minutes=self.settings.ingest.session_gap_minutes, now_us=now_us)
+        if customer not in self._anew and (shown_us := self.state.shown_us(customer)):
+            made.items.shown_until(shown_us)
+        return made
+
+    def _make_anew(self, customer: str) -> None:
+        self._lives.pop(customer, None)
+        self._anew.add(customer)
+
+    def _show(self, online: OnlineWriter, customers: Iterable[str]) -> tuple[int, dict[str, Due | None]]:
+        """Write what is true of these customers now; the values written, and when that changes next."""
+        now_us = self.now_us()
+        rows: dict[str, list[Row]] = {view: [] for view in live.VIEWS}
+        absent: dict[str, list[str]] = {view: [] for view in live.VIEWS}
+        items: list[Row] = []
+        due: dict[str, Due | None] = {}
+        for customer in customers:
+            due[customer] = None
+            if self._is_mine(customer):
+                ready = self._live(customer, now_us)
+                ready.advance(now_us)
+                next_us = ready.next_us()
+                due[customer] = Due(_NEVER if next_us is None else next_us, ready.seen_us) if ready.n_rows else None
+                items += self._items(online, customer, ready)
+                shown = ready.shown()
+                for view in live.VIEWS:
+                    if view in shown:
+                        rows[view].append(Row(customer, shown[view].values, event_us=shown[view].since_us))
+                    else:
+                        absent[view].append(customer)
+        for view, gone in absent.items():
+            online.remove(view, gone)
+        written = sum(_write(online, view, some) for view, some in rows.items())
+        return written + _write(online, live.ITEM_VIEW, items, join_key=live.ITEM_KEY), due
+
+    def _items(self, online: OnlineWriter, customer: str, ready: Live) -> list[Row]:
+        """What changed of a customer's items since they were last shown; all of it where rows may have come or gone before that."""
+        shown_us = 0 if customer in self._anew else self.state.shown_us(customer)
+        if shown_us == 0:
+            decode = key_decoder(live.ITEM_KEY)
+            there = {decode(key) for key in online.keys_of(live.ITEM_VIEW, [customer])}
+            kept = {(customer, item) for item in ready.items.keys()}  # noqa: SIM118  (no mapping)
+            online.remove(live.ITEM_VIEW, sorted(there - kept), join_key=live.ITEM_KEY)
+        return [Row((customer, item), changed.values, event_us=changed.since_us) for item, changed in ready.items.take().items()]
+
+    def _is_mine(self, customer: str) -> bool:
+        part, parts = self.share
+        return parts == 1 or int.from_bytes(blake2b(customer.encode(), digest_size=8).digest()) % parts == part
+
+
+def _write(online: OnlineWriter, view: str, rows: Sequence[Row], *, join_key: JoinKey = CUSTOMER) -> int:
+    """Write the rows; where something newer is there, which was told before something was taken back, they are made newer."""
+    values = sum(len(row.values) for row in rows)
+    if not rows or online.write(view, rows, join_key=join_key) == values:
+        return values
+    there = online.read(view, next(iter(rows[0].values)), [row.key for row in rows], join_key=join_key)
+    newer = [Row(row.key, row.values, event_us=max(row.event_us, there[row.key][1])) for row in rows]
+    online.write(view, newer, join_key=join_key)
+    return values
+
+
+def _owned(links: Iterable[Linked]) -> dict[str, list[Owned]]:
+    found: dict[str, list[Owned]] = {}
+    for link in links:
+        since_us, linked_us = ((at - _EPOCH) // _MICROSECOND for at in (link.event_timestamp, link.created_timestamp))
+        found.setdefault(link.identifier, []).append(Owned(since_us, link.customer_id, linked_us))
+    return {name: sorted(states) for name, states in found.items()}

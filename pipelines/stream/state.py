@@ -1,0 +1,344 @@
+"""What the stream knows of everybody's events, on disk: `<home>/stream/state.db`.
+
+In: clean rows, whose each identifier is, statements on consent. Out: a customer's rows in order of enter, so that what was counted of
+them can be counted anew whenever who is who changes, and after a crash; and when the windows of which customers expire next.
+Rows are unique by (source, event_id). Everything is written inside `transaction`. Never decides what may be kept.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import StoreError
+from pipelines.private_file import flush, open_private
+from pipelines.stream.rows import CleanRow
+
+FOLDER = "stream"
+SHAPE = 1  # of the tables; another one is made anew from the tables of the home and the log
+
+_AT_A_TIME = 500
+COLUMNS = (
+    "source", "event_id", "who", "type", "event_us", "known_us", "received_us", "item_id", "order_id", "session_id", "quantity",
+    "price_cents", "revenue_cents", "allows", "file", "position",
+)  # fmt: skip
+# known_us: when we knew the event, and of a stored one also whose it was. allows: purposes, by commas. file: the stored one it is from,
+# null for the log's; position: its own in the log.
+_ROWS = """(
+    source TEXT NOT NULL, event_id TEXT NOT NULL, who TEXT NOT NULL, type TEXT NOT NULL, event_us INTEGER NOT NULL,
+    known_us INTEGER NOT NULL, received_us INTEGER NOT NULL, item_id TEXT, order_id TEXT, session_id TEXT, quantity INTEGER,
+    price_cents INTEGER, revenue_cents INTEGER NOT NULL, allows TEXT NOT NULL, file INTEGER, position INTEGER)"""
+INDICES = {
+    "rows_by_id": "UNIQUE INDEX rows_by_id ON rows (source, event_id)",
+    "rows_by_who": "INDEX rows_by_who ON rows (who)",
+    "rows_by_file": "INDEX rows_by_file ON rows (file)",
+}
+_SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS rows {_ROWS};
+{"".join(f"CREATE {index.replace('INDEX', 'INDEX IF NOT EXISTS', 1)};" for index in INDICES.values())}
+CREATE TABLE IF NOT EXISTS owners (
+    who TEXT NOT NULL, since_us INTEGER NOT NULL, customer_id TEXT NOT NULL, linked_us INTEGER NOT NULL,
+    PRIMARY KEY (who, since_us)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS owners_by_customer ON owners (customer_id);
+CREATE TABLE IF NOT EXISTS said (
+    who TEXT NOT NULL, purpose TEXT NOT NULL, said_us INTEGER NOT NULL, is_stated INTEGER NOT NULL, is_allowed INTEGER NOT NULL,
+    is_stored INTEGER NOT NULL, PRIMARY KEY (who, purpose, said_us, is_stated)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS speaking (source TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS due (customer_id TEXT PRIMARY KEY, at_us INTEGER NOT NULL, shown_us INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS due_by_time ON due (at_us);
+CREATE TABLE IF NOT EXISTS files (number INTEGER PRIMARY KEY, stamp TEXT NOT NULL UNIQUE);
+CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+"""
+TABLES = ("rows", "owners", "said", "speaking", "due", "files", "notes")
+_FEATURES = "type, event_us, item_id, order_id, session_id, quantity, price_cents, revenue_cents, allows, source, event_id, known_us"
+_SAID = """INSERT INTO said VALUES (?, ?, ?, ?, ?, ?)
+    ON CONFLICT (who, purpose, said_us, is_stated) DO UPDATE SET is_allowed = min(is_allowed, excluded.is_allowed)"""
+
+
+class Owned(NamedTuple):
+    """Whose an identifier is from a time on, and when we knew. Microseconds, UTC."""
+
+    since_us: int
+    customer_id: str
+    linked_us: int
+
+
+class Due(NamedTuple):
+    """When a customer's state next changes by itself, and up to when it is shown. Microseconds, UTC."""
+
+    at_us: int
+    shown_us: int
+
+
+class Said(NamedTuple):
+    """A statement. `is_stated`: by the person, not declared for a source."""
+
+    purpose: str
+    said_us: int
+    is_stated: bool
+    is_allowed: bool
+
+
+class Held(NamedTuple):
+    """A row of a customer. `row`: as Tiles and Visit take it; `enter_us`: from when on it counts."""
+
+    enter_us: int
+    row: dict[str, Any]
+    allows: tuple[str, ...]
+    key: tuple[str, str]  # source, event_id
+    known_us: int  # when we knew it and whose it is
+
+
+def path_of(home: Path, share: tuple[int, int] = (0, 1)) -> Path:
+    """The file of one worker."""
+    return home / FOLDER / (f"state-{share[0]}.db" if share[0] else "state.db")
+
+
+def erase(home: Path, *, identifiers: Sequence[str], customers: Sequence[str], spells: Sequence[tuple[str, int, int]] = ()) -> int:
+    """Delete what every worker holds of a person, the bytes too; returns the rows. Raises StoreError where a file is in use.
+
+    spells: devices that were theirs for a time, since when and until when (microseconds).
+    """
+    removed = 0
+    for path in sorted((home / FOLDER).glob("state*.db")):
+        with closing(State(path)) as state:
+            removed += state.erase(identifiers, customers, spells)
+    return removed
+
+
+class State:
+    """One file; one thread. `close` it at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.db = open_private(path, _SCHEMA, room="stream", is_durable=False)  # see `sync`
+
+    @contextmanager
+    def transaction(self) -> Iterator["State"]:
+        """All that is written inside is there at its end, or nothing: it outlives the process. Raises StoreError where the disk refuses."""
+        try:
+            self.db.execute("BEGIN IMMEDIATE")
+            yield self
+            self.db.execute("COMMIT")
+        except BaseException as error:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise StoreError(f"stream: {self.path} could not be written ({error}); free space or mend its rights") from error
+            raise
+
+    def sync(self) -> None:
+        """What was written outlives a loss of power too: before the log is told, and not before it can be seen."""
+        flush(self.path, room="stream")
+
+    def close(self) -> None:
+        """Let the file go."""
+        self.db.close()
+
+    # -- rows
+
+    def position(self, source: str, message_id: str) -> tuple[int | None] | None:
+        """Where in the log a message's row came from, (None,) for one from elsewhere; None where it was never seen."""
+        statement = "SELECT position FROM rows WHERE source = ? AND event_id IN (?, ?) LIMIT 1"
+        found: tuple[int | None] | None = self.db.execute(statement, (source, message_id, f"{message_id}:0")).fetchone()
+        return found
+
+    def keep(self, rows: Iterable[CleanRow], *, position: int | None) -> None:
+        """Add rows that came by the log."""
+        self.db.executemany(
+            f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})",
+            [
+                (row.source, row.event_id, row.who, row.type, row.event_us, row.received_us, row.received_us, row.item_id, row.order_id,
+                 row.session_id, row.quantity, row.price_cents, row.revenue_cents, ",".join(row.allows), None, position)
+                for row in rows
+            ],
+        )  # fmt: skip
+
+    def drop(self, keys: Sequence[tuple[str, str]]) -> None:
+        """Take out rows by source and event_id."""
+        self.db.executemany("DELETE FROM rows WHERE source = ? AND event_id = ?", keys)
+
+    def rows_of(self, customer: str) -> list[Held]:
+        """A customer's rows in order of enter, then time: what their identifiers did while they were theirs."""
+        found: list[Held] = []
+        for who, states in self.owners(self.names_of([customer])).items():
+            for values in self.db.execute(f"SELECT {_FEATURES} FROM rows WHERE who = ?", (who,)):
+                owned = owner_at(states, values[1])
+                if owned.customer_id == customer:
+                    found.append(_held(values, owned.linked_us))
+        found.sort(key=_order)
+        return found
+
+    # -- who is who
+
+    def owners(self, names: Collection[str]) -> dict[str, list[Owned]]:
+        """Whose identifiers are, by time; those of nobody are left out."""
+        found: dict[str, list[Owned]] = {}
+        for some in _pieces(list(names)):
+            marks = ",".join("?" * len(some))
+            for who, *state in self.db.execute(f"SELECT * FROM owners WHERE who IN ({marks}) ORDER BY who, since_us", some):
+                found.setdefault(who, []).append(Owned(*state))
+        return found
+
+    def own(self, links: Mapping[str, Sequence[Owned]]) -> set[str]:
+        """Take over whose these identifiers are; returns the customers for whom something follows."""
+        before = self.owners(links.keys())
+        changed = {who: states for who, states in links.items() if before.get(who) != list(states)}
+        self.db.executemany("DELETE FROM owners WHERE who = ?", [(who,) for who in changed])
+        self.db.executemany(
+            "INSERT INTO owners VALUES (?, ?, ?, ?)", [(who, *state) for who, states in changed.items() for state in states]
+        )
+        return {state.customer_id for who, states in changed.items() for state in (*states, *before.get(who, ()))}
+
+    def disown(self, identifiers: Sequence[str]) -> set[str]:
+        """Nobody knows these any more: what came by the log for them goes. Returns the customers whose they were."""
+        customers = {state.customer_id for states in self.owners(identifiers).values() for state in states}
+        for statement in ("DELETE FROM owners WHERE who = ?", "DELETE FROM rows WHERE who = ? AND file IS NULL"):
+            self.db.executemany(statement, [(name,) for name in identifiers])
+        return customers
+
+    def names_of(self, customers: Sequence[str]) -> list[str]:
+        """The identifiers that are or were some of these customers'."""
+        names: dict[str, None] = {}
+        for some in _pieces(list(customers)):
+            found = self.db.execute(f"SELECT who FROM owners WHERE customer_id IN ({','.join('?' * len(some))}) ORDER BY who", some)
+            names |= dict.fromkeys(who for (who,) in found)
+        return list(names)
+
+    # -- consent
+
+    def statements_of(self, customer: str) -> list[Said]:
+        """What a customer said beside their rows, and what was declared for them."""
+        found = []
+        for who, states in self.owners(self.names_of([customer])).items():
+            for purpose, said_us, is_stated, is_allowed in self.db.execute(
+                "SELECT purpose, said_us, is_stated, is_allowed FROM said WHERE who = ?", (who,)
+            ):
+                if owner_at(states, said_us).customer_id == customer:
+                    found.append(Said(purpose, said_us, bool(is_stated), bool(is_allowed)))
+        return found
+
+    def hear(self, who: str, said: Said, *, is_stored: bool = False) -> None:
+        """Keep a statement. Of who never allowed a thing the first and the last refusal are enough: what lies between is refused too."""
+        self.db.execute(_SAID, (who, said.purpose, said.said_us, said.is_stated, said.is_allowed, is_stored))
+        if said.is_stated and not said.is_allowed and not is_stored:
+            own = "who = ?1 AND purpose = ?2 AND is_stated AND NOT is_stored"
+            self.db.execute(
+                f"""DELETE FROM said WHERE {own} AND said_us IN (
+                    SELECT said_us FROM (
+                        SELECT said_us, is_allowed, lag(is_allowed) OVER by_time AS before, lead(is_allowed) OVER by_time AS after
+                        FROM said WHERE {own} WINDOW by_time AS (ORDER BY said_us))
+                    WHERE NOT is_allowed AND NOT before AND NOT after)
+                AND NOT EXISTS (SELECT 1 FROM rows WHERE who = ?1 AND allows <> '')""",
+                (who, said.purpose),
+            )
+
+    def speak(self, source: str) -> None:
+        """People of this source say themselves what may be done."""
+        self.db.execute("INSERT OR IGNORE INTO speaking VALUES (?)", (source,))
+
+    def speaks(self) -> set[str]:
+        """The sources whose people do, or ever did."""
+        return {source for (source,) in self.db.execute("SELECT source FROM speaking")}
+
+    # -- what expires
+
+    def mark_due(self, customers: Iterable[str]) -> None:
+        """These are to be looked at now, and all that is shown of them."""
+        self.db.executemany("INSERT OR REPLACE INTO due VALUES (?, 0, 0)", [(customer,) for customer in customers])
+
+    def put_due(self, due: Mapping[str, Due | None]) -> None:
+        """When each customer's state next changes by itself; None: never."""
+        self._drop_due(due)
+        self.db.executemany("INSERT OR REPLACE INTO due VALUES (?, ?, ?)", [(name, *found) for name, found in due.items() if found])
+
+    def move_due(self, due: Mapping[str, Due | None]) -> None:
+        """The same, of those that are there still: who was erased meanwhile stays away."""
+        self._drop_due(due)
+        rows = [(*found, customer) for customer, found in due.items() if found]
+        self.db.executemany("UPDATE due SET at_us = ?, shown_us = ? WHERE customer_id = ?", rows)
+
+    def _drop_due(self, due: Mapping[str, Due | None]) -> None:
+        self.db.executemany("DELETE FROM due WHERE customer_id = ?", [(customer,) for customer, found in due.items() if found is None])
+
+    def shown_us(self, customer: str) -> int:
+        """Up to when what is online of a customer is right, but for what changes by itself; 0 where nothing is known."""
+        found = self.db.execute("SELECT shown_us FROM due WHERE customer_id = ?", (customer,)).fetchone()
+        return int(found[0]) if found else 0
+
+    def due(self, now_us: int, *, limit: int) -> list[str]:
+        """The customers whose state has changed by itself by then, the oldest first."""
+        found = self.db.execute("SELECT customer_id FROM due WHERE at_us <= ? ORDER BY at_us LIMIT ?", (now_us, limit))
+        return [customer for (customer,) in found]
+
+    def next_due_us(self) -> int | None:
+        """When that is next the case for anybody."""
+        found: int | None = self.db.execute("SELECT min(at_us) FROM due").fetchone()[0]
+        return found
+
+    # -- notes, and the end
+
+    def note(self, name: str) -> str | None:
+        """What was noted down under a name."""
+        found = self.db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def put_note(self, name: str, value: str) -> None:
+        """Note something down."""
+        self.db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
+
+    def forget(self, identifiers: Sequence[str], customers: Sequence[str]) -> int:
+        """Delete what is held under these; returns the rows."""
+        removed = 0
+        for table in ("rows", "owners", "said"):
+            removed += self.db.executemany(f"DELETE FROM {table} WHERE who = ?", [(name,) for name in identifiers]).rowcount
+        for table in ("owners", "due"):
+            removed += self.db.executemany(f"DELETE FROM {table} WHERE customer_id = ?", [(customer,) for customer in customers]).rowcount
+        return removed
+
+    def erase(self, identifiers: Sequence[str], customers: Sequence[str], spells: Sequence[tuple[str, int, int]] = ()) -> int:
+        """The same, and their bytes are gone from the file and from the log beside it."""
+        with self.transaction():
+            removed = self.forget(identifiers, customers)
+            for table, time_us in (("rows", "event_us"), ("said", "said_us")):
+                removed += self.db.executemany(f"DELETE FROM {table} WHERE who = ? AND {time_us} >= ? AND {time_us} < ?", spells).rowcount
+        try:
+            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
+                found = self.db.execute(statement).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"stream: {self.path} stayed in use ({error}); do it again") from error
+        if found[0][0]:
+            raise StoreError(f"stream: {self.path} stayed in use, its write-ahead log was not emptied; do it again")
+        return removed
+
+
+def owner_at(states: Sequence[Owned], event_us: int) -> Owned:
+    """Whose an identifier was at a time; before it was ever seen, whose it was first."""
+    return next((state for state in reversed(states) if state.since_us <= event_us), states[0])
+
+
+def _held(values: Sequence[Any], linked_us: int) -> Held:
+    kind, event_us, item, order, session, quantity, price, revenue, allows, source, event_id, known_us = values
+    row = {"type": kind, "ts": event_us, "item_id": item, "order_id": order, "session_id": session, "quantity": quantity,
+           "price_cents": price, "revenue_cents": revenue}  # fmt: skip
+    known = max(known_us, linked_us)
+    return Held(max(event_us, known), row, tuple(allows.split(",")) if allows else (), (source, event_id), known)
+
+
+def held(row: CleanRow, linked_us: int) -> Held:
+    """The same of a row that was just read."""
+    return _held(
+        (row.type, row.event_us, row.item_id, row.order_id, row.session_id, row.quantity, row.price_cents, row.revenue_cents,
+         ",".join(row.allows), row.source, row.event_id, row.received_us),
+        linked_us,
+    )  # fmt: skip
+
+
+def _order(held: Held) -> tuple[int, int]:
+    return held.enter_us, held.row["ts"]
+
+
+def _pieces(values: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(values), _AT_A_TIME):
+        yield values[start : start + _AT_A_TIME]

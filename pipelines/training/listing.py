@@ -1,0 +1,161 @@
+"""UnderTest lists -> how good they are beside every rival's: any item and new items only, by segment of activity, with intervals.
+
+Full ranking over all items known at the cut-off; whole customers are drawn again for the intervals. Never fits the model under test.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from models import evaluation, exposure
+from models.candidates.neighbours import Neighbours
+from models.candidates.own_history import OwnHistory
+from models.candidates.popularity import Popularity
+from models.candidates.retrieval import READS
+from models.recommender import Recommender
+from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+from pipelines.settings import Settings
+from pipelines.training.publishing import Baseline, finite
+from pipelines.training.ranking import Moment, new_items
+
+POPULARITY_DAYS = 28
+OWN_HALF_LIFE_DAYS = 180.0  # the rule at its best, among 15 days and no decay, on earlier windows of two shops
+POPULARITY, OWN_HISTORY, NEIGHBOURS, FIRST_STAGE = (
+    f"popularity of the last {POPULARITY_DAYS} days",
+    "own history",
+    "item neighbours",
+    "first stage",
+)
+LIGHT_DAYS = 5  # days with any act: one is new, up to this many light, more heavy
+SEGMENTS = ("new", "light", "heavy")
+
+Lists = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class UnderTest:
+    """What was fitted on what was known at the test cut-off. first: without the second stage; stage: None where it is not used."""
+
+    moment: Moment
+    first: Recommender
+    learner: Recommender
+    stage: TwoStage | None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The lists of one mode for the people who bought: ours under the name of no rival, and what they bought."""
+
+    people: np.ndarray
+    wanted: sparse.csr_matrix
+    ours: np.ndarray
+    rivals: Lists
+
+    def ndcg(self, lists: np.ndarray, *, k: int) -> np.ndarray:
+        """By customer."""
+        return evaluation.ndcg_by_customer(lists, self.wanted, k=k)
+
+
+def sheet(tested: UnderTest, *, mode: str, k: int) -> Sheet:
+    """Everybody's lists in this mode. With new items only the rivals, too, leave out what the customer bought before."""
+    moment, now = tested.moment, tested.moment.occasion
+    people, wanted = moment.judged(mode)
+    bought = now.bought()[people]
+    exclude = bought if mode == NEW_ITEMS else None
+    near = READS["neighbours"]
+    rivals = {
+        POPULARITY: _popular(moment, bought if mode == NEW_ITEMS else None, n_people=len(people), k=k),
+        NEIGHBOURS: Neighbours().fit(now.matrix(**near)).recommend(now.matrix(**near)[people], k, exclude)[0],
+        FIRST_STAGE: tested.first.recommend(people, k, exclude)[0],
+    }
+    if mode == ALL_ITEMS:
+        rivals[OWN_HISTORY] = _own_history(moment, people, rivals[POPULARITY], k=k)
+        ours = tested.learner.recommend(people, k)[0]
+    else:
+        ours = new_items(tested.first, tested.stage, moment, people, k=k)[0]
+    if tested.stage is None:
+        del rivals[FIRST_STAGE]
+    return Sheet(people, wanted, ours, rivals)
+
+
+def baselines(found: Sheet, *, settings: Settings, suffix: str = "") -> list[Baseline]:
+    """Each rival's NDCG@k and our lead over it; both sides see the same draws of customers."""
+    options = settings.training
+    value, leads = found.ndcg(found.ours, k=options.k), []
+    for name, lists in found.rivals.items():
+        theirs = found.ndcg(lists, k=options.k)
+        gain = evaluation.paired_bootstrap(
+            evaluation.mean_difference(value, theirs), found.people, draws=options.bootstrap_draws, seed=options.seed
+        )
+        leads.append(Baseline(name + suffix, _mean(theirs), gain.value, gain.low, gain.high))
+    return leads
+
+
+def figures(found: Sheet, moment: Moment, *, k: int) -> dict[str, float]:
+    """Recall, NDCG, reciprocal rank, and how the lists spread over the catalogue; the rivals' NDCG by their names."""
+    n_items, bought = moment.occasion.n_items, moment.occasion.bought()
+    return {
+        f"ndcg@{k}": _mean(found.ndcg(found.ours, k=k)),
+        f"recall@{k}": evaluation.recall_at_k(found.ours, found.wanted, k=k),
+        f"mrr@{k}": evaluation.mrr(found.ours, found.wanted, k=k),
+        f"coverage@{k}": evaluation.coverage(found.ours, n_items),
+        f"gini@{k}": exposure.gini(found.ours, n_items),
+        f"novelty_bits@{k}": exposure.novelty(found.ours, bought),
+        "judged_customers": float(len(found.people)),
+    }
+
+
+def by_segment(found: Sheet, moment: Moment, *, settings: Settings) -> list[dict[str, Any]]:
+    """NDCG@k of customers who were there on one day, on a few, on many, before the cut-off, with the lead over popularity."""
+    options, now = settings.training, moment.occasion
+    days = np.unique(np.stack([now.customer, np.floor(now.age_days).astype(np.int64)]), axis=1)[0]
+    n_days = np.bincount(days, minlength=now.n_customers)[found.people]
+    segment = np.select([n_days <= 1, n_days <= LIGHT_DAYS], SEGMENTS[:2], SEGMENTS[2])
+    value, theirs = (found.ndcg(lists, k=options.k) for lists in (found.ours, found.rivals[POPULARITY]))
+    rows = []
+    for name in SEGMENTS:
+        chosen = np.flatnonzero(segment == name)
+        if not chosen.size:
+            continue
+        gain = evaluation.paired_bootstrap(
+            evaluation.mean_difference(value[chosen], theirs[chosen]), chosen, draws=options.bootstrap_draws, seed=options.seed
+        )
+        told = {"ndcg": _mean(value[chosen]), "popularity_ndcg": _mean(theirs[chosen]), "lead_low": gain.low, "lead_high": gain.high}
+        rows.append({"segment": name, "customers": int(chosen.size), **{key: finite(number) for key, number in told.items()}})
+    return rows
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _popular(moment: Moment, bought: sparse.csr_matrix | None, *, n_people: int, k: int) -> np.ndarray:
+    """The items most bought just before the cut-off, ties by position; for each customer those not bought before, where asked."""
+    now = moment.occasion
+    recent = now.matrix(half_life_days=np.inf, within_days=POPULARITY_DAYS, purchases_only=True)
+    known = recent if recent.nnz else now.matrix(half_life_days=np.inf)
+    source = Popularity().fit(known)
+    if bought is None:
+        return np.tile(source.recommend(sparse.csr_matrix((1, now.n_items)), k)[0], (n_people, 1))
+    return source.recommend(sparse.csr_matrix(bought.shape), k, bought)[0]
+
+
+def _own_history(moment: Moment, people: np.ndarray, popular: np.ndarray, *, k: int) -> np.ndarray:
+    """What each customer bought before, fading with age, then what is popular: the rule to beat where people buy again."""
+    now = moment.occasion
+    own = now.matrix(half_life_days=OWN_HALF_LIFE_DAYS, purchases_only=True)
+    lists = np.full((len(people), k), -1, dtype=np.int64)
+    if own.nnz:
+        items, scores = OwnHistory().fit(own).recommend(own[people], k)
+        lists = np.where(scores > 0, items, -1)
+    for place in range(k):  # place by place: the next popular item, where there is room and it is not listed yet
+        item = popular[:, place]
+        rows = np.flatnonzero((lists == -1).any(axis=1) & (lists != item[:, None]).all(axis=1))
+        lists[rows, (lists[rows] == -1).argmax(axis=1)] = item[rows]
+    return lists
+
+
+def _mean(values: np.ndarray) -> float:
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else float("nan")

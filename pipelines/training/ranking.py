@@ -1,0 +1,168 @@
+"""Interactions -> the second stage of the recommender, learned at earlier cut-offs and judged on the validation window.
+
+At each earlier cut-off the sources are fitted on what was known then, so that the scores which the ranker learns from are as out of
+sample as those it will meet. A label window never reaches past the moment that is learned for. Never looks at the test window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from models import evaluation
+from models.candidates.occasion import Occasion
+from models.candidates.pairs import Pairs, pairs
+from models.candidates.retrieval import Retrieval
+from models.lists import Ranked
+from models.recommender import Recommender
+from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS, TwoStage
+from pipelines import labels
+from pipelines.labels import Ranking
+from pipelines.settings import Settings
+
+EXAMPLES = 6  # earlier cut-offs that a ranker learns from
+STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overlap
+MIN_BUYERS = 40  # with a candidate they chose, over all examples: with fewer the order of the sources is not improved upon
+MOST_BUYERS = 2_000  # of one cut-off are learned from, drawn
+NEGATIVE_SHARE = 0.2  # of the candidates that were not chosen are learned from
+LIST_LENGTH = 100  # places of a list that is handed to the recommender
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A cut-off, what was known then, and by mode what the customers bought after it."""
+
+    ranking: Ranking
+    occasion: Occasion
+    relevant: dict[str, sparse.csr_matrix]
+
+    def judged(self, mode: str) -> tuple[np.ndarray, sparse.csr_matrix]:
+        """Positions of the customers with something relevant, and their rows of it."""
+        people = np.flatnonzero(np.diff(self.relevant[mode].indptr))
+        return people, self.relevant[mode][people]
+
+
+@dataclass
+class Moments:
+    """Cut-offs of one log, each worked out once. factors: parameters of the matrix factorisation among the sources."""
+
+    frame: pd.DataFrame
+    items: pd.DataFrame
+    settings: Settings
+    half_life_days: float
+    factors: dict[str, Any]
+    _at: dict[pd.Timestamp, Moment] = field(default_factory=dict)
+    _retrieval: dict[pd.Timestamp, Retrieval] = field(default_factory=dict)
+    _pairs: dict[tuple[pd.Timestamp, str], Pairs | None] = field(default_factory=dict)
+
+    def at(self, when: datetime) -> Moment:
+        """The moment of this cut-off."""
+        cut = pd.Timestamp(when)
+        if cut not in self._at:
+            found = labels.ranking(self.frame, self.items, at=cut, settings=self.settings, half_life_days=self.half_life_days)
+            now = occasion(self.frame, self.items, found)
+            new = sparse.csr_matrix(found.relevant - found.relevant.multiply(now.bought()))
+            new.eliminate_zeros()
+            self._at[cut] = Moment(found, now, {ALL_ITEMS: found.relevant, NEW_ITEMS: new})
+        return self._at[cut]
+
+    def retrieval(self, when: datetime) -> Retrieval:
+        """The sources as fitted on what was known at this cut-off."""
+        cut = pd.Timestamp(when)
+        if cut not in self._retrieval:
+            self._retrieval[cut] = Retrieval(factors=self.factors, random_state=self.settings.training.seed).fit(self.at(cut).occasion)
+        return self._retrieval[cut]
+
+    def second_stage(self, when: datetime, *, modes: Sequence[str] = MODES) -> TwoStage | None:
+        """The second stage as it can be known at this cut-off; None where the log before it holds too few examples."""
+        examples = {mode: self._examples(pd.Timestamp(when), mode) for mode in modes}
+        enough = {mode: given for mode, given in examples.items() if _n_buyers(given) >= MIN_BUYERS}
+        if ALL_ITEMS not in enough:
+            return None
+        options = self.settings.training
+        return TwoStage(random_state=options.seed).fit(self.at(when).occasion, enough, retrieval=self.retrieval(when))
+
+    def _examples(self, cut: pd.Timestamp, mode: str) -> list[Pairs]:
+        horizon, first = timedelta(days=self.settings.labels.ranking_horizon_days), self.frame["event_timestamp"].min()
+        earlier = [cut - horizon - n * horizon / STEPS_A_HORIZON for n in range(EXAMPLES)]
+        found = [self._example(at, mode) for at in earlier if at - horizon >= first]
+        return [example for example in found if example is not None]
+
+    def _example(self, cut: pd.Timestamp, mode: str) -> Pairs | None:
+        """The pairs of those who bought something after this cut-off, with what they chose; None where nobody did."""
+        if (cut, mode) not in self._pairs:
+            moment, seed = self.at(cut), self.settings.training.seed
+            people, _ = moment.judged(mode)
+            if people.size > MOST_BUYERS:
+                people = np.sort(np.random.default_rng(seed).choice(people, MOST_BUYERS, replace=False))
+            parts = _pairs(self.retrieval(cut), moment, people, mode) if people.size else ()
+            thin = [part.thinned(NEGATIVE_SHARE, seed=seed + n) for n, part in enumerate(parts)]
+            self._pairs[cut, mode] = _joined(thin) if thin else None
+        return self._pairs[cut, mode]
+
+
+def occasion(frame: pd.DataFrame, items: pd.DataFrame, found: Ranking) -> Occasion:
+    """The acts and the items that were known at the cut-off, by the positions of `found`."""
+    past = frame[(frame["event_timestamp"] < found.at) & (frame["created_timestamp"] < found.at)]
+    offered = items[items["event_timestamp"] <= found.at].drop_duplicates("item_id").set_index("item_id").reindex(found.items)
+    return Occasion(
+        n_customers=len(found.customers),
+        n_items=len(found.items),
+        customer=_positions(found.customers, past["customer_id"]),
+        item=_positions(found.items, past["item_id"]),
+        age_days=_days(found.at - past["event_timestamp"]),
+        weight=past["weight"].to_numpy(dtype=float),
+        category=pd.factorize(offered["category"], sort=True)[0].astype(np.int64),
+        price=offered["price_cents"].to_numpy(dtype=float, na_value=np.nan),
+        offered_days=_days(found.at - offered["event_timestamp"]),
+    )
+
+
+def led(learner: Recommender, stage: TwoStage, moment: Moment, people: np.ndarray | None = None) -> Recommender:
+    """The recommender with the second stage's lists in front, for these people or everybody with a history."""
+    wanted = np.arange(moment.occasion.n_customers) if people is None else people
+    lists = np.full((moment.occasion.n_customers, LIST_LENGTH), -1, dtype=np.int64)
+    lists[wanted] = stage.recommend(moment.occasion, wanted, LIST_LENGTH)[0]
+    return learner.put_first(lists)
+
+
+def new_items(learner: Recommender, stage: TwoStage | None, moment: Moment, people: np.ndarray, *, k: int) -> Ranked:
+    """What is best of what these people never bought: the second stage's list, or where it has none the first's."""
+    if stage is not None and NEW_ITEMS in stage.rankers_:
+        return stage.recommend(moment.occasion, people, k, mode=NEW_ITEMS)
+    return learner.recommend(people, k, exclude=moment.occasion.bought()[people])
+
+
+def ndcg_of(learner: Recommender, moment: Moment, *, k: int) -> float:
+    """NDCG@k of the learner's lists, any item allowed."""
+    people, wanted = moment.judged(ALL_ITEMS)
+    return evaluation.ndcg_at_k(learner.recommend(people, k)[0], wanted, k=k)
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _pairs(retrieval: Retrieval, moment: Moment, people: np.ndarray, mode: str) -> Any:
+    return pairs(retrieval, moment.occasion, people, new_only=mode == NEW_ITEMS, relevant=moment.relevant[mode])
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    names = parts[0].names
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("customer", "item", "values", "label")}
+    return Pairs(names=names, **arrays)
+
+
+def _n_buyers(examples: list[Pairs]) -> int:
+    return sum(len(np.unique(example.customer[example.label > 0])) for example in examples)
+
+
+def _positions(names: np.ndarray, values: pd.Series) -> np.ndarray:
+    return pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
+
+
+def _days(spans: pd.Series) -> np.ndarray:
+    return np.asarray(spans.dt.total_seconds().to_numpy(dtype=float) / 86_400)

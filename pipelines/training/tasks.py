@@ -1,0 +1,61 @@
+"""Which supervised tasks there are: every `Task` that a module of `models` declares, found by looking, listed nowhere.
+
+Out: the tasks by name, and the labelled rows of one. A file added to `models` is a model that `rapport train NAME` trains.
+"""
+
+import importlib
+import pkgutil
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+
+import models
+from models.task import Task
+from pipelines import labels, tables
+from pipelines.errors import InputError
+from pipelines.settings import Settings
+
+_MADE = {"churn": (tables.LABELS_CHURN, labels.churn), "intent": (tables.LABELS_INTENT, labels.intent)}
+
+
+@cache
+def discover() -> dict[str, Task]:
+    """Tasks by name. Raises InputError where two have one name, or a name is no identifier: it is that of a folder and a run."""
+    found: dict[str, Task] = {}
+    for module in pkgutil.iter_modules(models.__path__):
+        if module.ispkg:
+            continue
+        for value in vars(importlib.import_module(f"{models.__name__}.{module.name}")).values():
+            if not isinstance(value, Task) or found.get(value.name) is value:
+                continue
+            if value.name in found or not value.name.isidentifier():
+                raise InputError(f"training: expected one task of each name, an identifier; found {value.name!r} again in {module.name}")
+            found[value.name] = value
+    return found
+
+
+def label_rows(home: Path, task: Task, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
+    """The task's label rows as of `as_of`, in time order: customer_id, event_timestamp, label, split, matured_timestamp.
+
+    Stored ones where they are those of `as_of`, else made anew. Raises NotTrainable.
+    """
+    rows = _stored(home, task, as_of)
+    if rows.empty:  # never built, built for a later now, or not trainable: the labels say why
+        events, consents = tables.read(home, tables.EVENTS), tables.read(home, tables.CONSENTS)
+        if task.label is not None:
+            rows = labels.declared(task, events, consents, settings=settings, as_of=as_of)
+        elif task.horizon_hours is not None:
+            rows = labels.intent(events, consents, settings=settings, as_of=as_of, horizon_hours=task.horizon_hours)
+        else:
+            rows = _MADE[task.name][1](events, consents, settings=settings, as_of=as_of)
+    columns = ["customer_id", "event_timestamp", "label", "split", "matured_timestamp"]
+    return rows.sort_values(["event_timestamp", "customer_id"], ignore_index=True)[columns]
+
+
+def _stored(home: Path, task: Task, as_of: datetime) -> pd.DataFrame:
+    if task.name not in _MADE:
+        return pd.DataFrame()
+    rows = tables.read(home, _MADE[task.name][0])
+    return rows if rows.empty or rows["matured_timestamp"].max() <= pd.Timestamp(as_of) else rows.iloc[:0]

@@ -1,0 +1,240 @@
+"""One contract for all sources of candidates, and each against its definition on a matrix small enough to calculate by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from sklearn.base import clone
+
+from models.candidates.content import Content
+from models.candidates.ease import Ease
+from models.candidates.factors import Factors
+from models.candidates.neighbours import Neighbours
+from models.candidates.own_history import OwnHistory
+from models.candidates.popularity import Popularity
+from models.candidates.source import Source
+
+SOURCES = [
+    pytest.param(Ease(), id="ease"),
+    pytest.param(Neighbours(n_neighbours=10), id="neighbours"),
+    pytest.param(OwnHistory(), id="own_history"),
+    pytest.param(Popularity(), id="popularity"),
+    pytest.param(Factors(n_factors=4, n_epochs=4), id="factors"),
+    pytest.param(Content(), id="content"),
+]
+
+
+def shop(seed: int = 0, n_customers: int = 40, n_items: int = 25, density: float = 0.2) -> sparse.csr_matrix:
+    return sparse.random(n_customers, n_items, density=density, format="csr", random_state=seed)
+
+
+def fitted(source: Source, weights: sparse.csr_matrix) -> Any:
+    fresh = clone(source)
+    if isinstance(fresh, Content):
+        kinds = np.arange(weights.shape[1]) % 3
+        return fresh.fit(weights, attributes=sparse.csr_matrix(np.eye(3)[kinds]))
+    return fresh.fit(weights)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_parameters_are_cloned_and_an_unfitted_source_says_so(source: Source, tmp_path: Path) -> None:
+    fresh = clone(source)
+    assert fresh.get_params() == source.get_params()
+    assert not [name for name in vars(fresh) if name.endswith("_")]
+    for ask in (lambda: fresh.score(shop()), lambda: fresh.recommend(shop(), 3), lambda: fresh.save(tmp_path)):
+        with pytest.raises(ValueError, match="call fit or load first"):
+            ask()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_fit_twice_is_once_and_leaves_its_data_as_they_were(source: Source) -> None:
+    weights = shop()
+    learner = fitted(source, weights)
+    once = learner.score(weights)
+    assert np.array_equal(once, fitted(source, weights).score(weights))
+    assert abs(weights - shop()).nnz == 0
+    assert not np.array_equal(once, fitted(source, shop(seed=5)).score(shop(seed=5)))  # control: other data, other scores
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_scores_do_not_depend_on_the_order_or_the_company_of_customers(source: Source) -> None:
+    weights, order = shop(), np.random.default_rng(1).permutation(40)
+    learner, shuffled = fitted(source, weights), fitted(source, weights[order])
+    if not isinstance(source, Factors):  # whose start is drawn row by row
+        assert np.allclose(shuffled.score(weights), learner.score(weights), rtol=1e-4, atol=1e-6)
+    together = learner.score(weights)
+    assert np.allclose(learner.score(weights[order]), together[order], rtol=1e-5, atol=1e-6)
+    assert np.allclose(learner.score(weights[7]), together[7:8], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_saved_source_answers_to_the_bit_and_the_same_data_give_the_same_bytes(source: Source, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        fitted(source, shop()).save(tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+    assert {Path(name).suffix for name in files} <= {".npy", ".json"}
+    loaded = type(source).load(tmp_path / "one")
+    assert np.array_equal(loaded.score(shop(3)), fitted(source, shop()).score(shop(3)))
+    assert loaded.get_params() == source.get_params()
+    (tmp_path / "one" / "source.json").write_text('{"kind": "something else"}')
+    with pytest.raises(ValueError, match="something else"):
+        type(source).load(tmp_path / "one")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_list_is_the_head_of_the_scores_without_what_is_excluded(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, learner = shop(), fitted(source, shop())
+    dense = learner.score(weights)
+    dense[weights.toarray() > 0] = -np.inf
+    expected = np.argsort(-dense, axis=1, kind="stable")[:, :6]
+    items, scores = learner.recommend(weights, 6, exclude=weights)
+    assert np.array_equal(items, np.where(np.isinf(np.take_along_axis(dense, expected, axis=1)), -1, expected))
+    monkeypatch.setattr("models.candidates.source.CHUNK_CELLS", 3 * 25)
+    chunked = learner.recommend(weights, 6, exclude=weights)
+    assert np.array_equal(chunked[0], items)
+    assert (learner.recommend(weights, 40)[0][:, 25:] == -1).all()
+    assert (np.diff(scores, axis=1)[:, :3] <= 0).all()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(
+    ("weights", "sentence"),
+    [
+        pytest.param(sparse.csr_matrix((3, 4)), "found none", id="nothing"),
+        pytest.param(sparse.csr_matrix(np.array([[1.0, -1.0, 0, 0]])), "not negative", id="negative"),
+        pytest.param(sparse.csr_matrix(np.array([[1.0, np.nan, 0, 0]])), "finite", id="nan"),
+    ],
+)
+def test_interactions_that_cannot_teach_are_refused(source: Source, weights: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        clone(source).fit(weights)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_five_customers_and_an_item_seen_once_are_enough(source: Source) -> None:
+    weights = sparse.csr_matrix(np.array([[1.0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]))
+    learner = clone(source).fit(weights)
+    assert np.isfinite(learner.score(weights)).all()
+    assert (learner.recommend(weights, 4)[0] >= 0).all()
+
+
+def test_ease_equals_its_closed_form_and_has_no_diagonal() -> None:
+    weights, ridge = shop(n_items=8), 3.0
+    dense = weights.toarray()
+    gram = dense.T @ dense
+    gram += np.eye(8) * ridge * np.diagonal(gram).mean()
+    inverse = np.linalg.inv(gram)
+    expected = inverse / -np.diagonal(inverse)
+    np.fill_diagonal(expected, 0.0)
+    learner = Ease(ridge=ridge, n_neighbours=None).fit(weights)
+    assert np.allclose(learner.weights_.toarray(), expected, atol=1e-6)
+    assert np.abs(expected).max() > 1e-3  # control: there is something to agree on
+    assert not learner.weights_.diagonal().any()
+    assert np.allclose(learner.score(weights), dense @ expected, atol=1e-5)
+
+
+def test_ease_solves_what_it_claims_to_minimise() -> None:
+    weights, ridge = shop(n_items=6), 2.0
+    dense = weights.toarray()
+    own = ridge * np.diagonal(dense.T @ dense).mean()
+    learned = Ease(ridge=ridge, n_neighbours=None).fit(weights).weights_.toarray()
+    for item in range(6):
+        others = np.delete(np.arange(6), item)
+        direct = np.linalg.solve(dense[:, others].T @ dense[:, others] + own * np.eye(5), dense[:, others].T @ dense[:, item])
+        assert np.allclose(learned[others, item], direct, atol=1e-5)
+
+
+def test_ease_keeps_the_weights_largest_in_size_and_refuses_what_it_cannot_invert() -> None:
+    weights = shop()
+    whole = np.abs(Ease(n_neighbours=None).fit(weights).weights_.toarray())
+    few = Ease(n_neighbours=3).fit(weights).weights_
+    assert (np.diff(few.tocsc().indptr) <= 3).all()
+    kept = np.sort(np.abs(few.toarray()), axis=0)[-3:]
+    assert np.allclose(kept, np.sort(whole, axis=0)[-3:])
+    with pytest.raises(ValueError, match="more than the 10 it inverts"):
+        Ease(max_items=10).fit(weights)
+    with pytest.raises(ValueError, match="ridge must be above 0"):
+        Ease(ridge=0.0).fit(weights)
+
+
+@given(st.integers(0, 10_000), st.floats(0, 5), st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_neighbours_equal_brute_force(seed: int, shrinkage: float, k: int) -> None:
+    weights = shop(seed, n_customers=12, n_items=10, density=0.35)
+    if not weights.nnz:
+        return
+    dense = weights.toarray()
+    length = np.linalg.norm(dense, axis=0)
+    slack = shrinkage * np.mean(length[length > 0] ** 2)
+    expected = np.zeros((10, 10), dtype=np.float32)
+    for i in range(10):
+        cosine = np.array(
+            [dense[:, i] @ dense[:, j] / (length[i] * length[j] + slack) if i != j and length[i] * length[j] else 0 for j in range(10)]
+        )
+        for j in sorted(range(10), key=lambda j: (-np.float32(cosine[j]), j))[:k]:
+            expected[j, i] = cosine[j]
+    learner = Neighbours(n_neighbours=k, shrinkage=shrinkage).fit(weights)
+    assert np.allclose(np.sort(learner.weights_.toarray(), axis=0), np.sort(expected, axis=0), atol=1e-6)
+    assert not learner.weights_.diagonal().any()
+
+
+def test_a_customer_with_everything_counts_with_the_heaviest_items_only() -> None:
+    others = sparse.csr_matrix(np.eye(25)[np.arange(30) % 25])
+    everything = sparse.csr_matrix(np.linspace(0.1, 2.5, 25))
+    heaviest = sparse.csr_matrix(np.where(np.arange(25) >= 20, np.linspace(0.1, 2.5, 25), 0.0))
+    capped, expected, uncapped = (
+        Neighbours(max_row=limit).fit(sparse.vstack([row, others])).weights_.toarray()
+        for limit, row in ((5, everything), (1_000, heaviest), (1_000, everything))
+    )
+    assert np.allclose(capped, expected)
+    assert not np.allclose(uncapped, expected)
+
+
+def test_own_history_is_the_row_over_its_largest_and_popularity_everybodys_sum() -> None:
+    weights = sparse.csr_matrix(np.array([[2.0, 0, 1], [0, 0, 0], [0, 3, 1]]))
+    assert np.allclose(OwnHistory().fit(weights).score(weights), [[1, 0, 0.5], [0, 0, 0], [0, 1, 1 / 3]])
+    assert np.allclose(Popularity().fit(weights).score(weights), np.tile([2 / 3, 1, 2 / 3], (3, 1)))
+
+
+def test_factors_score_as_the_recommender_without_repeats_does() -> None:
+    from models.recommender import Recommender
+
+    weights = shop(n_customers=80)
+    source = Factors(n_factors=4).fit(weights)
+    single = Recommender(n_factors=4, repeat_weight=0.0).fit(weights)
+    assert np.array_equal(source.item_factors_, single.item_factors_)
+    expected = single.customer_factors_ @ single.item_factors_.T
+    assert np.allclose(source.score(weights), expected, atol=1e-3 * np.abs(expected).max())
+
+
+def test_content_ranks_a_new_item_by_what_it_is_where_every_other_source_says_nothing() -> None:
+    """Items 0-2 are red, 3-5 blue; nobody has touched item 2 (red) or 5 (blue)."""
+    attributes = sparse.csr_matrix(np.repeat(np.eye(2), 3, axis=0))
+    weights = sparse.csr_matrix(np.array([[1.0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 1, 0, 0, 1, 0]]))
+    learner = Content().fit(weights, attributes=attributes)
+    scores = learner.score(weights)
+    assert scores[1, 2] > scores[1, 5]
+    assert scores[2, 5] > scores[2, 2]
+    # (n_a + prior p_a) / (n + prior) over a's share of the catalogue: customer 1 has 1 of red, 4 of all 7 weights are red
+    assert scores[1, 2] == pytest.approx((1 + 4 / 7) / 2 / 0.5)
+    for source in (Ease(), Neighbours(), OwnHistory(), Popularity()):
+        assert not source.fit(weights).score(weights)[:, [2, 5]].any()
+
+
+def test_content_refuses_attributes_that_are_not_marks_of_these_items() -> None:
+    for attributes in (sparse.csr_matrix(np.eye(24)), sparse.csr_matrix(np.full((25, 2), 0.5))):
+        with pytest.raises(ValueError, match="attributes of 0 and 1 for 25 items"):
+            Content().fit(shop(), attributes=attributes)
+
+
+def test_loss_is_minus_the_ndcg_and_needs_something_relevant() -> None:
+    weights = shop()
+    learner = OwnHistory().fit(weights)
+    assert learner.loss(weights, weights) == pytest.approx(-1.0)
+    with pytest.raises(ValueError, match="nothing to judge by"):
+        learner.loss(weights, sparse.csr_matrix(weights.shape))

@@ -1,0 +1,205 @@
+"""Retrieval and ranker: what is a candidate, what the second stage learns, and that the same data give the same bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.base import clone
+
+from models import evaluation
+from models.candidates.occasion import Occasion
+from models.candidates.pairs import Pairs, pairs
+from models.candidates.retrieval import KINDS, Retrieval
+from models.ranker import Ranker
+from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+
+N_CUSTOMERS, N_ITEMS, N_GROUPS = 150, 40, 4
+
+
+def world(seed: int) -> tuple[Occasion, sparse.csr_matrix]:
+    """Customers buy within their group; an item bought between 5 and 10 days ago is bought again, what is newer or older is not."""
+    rng = np.random.default_rng(seed)
+    group = np.arange(N_CUSTOMERS) % N_GROUPS
+    customer = np.repeat(np.arange(N_CUSTOMERS), 12)
+    own = rng.integers(0, N_ITEMS // N_GROUPS, customer.size) * N_GROUPS + group[customer]
+    item = np.where(rng.random(customer.size) < 0.8, own, rng.integers(0, N_ITEMS, customer.size))
+    age = rng.uniform(0.1, 60, customer.size)
+    newest = np.full((N_CUSTOMERS, N_ITEMS), np.inf)
+    np.minimum.at(newest, (customer, item), age)
+    again = (newest > 5) & (newest < 10)
+    fresh = (rng.random(again.shape) < 0.05) & (group[:, None] == np.arange(N_ITEMS) % N_GROUPS) & np.isinf(newest)
+    now = Occasion(
+        n_customers=N_CUSTOMERS,
+        n_items=N_ITEMS,
+        customer=customer,
+        item=item,
+        age_days=age,
+        weight=np.ones(customer.size),
+        category=(np.arange(N_ITEMS) % N_GROUPS).astype(np.int64),
+        price=np.linspace(1, 50, N_ITEMS),
+        offered_days=np.full(N_ITEMS, 90.0),
+    )
+    return now, sparse.csr_matrix((again | fresh).astype(float))
+
+
+def examples(seed: int, *, new_only: bool = False) -> Pairs:
+    now, later = world(seed)
+    if new_only:
+        later = sparse.csr_matrix(later.multiply(now.bought().toarray() == 0))
+    retrieval = Retrieval(n_candidates=15).fit(now)
+    (found,) = pairs(retrieval, now, np.flatnonzero(np.diff(later.indptr)), new_only=new_only, relevant=later)
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained() -> TwoStage:
+    given = {ALL_ITEMS: [examples(1), examples(2)], NEW_ITEMS: [examples(1, new_only=True), examples(2, new_only=True)]}
+    return TwoStage(retrieval={"n_candidates": 15}, random_state=3).fit(world(0)[0], given)
+
+
+def test_candidates_are_what_the_sources_find_each_pair_once_with_scores_and_ranks() -> None:
+    now, _ = world(0)
+    retrieval, people = Retrieval(n_candidates=5).fit(now), np.array([3, 7, 20])
+    (found,) = retrieval.candidates(now, people, new_only=False)
+    assert len(np.unique(found.customer * N_ITEMS + found.item)) == len(found.item)
+    assert np.array_equal(np.unique(found.customer), people)
+    assert set(found.scores) == set(KINDS)
+    for customer in people:
+        mine = found.customer == customer
+        for name, source in retrieval.sources_.items():
+            scores = found.scores[name][mine]
+            assert np.array_equal(np.argsort(-scores, kind="stable"), np.argsort(found.ranks[name][mine], kind="stable"))
+            if name == "factors":
+                best = source.recommend(now.matrix(half_life_days=90.0)[[customer]], 5)[0][0]
+                assert set(best) <= set(found.item[mine])
+
+
+def test_new_items_only_leaves_out_what_was_bought_and_nothing_else() -> None:
+    now, _ = world(0)
+    retrieval, people = Retrieval(n_candidates=N_ITEMS).fit(now), np.arange(N_CUSTOMERS)
+    every, new = (
+        {tuple(pair) for part in retrieval.candidates(now, people, new_only=flag) for pair in np.stack([part.customer, part.item], axis=1)}
+        for flag in (False, True)
+    )
+    bought = set(zip(*now.bought().nonzero(), strict=True))
+    assert bought & every
+    assert not bought & new
+    assert new <= every
+
+
+def test_chunks_of_customers_do_not_show(monkeypatch: pytest.MonkeyPatch, trained: TwoStage) -> None:
+    now, _ = world(0)
+    whole = trained.recommend(now, np.arange(30), 8)
+    monkeypatch.setattr("models.candidates.source.CHUNK_CELLS", 7 * N_ITEMS * len(KINDS))
+    parts = trained.recommend(now, np.arange(30), 8)
+    assert np.array_equal(whole[0], parts[0])
+
+
+def test_the_second_stage_learns_what_no_source_can_say(trained: TwoStage) -> None:
+    now, later = world(0)
+    people = np.flatnonzero(np.diff(later.indptr))
+    ours = evaluation.ndcg_at_k(trained.recommend(now, people, 10)[0], later[people], k=10)
+    own = now.matrix(half_life_days=60.0)[people]
+    for name in ("own_history", "factors", "neighbours", "ease"):
+        source = trained.retrieval_.sources_[name]
+        rival = evaluation.ndcg_at_k(source.recommend(own, 10)[0], later[people], k=10)
+        assert ours > rival + 0.1, name
+
+
+def test_lists_hold_distinct_items_best_first_and_only_new_ones_where_asked(trained: TwoStage) -> None:
+    now, _ = world(0)
+    items, scores = trained.recommend(now, np.arange(N_CUSTOMERS), 10, mode=NEW_ITEMS)
+    assert not now.bought()[np.repeat(np.arange(N_CUSTOMERS), 10), np.maximum(items, 0).ravel()].A1[(items >= 0).ravel()].any()
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in items)
+    assert (np.diff(np.where(np.isinf(scores), -1e9, scores), axis=1) <= 0).all()
+
+
+def test_questions_may_come_in_any_order_twice_and_with_exclusions(trained: TwoStage) -> None:
+    now, _ = world(0)
+    asked = np.array([9, 2, 9, 140])
+    items, _ = trained.recommend(now, asked, 6)
+    one_by_one = np.concatenate([trained.recommend(now, [customer], 6)[0] for customer in asked])
+    assert np.array_equal(items, one_by_one)
+    exclude = sparse.csr_matrix((np.ones(2), ([0, 0], items[0, :2])), (4, N_ITEMS))
+    without, _ = trained.recommend(now, asked, 4, exclude=exclude)
+    assert np.array_equal(without[0], items[0, 2:])
+    assert np.array_equal(without[2], items[2, :4])
+
+
+def test_nobody_is_in_the_files_and_they_answer_to_the_bit(trained: TwoStage, tmp_path: Path) -> None:
+    trained.save(tmp_path)
+    now, _ = world(0)
+    loaded = TwoStage.load(tmp_path)
+    for mode in (ALL_ITEMS, NEW_ITEMS):
+        assert np.array_equal(
+            loaded.recommend(now, np.arange(40), 10, mode=mode)[1], trained.recommend(now, np.arange(40), 10, mode=mode)[1]
+        )
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".lgb", ".json", ".npy"}
+    lengths = {len(np.load(path)) for path in tmp_path.rglob("*.npy") if np.load(path).ndim}
+    assert N_CUSTOMERS not in lengths
+    assert N_CUSTOMERS + 1 not in lengths
+
+
+def test_the_same_data_and_seed_give_the_same_bytes_whatever_the_threads(tmp_path: Path) -> None:
+    given = [examples(1), examples(2)]
+    texts = []
+    for number, learner in enumerate((Ranker(), Ranker(num_threads=2), Ranker(random_state=9))):
+        learner.fit(given).save(tmp_path / str(number))
+        texts.append((tmp_path / str(number) / "ranker.lgb").read_text().split("parameters:")[0])
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_learners_are_cloned_say_when_unfitted_and_refuse_foreign_files(trained: TwoStage, tmp_path: Path) -> None:
+    now, _ = world(0)
+    for learner in (Ranker(n_rounds=7), TwoStage(ranker={"n_rounds": 7}), Retrieval(n_candidates=3)):
+        assert clone(learner).get_params() == learner.get_params()
+    for ask in (
+        lambda: Ranker().score(examples(1)),
+        lambda: TwoStage().recommend(now, [0], 3),
+        lambda: list(Retrieval().candidates(now, np.array([0]), new_only=False)),
+        lambda: TwoStage().save(tmp_path),
+    ):
+        with pytest.raises(ValueError, match="call fit or load first"):
+            ask()
+    trained.save(tmp_path)
+    (tmp_path / "two_stage.json").write_text('{"kind": "something else"}')
+    with pytest.raises(ValueError, match="something else"):
+        TwoStage.load(tmp_path)
+
+
+def test_rows_that_cannot_teach_or_do_not_fit_are_refused(trained: TwoStage) -> None:
+    now, _ = world(0)
+    some = examples(1)
+    nothing = Pairs(some.customer, some.item, some.values, some.names, np.zeros_like(some.label))
+    renamed = Pairs(some.customer, some.item, some.values, (*some.names[:-1], "odd"), some.label)
+    for ask, sentence in (
+        (lambda: Ranker().fit([nothing]), "there is no order to learn"),
+        (lambda: Ranker().fit([some, renamed]), "same columns"),
+        (lambda: trained.rankers_[ALL_ITEMS].score(renamed), "missing or foreign"),
+        (lambda: trained.recommend(now, [0], 3, mode="odd"), "not trained for 'odd'"),
+        (lambda: trained.recommend(now, [N_CUSTOMERS], 3), r"rows in \[0, 150\)"),
+        (lambda: trained.recommend(now, [0], 3, sparse.csr_matrix((2, N_ITEMS))), "one row for each customer asked"),
+        (lambda: TwoStage().fit(now, {"odd": [some]}), "examples of all_items, new_items"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            ask()
+
+
+def test_a_catalogue_too_large_for_ease_goes_without_it_and_keeps_the_columns() -> None:
+    now, later = world(1)
+    people = np.flatnonzero(np.diff(later.indptr))
+    small, large = (Retrieval(ease_items=limit).fit(now) for limit in (N_ITEMS, N_ITEMS - 1))
+    assert set(small.sources_) - set(large.sources_) == {"ease"}
+    (one,), (two,) = (pairs(retrieval, now, people, new_only=False, relevant=later) for retrieval in (small, large))
+    assert one.names == two.names
+    assert np.isnan(two.values[:, two.names.index("ease_score")]).all()
+
+
+def test_thinning_keeps_what_was_chosen_and_the_share_of_the_rest() -> None:
+    whole = examples(1)
+    thin = whole.thinned(0.3, seed=1)
+    assert thin.label.sum() == whole.label.sum()
+    assert 0.2 < (thin.label == 0).sum() / (whole.label == 0).sum() < 0.4
+    assert np.array_equal(thin.item, whole.thinned(0.3, seed=1).item)

@@ -1,0 +1,189 @@
+"""The second stage learns from earlier cut-offs only, and its lists are held against every simple rule on the same customers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models import evaluation
+from models.recommender import Recommender
+from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+from pipelines.settings import LabelSettings, Settings, TrainingSettings
+from pipelines.training import listing, ranking, recommenders
+from pipelines.training.listing import UnderTest
+from pipelines.training.ranking import Moments
+
+START = pd.Timestamp("2026-01-01", tz="UTC")
+HORIZON = 10
+AT = START + pd.Timedelta(80, "D")
+FACTORS = {"n_factors": 6, "n_epochs": 4}
+
+
+def log(seed: int = 0, customers: int = 90, items: int = 30) -> pd.DataFrame:
+    """Everybody buys within a taste of six items, each again about every twelve days; what is known is known at once."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for c in range(customers):
+        for item in (6 * (c % 5) + np.arange(6)) % items:
+            if rng.random() < 0.6:
+                days = rng.uniform(0, 12) + np.cumsum(rng.normal(12, 1, 10))
+                rows += [(f"c{c:03d}", f"i{item:02d}", day) for day in days if 0 < day < 100]
+        rows += [(f"c{c:03d}", f"i{rng.integers(items):02d}", day) for day in rng.uniform(0, 100, 3)]
+    frame = pd.DataFrame(rows, columns=["customer_id", "item_id", "day"])
+    at = START + pd.to_timedelta(frame.pop("day"), "D").dt.floor("ms")
+    return frame.assign(type="purchase", weight=1.0, event_timestamp=at, created_timestamp=at).sort_values(
+        "event_timestamp", ignore_index=True
+    )
+
+
+ITEMS = pd.DataFrame(
+    {
+        "item_id": [f"i{n:02d}" for n in range(30)],
+        "category": [f"k{n % 4}" for n in range(30)],
+        "price_cents": np.arange(30) * 10 + 100,
+        "event_timestamp": START,
+        "created_timestamp": START,
+    }
+)
+
+
+def moments(frame: pd.DataFrame, tmp_path) -> Moments:
+    settings = Settings(
+        home=tmp_path,
+        labels=LabelSettings(ranking_horizon_days=HORIZON),
+        training=TrainingSettings(k=5, bootstrap_draws=100, seed=3),
+    )
+    return Moments(frame, ITEMS, settings, 90.0, FACTORS)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> Moments:
+    return moments(log(), tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def tested(known) -> UnderTest:
+    moment = known.at(AT)
+    first, stage = Recommender(**FACTORS).fit(moment.ranking.history), known.second_stage(AT)
+    led = ranking.led(Recommender(**FACTORS).fit(moment.ranking.history), stage, moment)
+    return UnderTest(moment, first, led, stage)
+
+
+def lists(known: Moments, mode: str) -> np.ndarray:
+    moment = known.at(AT)
+    return known.second_stage(AT).recommend(moment.occasion, np.arange(moment.occasion.n_customers), 10, mode=mode)[1]
+
+
+def test_nothing_after_the_cutoff_moves_the_second_stage(known, tmp_path):
+    frame = log()
+    past = frame[frame["event_timestamp"] < AT]
+    shuffled = frame.copy()
+    later = np.flatnonzero(frame["event_timestamp"] >= AT)
+    shuffled.loc[later, "item_id"] = frame["item_id"].to_numpy()[np.random.default_rng(1).permutation(later)]
+    for mode in (ALL_ITEMS, NEW_ITEMS):
+        whole = lists(known, mode)
+        assert np.array_equal(lists(moments(past, tmp_path), mode), whole)
+        assert np.array_equal(lists(moments(shuffled, tmp_path), mode), whole)
+    less = frame[(frame["event_timestamp"] < AT - pd.Timedelta(2, "D")) | (frame["event_timestamp"] >= AT)]
+    assert not np.array_equal(lists(moments(less, tmp_path), ALL_ITEMS), lists(known, ALL_ITEMS))  # control: the past does
+
+
+def test_what_was_learnt_late_is_not_known_at_the_cutoff(tmp_path):
+    frame = log()
+    late = frame["event_timestamp"].between(AT - pd.Timedelta(5, "D"), AT)
+    delayed = frame.assign(created_timestamp=frame["created_timestamp"].mask(late, AT + pd.Timedelta(1, "D")))
+    occasion, without = (moments(part, tmp_path).at(AT).occasion for part in (delayed, frame[~late]))
+    assert np.array_equal(np.sort(occasion.age_days), np.sort(without.age_days))
+    assert occasion.age_days.min() > 5
+
+
+def test_label_windows_of_the_examples_end_by_the_cutoff(known):
+    known.second_stage(AT)
+    used = [cut for cut, mode in known._pairs if mode == ALL_ITEMS]
+    assert used
+    assert all(cut + pd.Timedelta(HORIZON, "D") <= AT for cut in used)
+
+
+def test_new_items_are_those_never_bought_before(known):
+    moment = known.at(AT)
+    assert moment.relevant[NEW_ITEMS].nnz < moment.relevant[ALL_ITEMS].nnz
+    assert moment.relevant[NEW_ITEMS].multiply(moment.occasion.bought()).nnz == 0
+
+
+def test_a_log_with_too_few_buyers_has_no_second_stage(tmp_path):
+    frame = log()
+    few = frame[frame["customer_id"].isin(frame["customer_id"].unique()[:5])]
+    assert moments(few, tmp_path).second_stage(AT) is None
+    assert moments(frame, tmp_path).second_stage(START + pd.Timedelta(HORIZON, "D")) is None
+
+
+def test_the_second_stage_knows_when_something_is_due_and_leads_the_lists(tested, known):
+    moment = tested.moment
+    people, wanted = moment.judged(ALL_ITEMS)
+    alone = tested.stage.recommend(moment.occasion, people, 5)[0]
+    ours = tested.learner.recommend(people, 5)[0]
+    assert np.array_equal(ours[alone >= 0], alone[alone >= 0])
+    assert ranking.ndcg_of(tested.learner, moment, k=5) > ranking.ndcg_of(tested.first, moment, k=5) + 0.05
+    assert ranking.ndcg_of(tested.learner, moment, k=5) == pytest.approx(evaluation.ndcg_at_k(ours, wanted, k=5))
+
+
+def test_rival_lists_are_the_rules_they_are_named_after(tested):
+    found, new = (listing.sheet(tested, mode=mode, k=5) for mode in (ALL_ITEMS, NEW_ITEMS))
+    now, frame = tested.moment.occasion, log()
+    recent = frame[frame["event_timestamp"].between(AT - pd.Timedelta(28, "D"), AT)].drop_duplicates(
+        ["customer_id", "item_id", "event_timestamp"]
+    )
+    counts = recent["item_id"].value_counts().reindex(tested.moment.ranking.items, fill_value=0)
+    best = counts.sort_values(ascending=False, kind="stable").index[:5].tolist()
+    assert tested.moment.ranking.items[found.rivals[listing.POPULARITY][0]].tolist() == best
+    own = now.matrix(half_life_days=listing.OWN_HALF_LIFE_DAYS, purchases_only=True)[found.people].toarray()
+    for row, mine in zip(found.rivals[listing.OWN_HISTORY], own, strict=True):
+        head = [item for item in row if mine[item] > 0]
+        assert head == np.argsort(-mine, kind="stable")[: len(head)].tolist()
+        assert len(head) == min(5, np.count_nonzero(mine))
+        assert len(set(row)) == 5
+    bought = now.bought()[new.people].toarray() > 0
+    for shown in (new.ours, *new.rivals.values()):
+        assert not np.take_along_axis(bought, np.maximum(shown, 0), axis=1)[shown >= 0].any()
+
+
+def test_baselines_segments_and_figures_tell_of_the_same_customers(tested, known):
+    found = listing.sheet(tested, mode=ALL_ITEMS, k=5)
+    rivals = listing.baselines(found, settings=known.settings)
+    figures = listing.figures(found, tested.moment, k=5)
+    assert [one.name for one in rivals] == [listing.POPULARITY, listing.NEIGHBOURS, listing.FIRST_STAGE, listing.OWN_HISTORY]
+    for one in rivals:
+        assert one.low <= one.lead <= one.high
+        assert one.value + one.lead == pytest.approx(figures["ndcg@5"])
+    assert 0 < figures["gini@5"] < 1
+    assert 0 < figures["coverage@5"] <= 1
+    segments = listing.by_segment(found, tested.moment, settings=known.settings)
+    assert sum(row["customers"] for row in segments) == figures["judged_customers"]
+    mean = sum(row["ndcg"] * row["customers"] for row in segments) / figures["judged_customers"]
+    assert mean == pytest.approx(figures["ndcg@5"])
+
+
+def test_one_version_holds_both_stages_and_each_is_loaded_from_it(tested, tmp_path):
+    recommenders.Registered(tested.learner, tested.stage).save(tmp_path)
+    people, now = np.arange(tested.moment.occasion.n_customers), tested.moment.occasion
+    assert np.array_equal(Recommender.load(tmp_path).recommend(people, 5)[0], tested.learner.recommend(people, 5)[0])
+    stage = TwoStage.load(tmp_path / "second_stage")
+    assert np.array_equal(stage.recommend(now, people, 5)[1], tested.stage.recommend(now, people, 5)[1])
+
+
+def test_second_stage_that_is_behind_on_the_validation_window_is_not_used(known, monkeypatch):
+    params = {**FACTORS, "random_state": 3}
+    verdict = recommenders._validated(known, AT, params, settings=known.settings)
+    assert verdict.is_used
+    assert "with a second stage" in verdict.why
+    monkeypatch.setattr(
+        recommenders, "led", lambda learner, stage, moment, people: learner.put_first(np.zeros((len(moment.ranking.customers), 1)))
+    )
+    assert not recommenders._validated(known, AT, params, settings=known.settings).is_used
+
+
+def test_without_a_second_stage_the_first_is_no_rival_and_new_items_come_from_it(tested):
+    alone = UnderTest(tested.moment, tested.first, tested.first, None)
+    found = listing.sheet(alone, mode=NEW_ITEMS, k=5)
+    assert listing.FIRST_STAGE not in found.rivals
+    expected = tested.first.recommend(found.people, 5, exclude=tested.moment.occasion.bought()[found.people])[0]
+    assert np.array_equal(found.ours, expected)

@@ -1,0 +1,109 @@
+"""Two stages on real shops and on simulated ones, each looked at on its newest window: ahead of every simpler way, and near the optimum."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from models.recommender import Recommender
+from models.two_stage import ALL_ITEMS, NEW_ITEMS
+from pipelines import flow, labels, tables
+from pipelines.settings import Settings, SimulationSettings, TrainingSettings
+from pipelines.training import listing, ranking, recommenders, truth
+from pipelines.training.listing import UnderTest
+from pipelines.training.publishing import Baseline
+from pipelines.training.ranking import Moments
+
+pytestmark = pytest.mark.slow
+
+HORIZON_DAYS = 28
+
+
+def under_test(known: Moments, at: pd.Timestamp) -> UnderTest:
+    """Both stages as they could be known at the cut-off, the first with its defaults."""
+    moment, first = known.at(at), Recommender(random_state=known.settings.training.seed)
+    stage = known.second_stage(at)
+    assert stage is not None
+    first.fit(moment.ranking.history)
+    learner = Recommender(random_state=known.settings.training.seed).fit(moment.ranking.history)
+    return UnderTest(moment, first, ranking.led(learner, stage, moment, moment.judged(ALL_ITEMS)[0]), stage)
+
+
+def compared(tested: UnderTest, mode: str, settings: Settings) -> tuple[float, dict[str, Baseline]]:
+    """NDCG@20, and the lead over each rival."""
+    found = listing.sheet(tested, mode=mode, k=20)
+    leads = {one.name: one for one in listing.baselines(found, settings=settings)}
+    value = listing.figures(found, tested.moment, k=20)["ndcg@20"]
+    return value, leads
+
+
+def shop(frame: pd.DataFrame, items: pd.DataFrame, tmp_path: Path) -> Moments:
+    settings = Settings(home=tmp_path, training=TrainingSettings(bootstrap_draws=500))
+    return Moments(frame, items, settings, recommenders.HALF_LIFE_DAYS, {})
+
+
+def catalogue(frame: pd.DataFrame, price_cents: pd.Series | None = None) -> pd.DataFrame:
+    """The items of the frame, on offer since somebody first did something with them."""
+    first = frame.groupby("item_id")["event_timestamp"].min()
+    price = pd.Series(np.nan, index=first.index) if price_cents is None else price_cents.reindex(first.index)
+    return pd.DataFrame({"item_id": first.index, "category": None, "price_cents": price.to_numpy(), "event_timestamp": first.to_numpy()})
+
+
+def test_online_retail_is_ranked_above_own_history_and_every_single_stage(shared_data: Path, tmp_path: Path) -> None:
+    """Customer, item and day; the four weeks from 11 November 2011."""
+    columns = ["CustomerID", "StockCode", "InvoiceDate", "Quantity", "UnitPrice"]
+    rows = pd.read_parquet(shared_data / "online_retail" / "online_retail.parquet", columns=columns)
+    rows = rows[rows["CustomerID"].notna() & (rows["Quantity"] > 0)].sort_values("InvoiceDate", kind="stable")
+    at = pd.to_datetime(rows["InvoiceDate"]).dt.tz_localize("UTC")
+    frame = pd.DataFrame(
+        {"customer_id": rows["CustomerID"].astype(int).astype(str), "item_id": rows["StockCode"].astype(str), "event_timestamp": at}
+    )
+    price = (rows["UnitPrice"] * 100).groupby(frame["item_id"]).first()
+    frame = frame.drop_duplicates().assign(type="purchase", weight=1.0, created_timestamp=lambda f: f["event_timestamp"])
+    known = shop(frame, catalogue(frame, price), tmp_path)
+    tested = under_test(known, pd.Timestamp("2011-11-11", tz="UTC"))
+    value, leads = compared(tested, ALL_ITEMS, known.settings)
+    assert value >= 0.365
+    assert leads[listing.OWN_HISTORY].value > 0.32  # control: the rule to beat is no straw man
+    assert all(one.low > 0 for one in leads.values())
+    value, leads = compared(tested, NEW_ITEMS, known.settings)
+    assert value >= 0.145
+    assert all(one.low > 0 for one in leads.values())
+
+
+def test_retailrocket_is_ranked_above_popularity_and_neighbours_and_not_behind_the_first_stage(shared_data: Path, tmp_path: Path) -> None:
+    """The newest four weeks. 77 visitors buy in them: against the first stage, repeats included, that cannot tell who is ahead.
+
+    In the four weeks before the second stage is ahead of it by 0.04; there its numbers of trees and leaves were chosen.
+    """
+    rows = pd.read_parquet(shared_data / "retailrocket_subset" / "events.parquet")
+    kind = rows["event"].map({"view": "view", "addtocart": "cart_add", "transaction": "purchase"})
+    at = pd.to_datetime(rows["timestamp"], unit="s", utc=True)
+    frame = pd.DataFrame({"customer_id": rows["visitorid"].astype(str), "item_id": rows["itemid"].astype(str), "type": kind})
+    frame = frame.assign(weight=kind.map(labels.WEIGHTS), event_timestamp=at, created_timestamp=at).sort_values("event_timestamp")
+    known = shop(frame, catalogue(frame), tmp_path)
+    tested = under_test(known, at.max() - timedelta(days=HORIZON_DAYS))
+    _, leads = compared(tested, ALL_ITEMS, known.settings)
+    assert leads[listing.POPULARITY].lead > 0
+    assert leads[listing.NEIGHBOURS].low > 0
+    assert leads[listing.FIRST_STAGE].high > 0
+
+
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_simulated_shop_is_ranked_near_the_observable_optimum(seed: int, tmp_path: Path) -> None:
+    """At least 0.80 of the way from popularity to what is known to be the best."""
+    settings = Settings(home=tmp_path, simulation=SimulationSettings(seed=seed), training=TrainingSettings(bootstrap_draws=200))
+    job = flow.Job(settings)
+    flow.run(tuple(step for step in flow.STEPS if step.name in {"simulate", "ingest", "labels"}), job)
+    frame, items = tables.read(tmp_path, tables.INTERACTIONS), tables.read(tmp_path, tables.ITEMS)
+    at = labels.ranking_cutoffs(job.as_of(), settings=settings)[0].at
+    known = Moments(frame, items, settings, recommenders.HALF_LIFE_DAYS, {})
+    tested = under_test(known, at)
+    found = listing.sheet(tested, mode=ALL_ITEMS, k=20)
+    scores = truth.item_scores(tmp_path, tested.moment.ranking.customers[found.people], tested.moment.ranking.items, at=at)
+    assert scores is not None
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    ours, optimum, popular = (found.ndcg(lists, k=20).mean() for lists in (found.ours, best, found.rivals[listing.POPULARITY]))
+    assert (ours - popular) / (optimum - popular) >= 0.80
