@@ -14,7 +14,7 @@ demo: setup ## the whole loop on a simulated shop; ARGS="--events FILE --mapping
 	$(RUN) rapport demo $(ARGS)
 
 test: setup ## the whole test suite
-	$(RUN) pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## lint, format, types, import contracts, lock file
 	$(UV) lock --check --offline --quiet || $(UV) lock --check --quiet

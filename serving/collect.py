@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from pipelines.errors import StoreError
-from pipelines.log import Aside, Log, LogFull, QueueFull, Writer, open_log
+from pipelines.log import Aside, Log, LogFull, Outcome, QueueFull, Writer, open_log
 from pipelines.log.calls import CallError, Calls, parse, write_key
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
@@ -198,9 +198,10 @@ class Collector:
         self._bucket(source).take(len(calls.events) + len(calls.refused))
         try:
             outcomes = await commits.kept(calls.events) if calls.events else []
+            aside: list[Outcome] = []
             if calls.refused:  # comes second: the sender repeats what fails, and repeated events are known while these are not
                 refused = [Aside(source, call.raw, call.reason, call.subjects) for call in calls.refused]
-                await asyncio.to_thread(store.log.set_aside, refused)
+                aside = await asyncio.to_thread(store.log.set_aside, refused)
         except QueueFull:
             raise Refused(503, "queue_full", "more events wait for the disk than may; send them again", header=_retry(1)) from None
         except TimeoutError:
@@ -212,8 +213,11 @@ class Collector:
             raise Refused(503, "log_unavailable", "the log could not be written; send them again later", header=_retry(5)) from None
         for outcome in set(outcomes):
             _events(source, outcome.value).inc(outcomes.count(outcome))
-        for refused in calls.refused:
-            _aside(source, refused.reason).inc()
+        for refused, outcome in zip(calls.refused, aside, strict=True):
+            if outcome is Outcome.APPENDED:
+                _aside(source, refused.reason).inc()
+            else:  # the same bytes were set aside before
+                _events(source, outcome.value).inc()
 
     async def _parsed(self, body: bytes, call: str, source: str, vault: Vault) -> Calls:
         read = functools.partial(parse, body, call, source=source, received=self.now(), vault=vault, limits=self.limits)

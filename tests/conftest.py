@@ -40,6 +40,12 @@ GUARD = textwrap.dedent(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, whole loops before all: one that starts last keeps the other processes waiting for it."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, len(item.path.parts)))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real datasets; tests that need them skip where they are not laid out beside the repository."""

@@ -79,7 +79,7 @@ def test_second_run_repeats_no_step_and_counts_nothing_twice(walked):
     again = rapport(*walked["words"], env=walked["env"])
     assert again.returncode == 0, again.stderr[-3000:]
     steps = [line for line in again.stderr.splitlines() if line.endswith(("unchanged", " s"))]
-    assert len(steps) == 12, steps
+    assert len(steps) == 13, steps
     assert all(line.endswith("unchanged") for line in steps), steps
     result = json.loads(again.stdout.splitlines()[-1])
     assert result["events"] == walked["result"]["events"]

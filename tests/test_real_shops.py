@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 
 def demo(events, mapping, home):
     words = ("demo", "--events", str(events), "--mapping", mapping, "--trials", "1", "--no-serve", "--json")
-    quick = {"RAPPORT_TRAINING__BOOTSTRAP_DRAWS": "100", "RAPPORT_MONITORING__SAMPLE_ROWS": "1000"}
+    quick = {
+        "RAPPORT_TRAINING__BOOTSTRAP_DRAWS": "100",
+        "RAPPORT_TRAINING__RANKING_CUTOFFS": "2",
+        "RAPPORT_MONITORING__SAMPLE_ROWS": "1000",
+    }
     env = os.environ | quick | {"RAPPORT_HOME": str(home)}
     done = subprocess.run(
         [sys.executable, str(ROOT / "rapport.py"), *words], env=env, cwd=home, capture_output=True, text=True, timeout=280, check=False

@@ -24,7 +24,6 @@ from pipelines import labels
 from pipelines.labels import Ranking
 from pipelines.settings import Settings
 
-EXAMPLES = 6  # earlier cut-offs that a ranker learns from
 STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overlap
 MIN_BUYERS = 40  # with a candidate they chose, over all examples: with fewer the order of the sources is not improved upon
 MOST_BUYERS = 2_000  # of one cut-off are learned from, drawn
@@ -88,7 +87,7 @@ class Moments:
 
     def _examples(self, cut: pd.Timestamp, mode: str) -> list[Pairs]:
         horizon, first = timedelta(days=self.settings.labels.ranking_horizon_days), self.frame["event_timestamp"].min()
-        earlier = [cut - horizon - n * horizon / STEPS_A_HORIZON for n in range(EXAMPLES)]
+        earlier = [cut - horizon - n * horizon / STEPS_A_HORIZON for n in range(self.settings.training.ranking_cutoffs)]
         found = [self._example(at, mode) for at in earlier if at - horizon >= first]
         return [example for example in found if example is not None]
 

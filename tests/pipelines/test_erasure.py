@@ -802,7 +802,7 @@ IMPERSONAL = {
     "source", "event_id", "type", "name", "item_id", "order_id", "session_id", "decision_id", "query", "consent", "outcome", "file",
     "quarantine_id", "reason", "detail", "message_id", "origin", "files", "sha256", "plan", "positions", "link_id", "kind", "state",
     "evidence", "decided_by", "purpose", "basis", "policy_version", "trait", "value", "category", "alert_id", "column", "age_band",
-    "gender", "region", "label", "split", "churn_version", "intent_version", "version", "rfm_tier",
+    "gender", "region", "label", "split", "churn_version", "intent_version", "version", "rfm_tier", "model",
     "lifecycle", "segment",
 }  # fmt: skip
 NAMING = {"customer_id", "user_id", "anonymous_id", "identifier", "subject", "left", "right", "email", "phone"}

@@ -224,6 +224,7 @@ def test_counts_of_all_workers_are_those_of_the_log(shop):
     with closing(open_log(shop.settings.home, settings=shop.settings)) as log:
         counts = log.counts()
     assert float(told['rapport_collect_events_total{outcome="appended",source="segment"}']) == counts.appended
-    assert float(told['rapport_collect_set_aside_total{reason="type_unknown",source="segment"}']) == counts.parked == 20
+    assert float(told['rapport_collect_set_aside_total{reason="type_unknown",source="segment"}']) == counts.parked == 1
+    assert float(told['rapport_collect_events_total{outcome="duplicate",source="segment"}']) == counts.duplicate == 19
     with urllib.request.urlopen(f"{shop.url}/docs.json", timeout=10) as answer:
         assert {"/v1/track", "/v1/batch", "/v1/pixel.gif", "/recommend"} <= set(json.load(answer)["paths"])

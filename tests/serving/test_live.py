@@ -143,7 +143,7 @@ def test_visitor_identifies_is_known_withdraws_and_is_forgotten(live):
     assert told["consent"]["personalization"]["is_allowed"] is False
     assert {entry["kind"] for entry in told["identifiers"]} >= {"user_id", "email"}
     assert told["features"]["events_total"] >= 0
-    assert told["features_age_s"] > 0
+    assert told["features_age_s"] >= 0  # the stream keeps them as of this moment
     assert "Ann@Example.com" not in profile.text
     export = live.admin("GET", "/profile/ann/export")
     assert export.status_code == 200

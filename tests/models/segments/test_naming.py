@@ -22,7 +22,7 @@ def test_the_numbers_of_clusters_mean_nothing(rows, renumber_before, renumber_af
 @SETTINGS
 @given(st.lists(st.integers(0, K - 1), min_size=K, max_size=60), st.permutations(range(K)), st.randoms(use_true_random=False))
 def test_clusters_are_numbered_by_what_is_in_them(labels, renumber, random):
-    points = np.array([[random.random(), random.random()] for _ in labels])
+    points = np.array([[random.random(), n] for n, _ in enumerate(labels)])  # no two clusters hold the same
     labels = np.unique(labels, return_inverse=True)[1]
     k = labels.max() + 1
     turned = np.argsort(np.argsort(renumber[:k]))[labels]
