@@ -18,7 +18,7 @@ CUSTOMERS = 700
 pytestmark = pytest.mark.slow
 
 
-def rapport(*words, env, timeout=280):
+def rapport(*words, env, timeout=900):
     return subprocess.run(
         [sys.executable, str(ROOT / "rapport.py"), *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )

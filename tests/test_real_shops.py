@@ -22,7 +22,7 @@ def demo(events, mapping, home):
     }
     env = os.environ | quick | {"RAPPORT_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "rapport.py"), *words], env=env, cwd=home, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, str(ROOT / "rapport.py"), *words], env=env, cwd=home, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
