@@ -61,6 +61,8 @@ def test_lines_of_one_day_are_one_order() -> None:
     twice = occasion([(0, 0, 10.6, 1), (0, 0, 10.4, 1)])
     assert at(twice, 0, 0)["own_purchases"] == 1
     assert at(twice, 0, 0)["customer_orders"] == 1
+    for lines in ([(0, 0, 10.6, 1), (0, 0, 10.4, 1)], [(0, 0, 10.4, 1), (0, 0, 10.6, 1)]):
+        assert at(occasion(lines), 0, 0)["own_age"] == 10.4  # as old as its last line, in whatever order they are held
 
 
 @given(st.integers(0, 10_000))
