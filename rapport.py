@@ -294,6 +294,26 @@ def erase(customer: Person, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def receipt(file: Annotated[Path, typer.Argument(help="A receipt of an erasure, as JSON.")], as_json: AsJson = False) -> None:
+    """Whether this home signed a receipt as it is; exit 1 where it did not. Example: rapport receipt .rapport/erasures/ID.json"""
+    from pipelines import erasure
+
+    _show(erasure.checked(_settings().home, file), as_json)
+
+
+@app.command("rotate-key")
+def rotate_key(as_json: AsJson = False) -> None:
+    """Another master key (RAPPORT_NEXT_MASTER_KEY, else a new file); restart what runs on the home. Example: rapport rotate-key"""
+    from pipelines import rotation
+
+    settings = _settings()
+    with _step("rotate-key"):
+        count = rotation.rotate(settings.home, settings=settings)
+    _record(settings, "rotate master key", keys=count)
+    _show({"keys wrapped": count}, as_json)
+
+
+@app.command()
 def retain(as_json: AsJson = False) -> None:
     """Remove what is older than it may be kept (RAPPORT_PRIVACY__RETENTION_DAYS). Example: rapport retain"""
     from datetime import UTC, datetime

@@ -40,11 +40,6 @@ class Task:
     monotone: Mapping[str, int] = field(default_factory=dict)  # column -> 1: more of it never lowers the probability; -1: never raises it
     suggest: Callable[[Any], dict[str, Any]] | None = None  # search space of an Optuna trial; none: the learner's own
 
-    @property
-    def label_table(self) -> str:
-        """Where its labels are stored, if they are."""
-        return f"labels_{self.name}"
-
 
 def follows(rows: pd.DataFrame, events: pd.DataFrame, *, within: pd.Timedelta) -> NDArray[np.int64]:
     """1 where one of `events` of the same customer falls in (event_timestamp, event_timestamp + within] of the row (n,), else 0.

@@ -1,11 +1,12 @@
-"""A SQLite file that is for its owner's eyes only: made, opened and set to keep what it acknowledges.
+"""A SQLite file that is for its owner's eyes only: made, opened, written whole or not at all, and set to keep what it acknowledges.
 
 In: a path and the statements that create its tables. Out: a connection in autocommit mode. Never deletes or migrates anything.
 """
 
 import os
 import sqlite3
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import StoreError
@@ -29,6 +30,22 @@ def open_private(path: Path, schema: str, *, room: str, is_durable: bool = True,
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{room}: {path} could not be opened ({error}); check its rights and the space on its disk") from error
     return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection, path: Path, *, room: str) -> Iterator[sqlite3.Connection]:
+    """One that sees no other writer: what is written inside is kept at the end of the block, or none of it. Raises StoreError."""
+    try:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
+    except BaseException as error:
+        with suppress(sqlite3.Error):
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            raise StoreError(f"{room}: {path} could not be written ({error}); free space or mend its rights, then go on") from error
+        raise
 
 
 def flush(path: Path, *, room: str) -> None:

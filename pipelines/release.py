@@ -8,7 +8,6 @@ group that the data named.
 """
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipelines.errors import InputError, PipelineError, StoreError
-from pipelines.private_file import open_private
+from pipelines.errors import InputError, PipelineError
+from pipelines.private_file import open_private, transaction
 from pipelines.settings import Settings
 
 CONFIDENCE = 0.95
@@ -94,23 +93,20 @@ def _release(
 ) -> Release:
     key = (name, as_of.isoformat(), epsilon)
     limit = settings.privacy.epsilon_total
-    with closing(open_private(_path(home), _SCHEMA, room="release", busy_s=30.0)) as db:
-        try:
-            db.execute("BEGIN IMMEDIATE")  # two that ask at once must not both find the same budget left
-            used = float(db.execute("SELECT coalesce(sum(epsilon), 0) FROM releases").fetchone()[0])
-            known = db.execute("SELECT answer FROM releases WHERE (name, as_of, epsilon) = (?, ?, ?)", key).fetchone()
-            if known is None and used + epsilon > limit * (1 + 1e-9):
-                raise BudgetSpent(
-                    f"release: {name} would cost {epsilon:g} and {max(limit - used, 0):g} of the privacy budget of {limit:g} is left; "
-                    "ask with a smaller epsilon, or have the budget raised by whoever answers for it"
-                )
-            values = json.loads(known[0]) if known else _noisy(truth, scale)
-            if known is None:
-                used += epsilon
-                db.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?)", (*key, by, json.dumps(values)))
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise StoreError(f"release: {_path(home)} could not be written ({error}); nothing was published") from error
+    path = _path(home)
+    # one at a time: two that ask at once must not both find the same budget left
+    with closing(open_private(path, _SCHEMA, room="release", busy_s=30.0)) as file, transaction(file, path, room="release") as db:
+        used = float(db.execute("SELECT coalesce(sum(epsilon), 0) FROM releases").fetchone()[0])
+        known = db.execute("SELECT answer FROM releases WHERE (name, as_of, epsilon) = (?, ?, ?)", key).fetchone()
+        if known is None and used + epsilon > limit * (1 + 1e-9):
+            raise BudgetSpent(
+                f"release: {name} would cost {epsilon:g} and {max(limit - used, 0):g} of the privacy budget of {limit:g} is left; "
+                "ask with a smaller epsilon, or have the budget raised by whoever answers for it"
+            )
+        values = json.loads(known[0]) if known else _noisy(truth, scale)
+        if known is None:
+            used += epsilon
+            db.execute("INSERT INTO releases VALUES (?, ?, ?, ?, ?)", (*key, by, json.dumps(values)))
     margin = int(np.ceil(scale * np.log(1 / (1 - CONFIDENCE))))
     return Release(name, values, margin, epsilon, max(limit - used, 0.0))
 

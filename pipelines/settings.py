@@ -233,6 +233,7 @@ class Settings(BaseSettings):
     admin_key: SecretStr | None = Field(None, description="key of the role admin")
     sources: dict[str, SecretStr] = Field({}, description="write keys of further sources, by their names; collect_key is that of `segment`")
     master_key: SecretStr | None = Field(None, description="wraps the keys of all people; none: generated into the home folder")
+    next_master_key: SecretStr | None = Field(None, description="what `rapport rotate-key` puts in the place of `master_key`")
     ingest: IngestSettings = IngestSettings()
     collect: CollectSettings = CollectSettings()
     edges: EdgeSettings = EdgeSettings()

@@ -25,17 +25,19 @@ from pydantic import SecretStr
 
 from pipelines.errors import StoreError
 from pipelines.keyfile import kept
-from pipelines.private_file import open_private
+from pipelines.private_file import open_private, transaction
 from pipelines.pseudonyms import HEX_DIGITS, as_bytes, keyed_hash, keyed_hash_sql, normalised, normalised_sql, pads
 
 if TYPE_CHECKING:
     import duckdb
 
 __all__ = [
-    "HEX_DIGITS", "IDENTIFIERS", "NOBODY", "Fact", "Vault", "normalised", "normalised_sql", "open_vault", "pseudonym_sql", "tombstone_sql",
+    "HEX_DIGITS", "IDENTIFIERS", "MASTER", "NOBODY", "Fact", "Vault", "normalised", "normalised_sql", "open_vault", "pseudonym_sql",
+    "tombstone_sql",
 ]  # fmt: skip
 
 IDENTIFIERS = ("user_id", "email", "phone", "anonymous_id")  # the first that an event names is the subject whose key seals it
+MASTER = "master.key"  # the file of the home's own master key
 NOBODY = "nobody"  # the subject of bytes that name no person
 _NONCE = 12
 _CACHED_KEYS = 200_000
@@ -313,25 +315,14 @@ class Vault:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield self._db
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise StoreError(f"vault: {self.path} could not be written ({error}); free space or mend its rights, then go on") from error
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._lock, transaction(self._db, self.path, room="vault") as db:
+            yield db
 
 
 def open_vault(home: Path, *, master: SecretStr | None = None) -> Vault:
     """The vault of the home; made on first use. `master`: settings.master_key. Raises StoreError for a key that is not its own."""
     try:
-        key = master.get_secret_value() if master else kept(home / "keys" / "master.key", lambda: secrets.token_urlsafe(32))
+        key = master.get_secret_value() if master else kept(home / "keys" / MASTER, lambda: secrets.token_urlsafe(32))
     except OSError as error:
         raise StoreError(f"vault: {home / 'keys'} could not be used ({error}); mend its rights, or set RAPPORT_MASTER_KEY") from error
     return Vault(home / "vault" / "vault.db", key.encode())

@@ -60,7 +60,8 @@ def _pairs(now: Occasion, place: Integers, n: int) -> Columns:
     bought = now.weight >= PURCHASE
     day = np.floor(now.age_days)
     orders, order = np.unique(place[bought] * 100_000 + day[bought].astype(np.int64), return_inverse=True)
-    order_place, order_age = orders // 100_000, _least(order.ravel(), now.age_days[bought], len(orders))  # an order is as old as its last line
+    # an order is as old as its last line
+    order_place, order_age = orders // 100_000, _least(order.ravel(), now.age_days[bought], len(orders))
     count = np.bincount(order_place, minlength=n).astype(np.float64)
     last, first = _least(order_place, order_age, n), -_least(order_place, -order_age, n)
     columns = {

@@ -2,6 +2,6 @@
 
 from pipelines.erasure.exports import export
 from pipelines.erasure.process import erase, resume
-from pipelines.erasure.receipts import Receipt, verify_receipt
+from pipelines.erasure.receipts import Receipt, checked, verify_receipt
 
-__all__ = ["Receipt", "erase", "export", "resume", "verify_receipt"]
+__all__ = ["Receipt", "checked", "erase", "export", "resume", "verify_receipt"]

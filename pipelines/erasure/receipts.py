@@ -52,6 +52,18 @@ def verify_receipt(home: Path, receipt: Receipt | Mapping[str, Any]) -> bool:
     return is_signed(home, _PURPOSE, asdict(receipt) if isinstance(receipt, Receipt) else receipt)
 
 
+def checked(home: Path, path: Path) -> Receipt:
+    """The receipt in a file, where this home signed it as it is. Raises InputError where it did not, or the file holds none."""
+    try:
+        document = json.loads(path.read_text())
+        receipt = Receipt(**document)
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"receipt: expected the JSON of a receipt in {path}, found {type(error).__name__} ({error})") from error
+    if not verify_receipt(home, document):
+        raise InputError(f"receipt: {path} is not as this home signed it; compare it with the one in {folder(home)}")
+    return receipt
+
+
 def read(home: Path, receipt_id: str) -> Receipt:
     """The receipt as it was kept. Raises InputError where there is none."""
     path = folder(home) / f"{receipt_id}.json"

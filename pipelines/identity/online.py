@@ -8,7 +8,7 @@ Never decides by rules of its own: what is touched by a call goes through `deter
 import sqlite3
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -21,7 +21,7 @@ from pipelines.identity import deterministic
 from pipelines.identity.deterministic import Edges, surrogate
 from pipelines.log.port import Position
 from pipelines.log.ranges import Ranges
-from pipelines.private_file import open_private
+from pipelines.private_file import open_private, transaction
 from pipelines.vault import IDENTIFIERS, Vault
 
 _TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.INGESTS)
@@ -333,20 +333,8 @@ class Online:
         self._has_edges = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone() is not None
         self._desks = self._db.execute("SELECT 1 FROM desks LIMIT 1").fetchone() is not None
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(
-                    f"identity: {self.path} could not be written ({error}); free space or mend its rights, then go on"
-                ) from error
-            raise
+    def _write(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, self.path, room="identity")
 
 
 def _same(row: _Row) -> str:

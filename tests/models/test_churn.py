@@ -14,4 +14,4 @@ def test_longer_silence_scores_higher_and_never_bought_highest() -> None:
 def test_the_task_is_judged_by_a_metric_that_exists_and_hides_protected_columns() -> None:
     assert callable(getattr(evaluation, churn.TASK.metric))
     assert {"age_band", "gender"} <= set(churn.TASK.excluded)
-    assert (churn.TASK.label_table, churn.TASK.feature_service) == ("labels_churn", "churn_v1")
+    assert (churn.TASK.name, churn.TASK.feature_service) == ("churn", "churn_v1")

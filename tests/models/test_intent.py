@@ -14,4 +14,4 @@ def test_a_cart_addition_outweighs_any_number_of_views_and_views_break_ties() ->
 def test_the_task_is_judged_by_a_metric_that_exists_and_hides_protected_columns() -> None:
     assert callable(getattr(evaluation, intent.TASK.metric))
     assert {"age_band", "gender"} <= set(intent.TASK.excluded)
-    assert (intent.TASK.label_table, intent.TASK.feature_service) == ("labels_intent", "intent_v1")
+    assert (intent.TASK.name, intent.TASK.feature_service) == ("intent", "intent_v1")

@@ -421,6 +421,16 @@ def test_receipt_names_each_store_with_what_stood_there_and_nobody(built, shop):
     assert erasure.verify_receipt(shop.home, kept)
     assert not erasure.verify_receipt(shop.home, {**kept, "stores": {}})
     assert not erasure.verify_receipt(built.home, kept | {"by": "somebody"})
+    given = shop.home.parent / "given.json"
+    given.write_text(json.dumps(kept))
+    assert erasure.checked(shop.home, given) == receipt
+    for wrong, complaint in (
+        (json.dumps(kept | {"by": "somebody"}), "not as this home signed it"),
+        ("[1]", "expected the JSON of a receipt"),
+    ):
+        given.write_text(wrong)
+        with pytest.raises(InputError, match=complaint):
+            erasure.checked(shop.home, given)
     assert json.loads((shop.home / "erasures" / "retrain.json").read_text()) == {"churn": [2], "recommender": [1, 2]}
     (entry,) = [entry for entry in audit.entries(shop.home, receipt.about) if entry.action == "erase"]
     assert entry.details == {"receipt": receipt.receipt_id}
