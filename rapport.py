@@ -25,10 +25,11 @@ models_app = typer.Typer(no_args_is_help=True, help="Model versions: list, promo
 monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that were set aside, and why.")
 identity_app = typer.Typer(no_args_is_help=True, help="Which identifiers are one person, and why.")
+activate_app = typer.Typer(no_args_is_help=True, help="Lists of customers for a destination outside: those alone who grant the purpose.")
 release_app = typer.Typer(no_args_is_help=True, help="Aggregates that may be published, under differential privacy.")
 for name, group in (
     ("quarantine", quarantine_app), ("identity", identity_app), ("features", features_app), ("models", models_app),
-    ("monitor", monitor_app), ("release", release_app),
+    ("monitor", monitor_app), ("activate", activate_app), ("release", release_app),
 ):  # fmt: skip
     app.add_typer(group, name=name)
 
@@ -40,6 +41,9 @@ Mapping = Annotated[
     str | None, typer.Option(help="A mapping file, or the name of a shipped one: retailrocket, online_retail, rees46, taobao.")
 ]
 Person = Annotated[str, typer.Argument(help="A customer_id, a user id, an e-mail address, or kind:value.")]
+To = Annotated[Path, typer.Option("--to", help="The file: .csv or .jsonl.")]
+Purpose = Annotated[str, typer.Option(help="What the destination may use it for: a purpose that people grant.")]
+Identify = Annotated[str, typer.Option(help="What people are called in the file: customer_id, email, phone or user_id.")]
 Items = Annotated[Path | None, typer.Option(help="The catalogue: JSON lines of item_id, category, price, available_from.")]
 
 
@@ -339,6 +343,36 @@ def audit_trail(as_json: AsJson = False) -> None:
         raise PipelineError(f"audit: the trail is not as it was written: {'; '.join(found.problems)}")
 
 
+@activate_app.command("segment")
+def activate_segment(
+    name: Annotated[str, typer.Argument(help="As `rapport train segments` names it.")],
+    to: To,
+    purpose: Purpose,
+    by: Annotated[str, typer.Option(help="segment, lifecycle or rfm_tier.")] = "segment",
+    identify: Identify = "customer_id",
+    as_json: AsJson = False,
+) -> None:
+    """The members of a segment. Example: rapport activate segment dormant --by lifecycle --to dormant.csv --purpose marketing"""
+    from pipelines import activation
+
+    _activate(activation.Segment(name, by), to, purpose, identify, as_json)
+
+
+@activate_app.command("score")
+def activate_score(
+    score: Annotated[str, typer.Argument(help="churn_probability or intent_probability.")],
+    at_least: Annotated[float, typer.Option(min=0, max=1, help="The lowest score of the list.")],
+    to: To,
+    purpose: Purpose,
+    identify: Identify = "customer_id",
+    as_json: AsJson = False,
+) -> None:
+    """Customers with a high score. Example: rapport activate score churn_probability --at-least 0.7 --to leaving.csv --purpose marketing"""
+    from pipelines import activation
+
+    _activate(activation.Scored(score, at_least), to, purpose, identify, as_json)
+
+
 @release_app.command("customers")
 def release_customers(
     groups: Annotated[list[str], typer.Argument(help="The groups to tell, by name: they are not taken from the data.")],
@@ -439,6 +473,7 @@ def train(
     model: Annotated[str, typer.Argument(help="churn, intent, recommender, segments or all.")],
     trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of tuning per model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that try parameters.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Label, join, tune, fit, evaluate against the rivals, pass the gate, register. Example: rapport train churn --trials 30
@@ -451,7 +486,7 @@ def train(
     steps = tuple(step for step in flow.STEPS if step.name in {"labels", *(f"train {name}" for name in names)})
     if len(steps) != len(names) + 1:
         steps = (*steps, flow.train_step(_declared_task(model)))
-    settings = _settings(training={"trials": trials, "timeout_s": timeout})
+    settings = _settings(training={"trials": trials, "timeout_s": timeout, "workers": workers})
     outcome = _run(steps, flow.Job(settings))
     _show_models({name: outcome.summary(f"train {name}") for name in names}, as_json)
     if "segments" in names and not as_json:
@@ -460,33 +495,50 @@ def train(
 
 @models_app.command("list")
 def models_list(as_json: AsJson = False) -> None:
-    """Champions and the versions behind them. Example: rapport models list"""
-    from pipelines import registry
+    """Champions, the versions behind them, and what the gate said of each. Example: rapport models list"""
+    from pipelines import registry, verdicts
 
-    champions = registry.champions(_settings().home)
-    _show_rows([{"model": name, **(entry if isinstance(entry, dict) else asdict(entry))} for name, entry in champions.items()], as_json)
+    home = _settings().home
+    versions = verdicts.overview(home)
+    if as_json:
+        behind = {name: [row for row in versions if row["model"] == name] for name in registry.champions(home)}
+        _show_rows([{"model": name, **entry, "versions": behind[name]} for name, entry in registry.champions(home).items()], as_json)
+        return
+    shown = ("model", "version", "role", "metric", "value", "made as of")
+    _show_rows([dict(zip(shown, _version_cells(row), strict=True)) for row in versions], as_json)
+    for row in versions:
+        out.print(f"  {row['model']} {row['version'] or ''}: {row['gate']}", highlight=False, markup=False, soft_wrap=True)
+        for check in row["checks"]:
+            found = f"    {'holds' if check['holds'] else 'FAILS'}  {check['name']}: {check['found']}"
+            out.print(found, highlight=False, markup=False, soft_wrap=True)
+
+
+def _version_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """Of a row of the versions, as a person reads it."""
+    value, made = "" if row["value"] is None else f"{row['value']:.4f}", (row["as_of"] or "")[:16].replace("T", " ")
+    return row["model"], str(row["version"] or ""), row["role"], row["metric"] or "", value, made
 
 
 @models_app.command("promote")
 def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
-    """Make a version the champion. Example: rapport models promote churn 3"""
-    from pipelines import registry
+    """Make a version the champion, whatever the gate said of it. Example: rapport models promote churn 3"""
+    from pipelines import registry, verdicts
 
     settings = _settings()
     registry.promote(settings.home, name, version)
     _record(settings, "promote", model=name, version=version)
-    _show({"model": name, "champion": version}, as_json)
+    _show({"model": name, "champion": version, "gate": verdicts.said(settings.home, name, version)}, as_json)
 
 
 @models_app.command("rollback")
 def models_rollback(name: str, as_json: AsJson = False) -> None:
     """Return to the champion before. Example: rapport models rollback churn"""
-    from pipelines import registry
+    from pipelines import registry, verdicts
 
     settings = _settings()
     champion = registry.rollback(settings.home, name)
     _record(settings, "rollback", model=name, champion=champion)
-    _show({"model": name, "champion": champion}, as_json)
+    _show({"model": name, "champion": champion, "gate": verdicts.said(settings.home, name, champion)}, as_json)
 
 
 @app.command()
@@ -552,17 +604,21 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="ingest or features.")],
-    quick: Annotated[bool, typer.Option("--quick", help="features: smaller sizes.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="features: up to ten million events.")] = False,
+    what: Annotated[str, typer.Argument(help="ingest, features or training.")],
+    quick: Annotated[bool, typer.Option("--quick", help="features, training: smaller sizes.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="features: up to ten million events; training: up to five million rows.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """How fast it is here, each figure beside a named rival in the same run. Example: rapport bench ingest --json"""
     import tempfile
 
-    benches: dict[str, Any] = {"ingest": _bench_ingest, "features": lambda folder: _bench_features(folder, quick=quick, full=full)}
+    benches: dict[str, Any] = {
+        "ingest": _bench_ingest,
+        "features": lambda folder: _bench_features(folder, quick=quick, full=full),
+        "training": lambda folder: _bench_training(folder, quick=quick, full=full),
+    }
     if what not in benches:
-        raise typer.BadParameter(f"expected {' or '.join(benches)}; found {what!r}", param_hint="WHAT")
+        raise typer.BadParameter(f"expected one of {', '.join(benches)}; found {what!r}", param_hint="WHAT")
     settings = _settings()
     settings.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.home, prefix=".bench-") as folder:
@@ -607,6 +663,14 @@ def _bench_features(folder: Path, *, quick: bool, full: bool) -> list[dict[str, 
     return rows
 
 
+def _bench_training(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any]]:
+    from pipelines import bench as measures
+
+    sizes = measures.TRAINING_QUICK if quick else measures.TRAINING_FULL if full else measures.TRAINING_USUAL
+    with _step("an epoch, a search, fits of more and more rows"):
+        return [asdict(row) for row in measures.training_rows(folder, sizes=sizes)]
+
+
 # -- what the verbs share ----------------------------------------------------------------------------------------------
 
 
@@ -626,6 +690,22 @@ def _settings(**groups: dict[str, Any]) -> Any:
         first = error.errors()[0]
         place = "__".join(str(part) for part in first["loc"]).upper()
         raise InputError(f"settings: RAPPORT_{place} is not usable: {first['msg']}; found {first['input']!r}; mend or unset it") from None
+
+
+def _activate(audience: Any, to: Path, purpose: str, identify: str, as_json: bool) -> None:
+    """Write the audience, as of the wall clock's now, or of the home's where that is later."""
+    from datetime import UTC, datetime
+
+    from pipelines import activation, flow
+
+    settings, now = _settings(), datetime.now(UTC)
+    with suppress(PipelineError):  # nothing was ingested: the audience says so
+        now = max(now, flow.read_clock(settings))
+    with _step("activate"):
+        told = activation.activate(
+            settings.home, audience, to=to, purpose=purpose, settings=settings, by=_who(), as_of=now, identify=identify
+        )
+    _show(told, as_json)
 
 
 def _drain(settings: Any) -> None:
@@ -661,8 +741,10 @@ def _monitors() -> tuple[Any, ...]:
     from pipelines import flow, tables
 
     def step(name: str, run: Callable[[flow.Job], dict[str, Any]]) -> flow.Step:
-        reads = (tables.TRAINING_CHURN, tables.TRAINING_INTENT, tables.SCORED_CHURN, tables.SCORED_INTENT, "models/champions.json")
-        return flow.Step(name, run, reads=reads, writes=(f"reports/{name}.html", f"reports/{name}.json"), settings=("monitoring",))
+        watched = (tables.TRAINING_CHURN, tables.TRAINING_INTENT, tables.TRAINING_TASKS)
+        reads = (*watched, tables.SCORED_CHURN, tables.SCORED_INTENT, tables.SCORED_TASKS, "models/champions.json")
+        writes = (f"reports/{name}.html", f"reports/{name}.json")
+        return flow.Step(name, run, reads=reads, writes=writes, settings=("monitoring",), code=("monitoring",))
 
     def drift(job: flow.Job) -> dict[str, Any]:
         from monitoring import drift

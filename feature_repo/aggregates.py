@@ -262,6 +262,14 @@ RATIOS = (
     Ratio("order_gap_days", "purchase_span_days", "orders_total", over=-1),  # mean time between orders
     Ratio("session_gap_minutes", "activity_span_minutes", "sessions_total", over=-1),  # and between sessions
     Ratio("recency_to_gap", "last_purchase_age_days", "order_gap_days"),  # silence in units of the customer's own rhythm
+    # Visits that did not come although the customer's rhythm foretold them, and the orders that it foretells: what a model of lifetimes
+    # forms. Two weeks are added to the time since the first visit, so that newcomers do not look like the most faithful.
+    Ratio("visit_gap_days", "first_event_age_days", "sessions_total", plus=14),
+    Ratio("silence_to_visit_gap", "last_event_age_days", "visit_gap_days"),
+    Ratio("orders_per_session", "orders_total", "sessions_total", plus=1, over=6),
+    Ratio("order_pace", "orders_per_session", "visit_gap_days"),
+    Ratio("order_wait_days", "first_event_age_days", "orders_total", plus=14),
+    Ratio("silence_to_order_wait", "last_purchase_age_days", "order_wait_days"),
     Ratio("session_cart_to_view", "session_cart_adds", "session_views"),
     Ratio("item_conversion", "item_purchases_30d", "item_views_30d", plus=1, over=20),
     Ratio("item_cart_rate", "item_cart_adds_30d", "item_views_30d", plus=1, over=20),

@@ -24,6 +24,7 @@ item = Entity(name="item", join_keys=["item_id"], value_type=ValueType.STRING, d
 category = Entity(
     name="category", join_keys=["category"], value_type=ValueType.STRING, description="A group of items, as the catalogue has it."
 )
+model = Entity(name="model", join_keys=["model"], value_type=ValueType.STRING, description="What foretells something, by its task.")
 identifier = Entity(
     name="identifier",
     join_keys=["identifier"],
@@ -53,6 +54,7 @@ item_activity_source = _source("item_activity")
 customer_item_source = _source("customer_item")
 customer_category_source = _source("customer_category")
 customer_scores_source = _source("customer_scores")
+task_scores_source = _source("task_scores")
 customer_segments_source = _source("customer_segments")
 
 # -- views -------------------------------------------------------------------------------------------------------------
@@ -134,6 +136,12 @@ customer_scores = _view(
     customer,
     {"churn_probability": Float64, "churn_version": String, "intent_probability": Float64, "intent_version": String},
     "The champions' latest scores.",
+)
+task_scores = _view(
+    task_scores_source,
+    [customer, model],
+    {"probability": Float64, "version": String},
+    "The latest score of a champion whose task has no columns in customer_scores.",
 )
 customer_segments = _view(
     customer_segments_source,

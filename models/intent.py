@@ -15,7 +15,7 @@ def cart_rule(features: pd.DataFrame) -> NDArray[np.float64]:
 
 
 # A decision point lies right after an event; a request comes when it comes. These ages would say which of the two it is.
-_EXCLUDED = ("age_band", "gender", "last_event_age_days", "session_last_event_age_days")
+_EXCLUDED = ("age_band", "gender", "last_event_age_days", "session_last_event_age_days", "silence_to_visit_gap")
 
 
 def _task(name: str, horizon_hours: float | None) -> Task:

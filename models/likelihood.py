@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, optimize
 
 Floats = NDArray[np.float64]
 Parameters = tuple[float, ...]
@@ -29,6 +28,7 @@ def maximise(slopes: Callable[[Parameters, Floats], Slopes], rows: Floats, size:
     slopes: (parameters, rows) -> log-likelihood of the rows and its derivatives. rows: (n, anything). size: of the parameters.
     With many rows the starts are tried on some of them, and the best is followed on all.
     """
+    from scipy import optimize  # half a second to import, for which whoever only looks for tasks need not wait
 
     def search(start: Floats, part: Floats) -> Any:
         def cost(theta: Floats) -> tuple[float, Floats]:
@@ -83,6 +83,8 @@ def power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: flo
 
 def beta_rule(a: float, b: float) -> tuple[Floats, Floats]:
     """Nodes and weights (`NODES`) that average a smooth function over beta (a, b). Source: Golub & Welsch 1969, Jacobi's recurrence."""
+    from scipy import linalg  # as above
+
     n = np.arange(1, NODES)
     p, q = b - 1, a - 1  # Jacobi's exponents on [-1, 1]
     total = 2 * n + p + q

@@ -16,13 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from monitoring import reports
+from monitoring import reports, subjects
 from monitoring.distributions import adjust
-from pipelines import registry, tables
+from pipelines import registry
 from pipelines.errors import RegistryError
 from pipelines.settings import MonitoringSettings, Settings
 
-SUBJECTS = {"churn": tables.TRAINING_CHURN, "intent": tables.TRAINING_INTENT}
 JUDGED = ("selection_rate", "true_positive_rate", "calibration", "auc")
 CONTEXT = "base_rate"  # describes the groups, not the model: shown, never an alarm
 DEFAULT_THRESHOLD = 0.5
@@ -130,21 +129,22 @@ def judge(
 
 def run(home: Path, *, settings: Settings, as_of: datetime) -> BiasRun:
     """Judge every trained model on its test rows, at the champion's threshold; writes reports/bias.json and reports/bias.html."""
-    subjects, not_judged, frames = {}, {}, {}
-    for name, table in SUBJECTS.items():
-        why = reports.why_not_judged(home, name, (table,))
+    judged, not_judged, frames = {}, {}, {}
+    for name in subjects.names(home):
+        table, _ = subjects.tables_of(name)
+        why = subjects.why_not_judged(home, name, (table,))
         if why:
             not_judged[name] = why
             continue
-        training = tables.read(home, table)
+        training = subjects.rows(home, name, table)
         rows = training[training["split"] == "test"].reset_index(drop=True)
         threshold, source = _threshold(home, name)
-        subjects[name] = judge(
+        judged[name] = judge(
             rows, settings.monitoring.protected, threshold=threshold, threshold_source=source, settings=settings.monitoring
         )
         frames[name] = rows
-    verdict = reports.worst(report.verdict for report in subjects.values())
-    result = BiasRun(as_of.isoformat(), verdict, subjects, not_judged)
+    verdict = reports.worst(report.verdict for report in judged.values())
+    result = BiasRun(as_of.isoformat(), verdict, judged, not_judged)
     path = home / "reports" / "bias.json"
     reports.write_json(path, asdict(result))
     reports.write_bias(path.with_suffix(".html"), asdict(result), frames, settings=settings.monitoring)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from monitoring import distributions, reports
+from monitoring import distributions, reports, subjects
 from monitoring.distributions import Distance, Kept, Numbers
 from pipelines import tables, windows
 from pipelines.settings import MonitoringSettings, Settings
@@ -27,7 +27,6 @@ MEMORY = 3  # windows looked at, this one among them
 CONFIRMED = 2  # of those, so many must show the drift
 FILLED = 0.9  # of a window's days that the log must reach back before a reference row
 SCORE = "probability"
-SUBJECTS = {"churn": (tables.TRAINING_CHURN, tables.SCORED_CHURN), "intent": (tables.TRAINING_INTENT, tables.SCORED_INTENT)}
 NOT_FEATURES = frozenset({"customer_id", "session_id", "label", "split"})
 VERDICTS = ("alarm", "drift", "ok", "ageing", "not_enough_data")
 
@@ -160,26 +159,27 @@ def run(home: Path, *, settings: Settings, as_of: datetime) -> DriftRun:
     the same. A damaged previous report counts as none.
     """
     limits, path = settings.monitoring, home / "reports" / "drift.json"
-    earlier, subjects, not_judged, references, kept, frames = _earlier(path), {}, {}, {}, {}, {}
-    for name, (trained, scored) in SUBJECTS.items():
-        why = reports.why_not_judged(home, name, (trained, scored))
+    earlier, judged, not_judged, references, kept, frames = _earlier(path), {}, {}, {}, {}, {}
+    for name in subjects.names(home):
+        trained, scored = subjects.tables_of(name)
+        why = subjects.why_not_judged(home, name, (trained, scored))
         if why:
             not_judged[name] = why
             continue
-        training, current = tables.read(home, trained), tables.read(home, scored)
-        references[name] = tables.content_hash(home, trained)[:16]
+        training, current = subjects.rows(home, name, trained), subjects.rows(home, name, scored)
+        references[name] = subjects.reference_hash(home, name, trained)
         past = _windows_before(earlier, name, references[name], as_of)
         parts = _references(training, current, limits)
         reference = Reference(max(map(len, parts), default=0), {n: k for part in parts for n, k in build_reference(part).columns.items()})
         ageing = ageing_columns(training[training["split"] == "train"], settings=limits)
         seen = [window["drifted"] for window in past]
-        subjects[name] = judge(reference, current, settings=limits, history=seen, ageing=ageing)
+        judged[name] = judge(reference, current, settings=limits, history=seen, ageing=ageing)
         frames[name] = (current, parts)
-        is_judged = subjects[name].verdict != "not_enough_data"
-        this = [{"as_of": as_of.isoformat(), "drifted": list(subjects[name].drifted)}] if is_judged else []
+        is_judged = judged[name].verdict != "not_enough_data"
+        this = [{"as_of": as_of.isoformat(), "drifted": list(judged[name].drifted)}] if is_judged else []
         kept[name] = [*past, *this][-MEMORY:]
-    verdict = reports.worst(report.verdict for report in subjects.values())
-    result = DriftRun(as_of.isoformat(), verdict, subjects, not_judged, references, kept)
+    verdict = reports.worst(report.verdict for report in judged.values())
+    result = DriftRun(as_of.isoformat(), verdict, judged, not_judged, references, kept)
     reports.write_json(path, asdict(result))
     reports.write_drift(path.with_suffix(".html"), asdict(result), frames, settings=limits)
     return result

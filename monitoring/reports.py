@@ -18,9 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from pipelines import registry, tables
 from pipelines.settings import MonitoringSettings
-from pipelines.tables import Table
 
 WORST_FIRST = ("alarm", "drift", "ok", "not_enough_data")
 PROBABILITY = "probability"
@@ -54,24 +52,9 @@ class Verdict(Protocol):
         """One of WORST_FIRST."""
 
 
-def exit_code(*runs: Verdict) -> int:
-    """1 where a run raised an alarm, else 0: drift that is not confirmed and groups too small to judge do not fail a job."""
-    return int(any(run.verdict == "alarm" for run in runs))
-
-
 def worst(verdicts: Iterable[str]) -> str:
     """The verdict of several together. One that could be judged outweighs those that could not."""
     return min(verdicts, key=WORST_FIRST.index, default="not_enough_data")
-
-
-def why_not_judged(home: Path, name: str, needed: Sequence[Table]) -> str | None:
-    """Why model `name` cannot be watched, with the reason that its training left; none if all tables hold rows."""
-    lacking = [table.name for table in needed if tables.count(home, table) == 0]
-    if not lacking:
-        return None
-    champion = registry.champions(home).get(name, {})
-    reason = f": {champion['why']}" if champion.get("why") and champion.get("version") is None else ""
-    return f"{' and '.join(lacking)} hold{'s' if len(lacking) == 1 else ''} no rows{reason}"
 
 
 def write_json(path: Path, values: Values) -> None:

@@ -1,7 +1,8 @@
 """Declared aggregates -> Ibis expressions on clean events: the deltas, their running sums, and values at given instants.
 
 In: an Ibis table of clean events and an `Aggregates`. Out: an unexecuted Ibis expression, the same for every backend but for
-the two conversions between instants and microseconds. Declares no aggregate and runs nothing.
+the two conversions between instants and microseconds. Declares no aggregate and runs nothing. This is the definition: the batch build
+computes the same change points with `step_functions`, the stream with `tiles`, and tests hold both against it.
 
 Every event adds its value at `enter` and takes it back at `exit` (see windows.py). The deltas of one key and instant are one
 row; their running sum per key is the step function. What is no sum over a window, a count of different values or the best of them,

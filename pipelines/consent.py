@@ -18,6 +18,7 @@ Purpose = str | tuple[str, ...]  # of several, any one is enough
 
 STATED = "consent"  # the basis of a row that the customer gave
 DECLARED = "declared: "  # what the basis of a source's declaration starts with
+_DECLARER = f"CASE WHEN basis <> '{STATED}' THEN source END"
 _SAID = "{'source': source, 'policy_version': policy_version, 'evidence': evidence}"
 
 
@@ -109,18 +110,19 @@ def statements_sql(rows: str) -> str:
 def changes_sql(statements: str) -> str:
     """SQL: rows of the consents table, repeated and in any order -> one row per change of an identifier's word.
 
-    By identifier and not by customer, so that people who were taken for one can be told apart again.
+    By identifier and not by customer, so that people who were taken for one can be told apart again. What was declared goes by its source,
+    for which it may cease to hold.
     """
     return f"""
         WITH instants AS (
             SELECT min(customer_id) AS customer_id, identifier, purpose, bool_and(coalesce(is_allowed, false)) AS is_allowed, basis,
                 arg_min({_SAID}, (is_allowed, created_timestamp, evidence)) AS said,
                 event_timestamp, min(created_timestamp) AS created_timestamp
-            FROM {statements} GROUP BY identifier, purpose, basis, event_timestamp)
+            FROM {statements} GROUP BY identifier, purpose, basis, {_DECLARER}, event_timestamp)
         SELECT customer_id, identifier, purpose, is_allowed, basis, said.source, said.policy_version, said.evidence,
             event_timestamp, created_timestamp
         FROM instants QUALIFY (is_allowed, said.policy_version) IS DISTINCT FROM lag((is_allowed, said.policy_version)) OVER (
-            PARTITION BY identifier, purpose, basis ORDER BY event_timestamp)"""
+            PARTITION BY identifier, purpose, basis, CASE WHEN basis <> '{STATED}' THEN said.source END ORDER BY event_timestamp)"""
 
 
 def known_sql(consents: str, *, purpose: str) -> str:

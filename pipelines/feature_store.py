@@ -39,7 +39,7 @@ ONLINE_ROWS = 1_000  # written in one transaction: a tenth of a second in which 
 ALWAYS_STREAMED = (IDENTIFIER_VIEW, CONSENT_VIEW)  # have rows that no table knows yet, of every home
 STREAMED_VIEWS = (*ALWAYS_STREAMED, "customer_activity", "customer_session", "customer_item", "customer_category", "item_activity")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-COMPUTED_VIEWS = ("customer_scores", "customer_segments")  # stamped with the instant as of which they were computed: true from it on
+COMPUTED_VIEWS = ("customer_scores", "task_scores", "customer_segments")  # stamped with the instant of their making: true from it on
 
 Writer = OnlineWriter | RedisWriter
 

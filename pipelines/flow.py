@@ -1,6 +1,6 @@
-"""The steps of the loop in order, declared once: name, inputs, outputs, version; and the runner that resumes them.
+"""The steps of the loop in order, declared once: name, inputs, outputs, code; and the runner that resumes them.
 
-A step is skipped when its key (its version, its settings, the content of its inputs) is the one it finished with and its
+A step is skipped when its key (its code, its settings, the content of its inputs) is the one it finished with and its
 outputs still stand. Outputs are published atomically by the steps themselves, so an interrupted step simply runs again.
 Never decides what a step does: that is in the module the step names.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import tables
+from pipelines.code_version import code_version
 from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.settings import Settings, clock
 from pipelines.tables import Table
@@ -60,7 +61,7 @@ class Step:
     reads: tuple[Table | str, ...] = ()
     writes: tuple[Table | str, ...] = ()
     settings: tuple[str, ...] = ()  # the groups of Settings that change its result
-    version: int = 1
+    code: tuple[str, ...] = ()  # modules and whole packages that it runs, with all of ours that they import: changed, it runs again
     reads_files: bool = False  # also depends on the job's event files, mapping and items
 
 
@@ -125,7 +126,7 @@ def steps_for(job: Job) -> tuple[Step, ...]:
 def train_step(name: str) -> Step:
     """The step that trains a task which is no part of the loop: of its labels nothing is stored, so it reads the events themselves."""
     reads = (tables.EVENTS, tables.CONSENTS, tables.CUSTOMER_PROFILE, *_FEATURES, "clock.json")
-    return Step(f"train {name}", _train(name), reads=reads, writes=("models/champions.json",), settings=_MODELS)
+    return Step(f"train {name}", _train(name), reads=reads, writes=("models/champions.json",), settings=_MODELS, code=_TRAINING)
 
 
 def read_clock(settings: Settings) -> datetime:
@@ -246,59 +247,72 @@ def _score(job: Job) -> Summary:
     from pipelines import feature_store, scoring
 
     report = plain(scoring.score(job.home, settings=job.settings, as_of=job.as_of()))
-    feature_store.materialize(job.home, as_of=job.as_of(), views=["customer_scores"], settings=job.settings)
+    feature_store.materialize(job.home, as_of=job.as_of(), views=["customer_scores", "task_scores"], settings=job.settings)
     return report
 
 
 _CLEAN = (
     tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.INGESTS, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
-    tables.TRAITS, tables.ITEMS, tables.ALERTS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
+    tables.SPEAKING_SOURCES, tables.TRAITS, tables.ITEMS, tables.ALERTS, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT,
 )  # fmt: skip
 _FEATURES = tables.FEATURE_TABLES
 _SCORES = (tables.CUSTOMER_SCORES, tables.SCORED_CHURN, tables.SCORED_INTENT, tables.RECOMMENDATIONS)
 _MODELS = ("labels", "training", "gate")
+_TRAINING = ("pipelines.training", "models", "feature_repo")  # tasks and features are found by looking
+_STORE = ("pipelines.feature_store", "feature_repo")
 
 STEPS: tuple[Step, ...] = (
     Step(
-        "simulate", _simulate, settings=("simulation",),
+        "simulate", _simulate, settings=("simulation",), code=("pipelines.simulate",),
         writes=("raw/events.jsonl", "raw/items.jsonl", "raw/truth.parquet"),
     ),
-    Step("ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "privacy", "as_of"), reads_files=True),
-    Step("features", _features, reads=(tables.EVENTS, tables.ITEMS), writes=_FEATURES, settings=("ingest",)),
+    Step(
+        "ingest", _ingest, writes=(*_CLEAN, "clock.json"), settings=("ingest", "consent", "privacy", "as_of"), reads_files=True,
+        code=("pipelines.ingest", "pipelines.sources", "pipelines.retention"),
+    ),
+    Step(
+        "features", _features, reads=(tables.EVENTS, tables.ITEMS), writes=_FEATURES, settings=("ingest",),
+        code=("pipelines.features", "feature_repo"),
+    ),
     Step(
         "impute", _impute, reads=(tables.CUSTOMER_PROFILE, tables.CUSTOMER_ACTIVITY), writes=(tables.CUSTOMER_PROFILE,),
-        settings=("ingest",),
+        settings=("ingest",), code=("pipelines.imputation",),
     ),
-    Step("apply", _apply, reads=_FEATURES, writes=("feature_store/registry.db",)),
+    Step("apply", _apply, reads=_FEATURES, writes=("feature_store/registry.db",), code=_STORE),
     Step(
         "labels", _labels, reads=(tables.EVENTS, tables.CONSENTS, "clock.json"),
         writes=(tables.LABELS_CHURN, tables.LABELS_INTENT, tables.INTERACTIONS), settings=("labels",),
+        code=("pipelines.labels", "models"),
     ),
     Step(
         "train churn", _train("churn"), reads=(tables.LABELS_CHURN, tables.CUSTOMER_PROFILE, *_FEATURES),
-        writes=("models/champions.json",), settings=_MODELS,
+        writes=("models/champions.json",), settings=_MODELS, code=_TRAINING,
     ),
     Step(
         "train intent", _train("intent"), reads=(tables.LABELS_INTENT, tables.CUSTOMER_PROFILE, *_FEATURES),
-        writes=("models/champions.json",), settings=_MODELS,
+        writes=("models/champions.json",), settings=_MODELS, code=_TRAINING,
     ),
     Step(
         "train recommender", _train("recommender"), reads=(tables.INTERACTIONS, tables.ITEMS, "clock.json"),
-        writes=("models/champions.json",), settings=_MODELS,
+        writes=("models/champions.json",), settings=_MODELS, code=_TRAINING,
     ),
     Step(
         "train segments", _train("segments"),
         reads=(tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_PROFILE, tables.EVENTS, tables.CONSENTS, "clock.json"),
-        writes=("models/champions.json", tables.CUSTOMER_SEGMENTS), settings=("training", "consent"),
+        writes=("models/champions.json", tables.CUSTOMER_SEGMENTS), settings=("training", "gate", "consent"),
+        code=_TRAINING,
     ),
     Step(
         "materialize", _materialize,
         reads=(
             *_FEATURES, tables.IDENTITIES, tables.CUSTOMER_PROFILE, tables.CUSTOMER_CONSENT, tables.CUSTOMER_SEGMENTS, "clock.json",
         ),
-        writes=("feature_store/online.db",),
+        writes=("feature_store/online.db",), code=_STORE,
     ),
-    Step("score", _score, reads=(*_FEATURES, tables.CONSENTS, "models/champions.json"), writes=_SCORES, settings=("labels",)),
+    Step(
+        "score", _score, reads=(*_FEATURES, tables.CONSENTS, "models/champions.json"), writes=_SCORES, settings=("labels",),
+        code=("pipelines.scoring", "models", *_STORE),
+    ),
 )  # fmt: skip
 
 
@@ -357,7 +371,7 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 def _key(step: Step, job: Job) -> str:
-    parts: dict[str, Any] = {"step": step.name, "version": step.version}
+    parts: dict[str, Any] = {"step": step.name, "code": code_version(step.code)}
     dumped = job.settings.model_dump(mode="json", include=set(step.settings))
     parts["settings"] = {name: dumped[name] for name in step.settings}
     parts["reads"] = [_content(item, job.home) for item in step.reads]

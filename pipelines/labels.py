@@ -345,6 +345,10 @@ def _require_ranking(rows: pd.DataFrame, cutoff: Cutoff, *, settings: Settings) 
     past = rows[(rows["event_timestamp"] < cutoff.at) & (rows["created_timestamp"] < cutoff.at)]
     closes = cutoff.at + timedelta(days=options.ranking_horizon_days)
     buys = rows[(rows["type"] == "purchase") & (rows["event_timestamp"] > cutoff.at) & (rows["event_timestamp"] <= closes)]
+    if past["item_id"].nunique() == 1:
+        raise NotTrainable(
+            f"all {len(past):,} interactions before the {cutoff.split} cut-off {cutoff.at:%Y-%m-%d} are with one item: there is no choice"
+        )
     people = buys.loc[buys["customer_id"].isin(past["customer_id"].unique()), "customer_id"].nunique()
     if len(past) >= options.min_rows and people >= options.min_class_rows:
         return

@@ -13,10 +13,12 @@ from pipelines import online_schema
 from pipelines.errors import StoreError
 from pipelines.feast_format import table_of
 from pipelines.online_schema import Schema
-from pipelines.private_file import flush
+from pipelines.private_file import flush, transaction
 
 BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
 CACHE_KB = 32 * 1024  # a batch of a load stays in it
+WAL_PAGES = 1_000  # of the write-ahead log, from which on a commit moves it into the file
+LONG_WAL_PAGES = 16_384  # where somebody else is to move it (`stream.upkeep`), and the writer only if that one cannot keep up
 _MEND = f"{online_schema.MEND}, or free space on its disk"
 
 Self = TypeVar("Self", bound="OnlineFile")
@@ -39,17 +41,8 @@ class OnlineFile:
     @contextmanager
     def transaction(self: Self) -> Iterator[Self]:
         """Everything written inside is kept and visible at its end, or not at all. Raises StoreError where the store refuses."""
-        db = self._connection()
-        try:
-            db.execute("BEGIN IMMEDIATE")
+        with transaction(self._connection(), self.path, room="online store", mend=_MEND):
             yield self
-            db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._roll_back(db)
-            raise StoreError(f"online store: {self.path} could not be written ({error}); {_MEND}") from error
-        except BaseException:
-            self._roll_back(db)
-            raise
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -103,15 +96,14 @@ class OnlineFile:
             db = sqlite3.connect(
                 f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
-            synchronous = "FULL" if self._is_durable else "NORMAL"
-            for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "secure_delete = ON", f"cache_size = -{CACHE_KB}"):
+            synchronous, pages = ("FULL", WAL_PAGES) if self._is_durable else ("NORMAL", LONG_WAL_PAGES)
+            for pragma in (
+                "journal_mode = WAL", f"synchronous = {synchronous}", "secure_delete = ON", f"cache_size = -{CACHE_KB}",
+                f"wal_autocheckpoint = {pages}",
+            ):  # fmt: skip
                 db.execute(f"PRAGMA {pragma}").fetchall()
             if self._schema:
                 db.executescript(self._schema)
         except sqlite3.Error as error:
             raise StoreError(f"online store: {self.path} could not be opened ({error}); {_MEND}") from error
         return db
-
-    def _roll_back(self, db: sqlite3.Connection) -> None:
-        if db.in_transaction:
-            db.execute("ROLLBACK")

@@ -11,7 +11,7 @@ Feast itself is not imported. Never creates a table (`feature_store.apply` does)
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, repeat
 from pathlib import Path
@@ -81,6 +81,17 @@ class OnlineWriter(OnlineFile):
         if cells:
             self._mark(view)
         return self.db.executemany(_upsert(view), cells).rowcount if cells else 0
+
+    def renew(self, view: str, rows: Sequence[Row], *, join_key: JoinKey = CUSTOMER) -> int:
+        """Write the rows whatever is there; returns the values. What is newer was told before something was taken back, so they are made
+        as new as that.
+        """
+        values = sum(len(row.values) for row in rows)
+        if not rows or self.write(view, rows, join_key=join_key) == values:
+            return values
+        there = self.read(view, next(iter(rows[0].values)), [row.key for row in rows], join_key=join_key)
+        self.write(view, [replace(row, event_us=max(row.event_us, there[row.key][1])) for row in rows], join_key=join_key)
+        return values
 
     def load(self, view: str, batch: "pa.RecordBatch | pa.Table", *, join_key: JoinKey, is_guarded: bool) -> int:
         """Write a batch: join keys, features, event_us and created_us (null: none). Not guarded: whatever is there is replaced.

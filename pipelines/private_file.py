@@ -33,7 +33,9 @@ def open_private(path: Path, schema: str, *, room: str, is_durable: bool = True,
 
 
 @contextmanager
-def transaction(db: sqlite3.Connection, path: Path, *, room: str) -> Iterator[sqlite3.Connection]:
+def transaction(
+    db: sqlite3.Connection, path: Path, *, room: str, mend: str = "free space or mend its rights, then go on"
+) -> Iterator[sqlite3.Connection]:
     """One that sees no other writer: what is written inside is kept at the end of the block, or none of it. Raises StoreError."""
     try:
         db.execute("BEGIN IMMEDIATE")
@@ -44,7 +46,7 @@ def transaction(db: sqlite3.Connection, path: Path, *, room: str) -> Iterator[sq
             if db.in_transaction:
                 db.execute("ROLLBACK")
         if isinstance(error, sqlite3.Error):
-            raise StoreError(f"{room}: {path} could not be written ({error}); free space or mend its rights, then go on") from error
+            raise StoreError(f"{room}: {path} could not be written ({error}); {mend}") from error
         raise
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from models.classifier import Classifier
 from models.recommender import Recommender
+from models.task import Task
 from pipelines import consent, feature_store, labels, registry, tables
 from pipelines.registry import Champion
 from pipelines.settings import Settings
@@ -38,12 +39,13 @@ class ScoreReport:
 
 
 def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
-    """Write customer_scores, scored_churn, scored_intent and recommendations; and task_scores, where other tasks have a champion.
+    """Write customer_scores, scored_churn, scored_intent and recommendations; and task_scores and scored_tasks, where other tasks have
+    a champion.
 
     Raises RegistryError on a damaged champion.
     """
     champions: dict[str, Champion | None] = {name: _champion(home, name) for name in ("churn", "intent", "recommender")}
-    events, consents = _known_events(home, as_of), tables.read(home, tables.CONSENTS)
+    events, consents = _known_events(home, as_of, _EVENT_COLUMNS), tables.read(home, tables.CONSENTS)
     everybody = pd.DataFrame({"customer_id": np.sort(events["customer_id"].unique()), "event_timestamp": pd.Timestamp(as_of)})
     allowed = _allowed(everybody, consents, settings=settings)
     churn, intent = (probabilities(home, champions[name], allowed) for name in ("churn", "intent"))
@@ -62,7 +64,16 @@ def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
     trained = {name: champion for name, champion in others.items() if champion is not None}
     if trained:
         champions |= trained
+        asked = {name: _occasions(home, discover()[name], points, as_of) for name in trained}
+        asked = {
+            name: _allowed(some[some["customer_id"].isin(allowed["customer_id"])], consents, settings=settings)
+            for name, some in asked.items()
+        }
         rows["task_scores"] = tables.write(home, tables.TASK_SCORES, _task_scores(home, allowed, trained))
+        rows["scored_tasks"] = tables.write(home, tables.SCORED_TASKS, _scored_tasks(home, asked, trained))
+    else:
+        for table in (tables.TASK_SCORES, tables.SCORED_TASKS):
+            tables.drop(home, table)
     return ScoreReport(rows=rows, versions={name: champion.version if champion else None for name, champion in champions.items()})
 
 
@@ -94,8 +105,8 @@ def _champion(home: Path, name: str) -> Champion | None:
     return registry.load_champion(home, name)
 
 
-def _known_events(home: Path, as_of: datetime) -> pd.DataFrame:
-    events, now = tables.read(home, tables.EVENTS, _EVENT_COLUMNS), pd.Timestamp(as_of)
+def _known_events(home: Path, as_of: datetime, columns: list[str] | None) -> pd.DataFrame:
+    events, now = tables.read(home, tables.EVENTS, columns), pd.Timestamp(as_of)
     return events[(events["event_timestamp"] <= now) & (events["created_timestamp"] <= now) & events["customer_id"].notna()]
 
 
@@ -126,6 +137,25 @@ def _task_scores(home: Path, allowed: pd.DataFrame, champions: dict[str, Champio
         for name, champion in champions.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _occasions(home: Path, task: Task, points: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
+    """The instants at which the task's label would be asked now: those too young to have been in training, or of the last days.
+
+    points: the decision points of the last days, at which the tasks of intent ask. Columns customer_id, event_timestamp.
+    """
+    if task.label is None:
+        return points
+    now = pd.Timestamp(as_of)
+    found = task.label(_known_events(home, as_of, None))
+    is_young = (found["matured_timestamp"] > now) | (found["event_timestamp"] > now - timedelta(days=INTENT_DAYS))
+    return found.loc[is_young & (found["event_timestamp"] <= now), _KEYS].reset_index(drop=True)
+
+
+def _scored_tasks(home: Path, asked: dict[str, pd.DataFrame], champions: dict[str, Champion]) -> pa.Table:
+    """The rows of all tasks as those who watch read them; the features that one of them does not read are null."""
+    frames = (_watched(home, probabilities(home, champions[name], some)).assign(model=name) for name, some in asked.items())
+    return pa.concat_tables([pa.Table.from_pandas(frame, preserve_index=False) for frame in frames], promote_options="permissive")
 
 
 def _watched(home: Path, scored: pd.DataFrame) -> pd.DataFrame:

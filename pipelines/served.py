@@ -8,13 +8,12 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.errors import StoreError
-from pipelines.private_file import open_private
+from pipelines.private_file import open_private, transaction
 
 Value = str | int | float | bool | None
 
@@ -96,18 +95,8 @@ class Served:
         """Let the file go."""
         self._db.close()
 
-    @contextmanager
-    def _write(self) -> Iterator[sqlite3.Connection]:
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield self._db
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"served: {self.path} could not be written ({error}); free space or mend its rights") from error
-            raise
+    def _write(self) -> AbstractContextManager[sqlite3.Connection]:
+        return transaction(self._db, self.path, room="served")
 
 
 def file_of(home: Path) -> Path:

@@ -132,7 +132,9 @@ class LabelSettings(_Group):
     )
     churn_gap_days: int = Field(0, ge=0, description="days between cut-off and horizon, the time needed to act")
     churn_active_days: int = Field(84, ge=1, description="a customer is in the population if active this recently")
-    churn_cutoffs: int = Field(4, ge=1, le=24, description="training cut-offs before the validation one")
+    churn_cutoffs: int = Field(
+        12, ge=1, le=52, description="training cut-offs before the validation one, as many of them as the log allows"
+    )
     intent_points: tuple[int, ...] = Field((1, 3, 6, 10), description="decision points: after the n-th event of a session")
     intent_test_share: float = Field(0.2, gt=0, lt=0.5, description="newest share of the log's time kept for the test")
     ranking_horizon_days: int = Field(28, ge=1, description="purchases in this window after the cut-off are relevant")
@@ -150,6 +152,11 @@ class TrainingSettings(_Group):
 
     trials: int = Field(12, ge=1, description="Optuna trials per model")
     timeout_s: float | None = Field(None, gt=0, description="stop tuning a model after this long")
+    workers: int = Field(1, ge=1, le=64, description="processes that try parameters, one thread each; another number, another search")
+    study_url: SecretStr | None = Field(
+        None, description="postgresql+psycopg://...: trials are kept there, for workers of several machines; none: in a file of the home"
+    )
+    heartbeat_s: int = Field(10, ge=1, le=600, description="between two signs of life of a worker on such a server; after three it is dead")
     seed: int = Field(7, ge=0, description="one seed for tuning, fitting and bootstrap")
     k: int = Field(20, ge=1, le=200, description="length of the list that ranking metrics look at")
     cost_false_positive: float = Field(1.0, gt=0, description="cost of acting on a customer who needed nothing")
@@ -167,6 +174,12 @@ class GateSettings(_Group):
     group_loss: float = Field(0.03, ge=0, le=1, description="of the metric that a protected group may lose")
     max_ece: float = Field(0.05, gt=0, le=1, description="calibration error; more is allowed where the champion's is no smaller")
     max_row_ms: float = Field(5.0, gt=0, description="median time to score one row")
+    coverage_loss: float = Field(0.2, ge=0, le=1, description="of the share of the catalogue that the champion's lists show")
+    max_list_ms: float = Field(20.0, gt=0, description="median time to rank the catalogue for one customer")
+    min_stability: float = Field(
+        0.75, ge=0, le=1, description="Jaccard of the least stable segment; less where the champion's is no larger"
+    )
+    min_kept: float = Field(0.5, ge=0, le=1, description="share of customers who stay in a segment of the same name")
 
 
 class OnlineSettings(_Group):
@@ -180,6 +193,7 @@ class StreamSettings(_Group):
 
     workers: int = Field(1, ge=1, le=16, description="processes; each reads the whole log and writes its share of the customers")
     customers: int = Field(10_000, ge=1_000, description="customers held ready in memory; rows of the others are read anew")
+    items: int = Field(20_000, ge=1_000, description="items held ready in memory; rows of the others are read anew")
 
 
 class ServingSettings(_Group):

@@ -72,7 +72,7 @@ NUMBERS = frozenset((*(name for entity in ENTITIES for name in entity.columns())
 def changelog(events: "Table", aggregates: Aggregates) -> "Table":
     """Change points: key, `event_timestamp` (the change) and the values from then on. One row per key and instant, any order.
 
-    events: columns of the events table.
+    events: columns of the events table. The batch build makes the same rows of arrays, much faster: see `step_functions`.
     """
     from pipelines import changepoints
 

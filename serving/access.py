@@ -65,10 +65,12 @@ COLLECTION: Mapping[str, str] = {
 PIXEL = "/v1/pixel.gif"
 PROFILE = "/profile/{customer_id}"
 EXPORT, ERASURE = f"{PROFILE}/export", f"{PROFILE}/erasure"
+SCORE = "/score/{model}"
 ROUTES: Mapping[str, Route] = {
     "/recommend": Route(("POST",), Need.DECIDE),
     "/churn": Route(("POST",), Need.DECIDE),
     "/intent": Route(("POST",), Need.DECIDE),
+    SCORE: Route(("POST",), Need.DECIDE),
     "/healthz": Route(_READ, Need.NOTHING),
     "/readyz": Route(_READ, Need.NOTHING),
     "/livez": Route(_READ, Need.NOTHING),
@@ -87,6 +89,8 @@ MAX_NAME_BYTES = 256  # of the name in a path, decoded
 SOURCE = "segment"  # whose events come with the key of the role collect
 ASSETS = Route(_READ, Need.READ)  # style and script of the documentation page
 ASSETS_PREFIX = "/static_content/"
+SHORT: Mapping[str, str] = {"churn": "/churn", "intent": "/intent"}  # models that are asked at a path of their own as well
+_SCORE_PREFIX = SCORE.partition("{")[0]
 
 _ALLOWED: Mapping[Need, frozenset[Role]] = {
     Need.READ: frozenset({Role.DECIDE, Role.ADMIN}),
@@ -165,7 +169,19 @@ def person_in(raw_path: bytes) -> tuple[str, str] | None:
 
 def route_of(path: str) -> Route | None:
     """The declaration of the path; None where there is none."""
-    return ROUTES.get(path) or (ASSETS if path.startswith(ASSETS_PREFIX) and ".." not in path else None)
+    if path.startswith(ASSETS_PREFIX) and ".." not in path:
+        return ASSETS
+    return ROUTES.get(SCORE if is_score(path) else path)
+
+
+def is_score(path: str) -> bool:
+    """Whether it is of the form `SCORE`, whatever the model."""
+    return path.startswith(_SCORE_PREFIX) and "/" not in path[len(_SCORE_PREFIX) :] and path != _SCORE_PREFIX
+
+
+def score_path(model: str) -> str:
+    """Where a model is asked for scores; the name under which it is measured."""
+    return SHORT.get(model, _SCORE_PREFIX + model)
 
 
 def refuse(route: Route, role: Role | None, *, is_local: bool) -> Refusal | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
-from serving import catalogue, fallbacks
+from serving import access, catalogue, fallbacks
 from serving.candidates import Recommendations
 from serving.catalogue import Catalogue
 from serving.champions import Champions, Rehearse
@@ -108,7 +108,7 @@ class Answers:
         nobody = ["nobody"] * (INLINE_CUSTOMERS + 1)
         deadline = Deadline.after_ms(5_000)
         self.recommendations.answer(RecommendRequest(customer_id="nobody"), deadline)
-        for task in ("churn", "intent"):
+        for task in sorted({*access.SHORT, *self.champions.bundle.scorers}):
             self.scoring.answer(task, ScoreRequest(customer_ids=nobody), deadline)
         if self.champions.bundle.recommender:
             some = str(self.champions.bundle.recommender.item_ids[0])

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import tasks
 from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines import registry
@@ -28,7 +29,7 @@ from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE, trace
 
 log = logging.getLogger("rapport.serving")
 
-SCORERS = ("churn", "intent")
+TASKS = tasks.declared()  # what can be scored: a file of models/ is enough
 RECOMMENDER = "recommender"
 REHEARSAL_TIMEOUT_S = 60.0
 PRIOR = 0.5  # what is said where nothing at all is known
@@ -39,10 +40,11 @@ Rehearse = Callable[[Sequence[tuple[str, Path]]], Mapping[str, Golden]]
 
 @dataclass(frozen=True)
 class Scorer:
-    """A loaded churn or intent model. `cuts`: probabilities from which a band is medium, and from which it is high."""
+    """A loaded classifier. `service`: whose features it reads; `cuts`: probabilities from which a band is medium, and high."""
 
     version: str
     learner: Classifier
+    service: str
     prior: float
     cuts: tuple[float, float]
 
@@ -61,7 +63,7 @@ class Recommending:
 
 @dataclass(frozen=True)
 class Bundle:
-    """All that answers are made with at one moment. Where a model is missing, `why` has the cause and `priors` the base rate."""
+    """All that answers are made with at one moment. Where a model is missing, `why` may have the cause and `priors` the base rate."""
 
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     recommender: Recommending | None = None
@@ -93,7 +95,7 @@ class Champions:
             return
         bundle = replace(self.bundle, why={**self.bundle.why}, priors={**self.bundle.priors})
         pending: list[Champion] = []
-        for name in (*SCORERS, RECOMMENDER):
+        for name in (*TASKS, RECOMMENDER):
             bundle = self._follow(bundle, name, entries.get(name), pending)
         told = self._rehearsed(pending)
         for champion in pending if told is not None else ():
@@ -106,7 +108,7 @@ class Champions:
         if prior is not None:
             bundle = replace(bundle, priors={**bundle.priors, name: float(prior)})
         if entry is None:  # nothing said: a model in use stays in use
-            return bundle if bundle.version(name) else _without(bundle, name, MODEL_MISSING)
+            return bundle
         version = entry.get("version")
         if version is None:
             return _without(bundle, name, NOT_TRAINABLE if entry.get("why") else MODEL_MISSING)
@@ -214,7 +216,13 @@ def _load(champion: Champion) -> Scorer | Recommending:
     if isinstance(learner, Recommender):
         return _recommending(champion, learner)
     prior = champion.manifest.get("base_rate")
-    return Scorer(str(champion.version), learner, PRIOR if prior is None else float(prior), band_cuts(learner.threshold_))
+    return Scorer(
+        version=str(champion.version),
+        learner=learner,
+        service=str(champion.manifest.get("feature_service", TASKS[champion.name].feature_service)),
+        prior=PRIOR if prior is None else float(prior),
+        cuts=band_cuts(learner.threshold_),
+    )
 
 
 def _recommending(champion: Champion, learner: Recommender) -> Recommending:

@@ -89,8 +89,8 @@ class Desk(Protocol):
 
 
 class Gateway:
-    """Wraps BentoML's app. `handlers`: the decision endpoints by path; `pages`: GET answers of our own, by path; `door`: for events;
-    `people`: for requests about one person.
+    """Wraps BentoML's app. `handlers`: the decision endpoints by path, one for each model that scores; `pages`: GET answers of our own,
+    by path; `door`: for events; `people`: for requests about one person.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Gateway:
         self.app, self.handlers, self.pages, self.keys = app, handlers, pages, keys
         self.door, self.people = door, people
         self.is_loopback_only, self.max_body_bytes, self.deadline_ms = is_loopback_only, max_body_bytes, deadline_ms
+        self._models = sorted(path.rpartition("/")[2] for path in handlers if access.is_score(path))
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -130,11 +131,11 @@ class Gateway:
         except ClientLeft:
             reply.status = 499
         except Exception as error:
-            log.error("%s failed with %s", _endpoint(scope), trace(error))
+            log.error("%s failed with %s", self._endpoint(scope), trace(error))
             if not reply.is_started:
                 await reply.send(500, wire.encode_problem("internal", "the service failed on this request; its log has the trace"))
         finally:
-            _observe(_endpoint(scope), reply.status, time.perf_counter() - started)
+            _observe(self._endpoint(scope), reply.status, time.perf_counter() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
         person = access.person_in(_raw_path(scope))
@@ -153,6 +154,8 @@ class Gateway:
             await reply.send(answer.status, answer.body, kind=answer.kind)
         elif path in self.handlers:
             await self._decide(path, receive, reply, headers)
+        elif access.is_score(path):
+            raise Refused(404, "not_found", f"no such model; there are: {', '.join(self._models)}", "model")
         elif path in self.pages:
             await reply.send(200, self.pages[path](), is_head=scope["method"] == "HEAD")
         elif path in ("/", "/docs"):
@@ -182,6 +185,14 @@ class Gateway:
         read = functools.partial(self._body, receive, headers)
         answer = await self.door.answer(Arrival(scope["path"], scope["method"], headers, scope["query_string"], read), self.keys())
         await reply.send(answer.status, answer.body, kind=answer.kind)
+
+    def _endpoint(self, scope: Scope) -> str:
+        """The declared path, so that nobody's name becomes a metric's label or a line of the log."""
+        person = access.person_in(_raw_path(scope))
+        path: str = person[0] if person else scope["path"]
+        if path in access.ROUTES or path in self.handlers:
+            return path
+        return access.SCORE if access.is_score(path) else "other"
 
     def _admit(self, scope: Scope, route: Route, authorization: bytes | None) -> None:
         if route.need is access.Need.NOTHING:
@@ -260,13 +271,6 @@ def _too_large(limit: int) -> Refused:
 def _raw_path(scope: Scope) -> bytes:
     raw: bytes | None = scope.get("raw_path")  # servers need not give it
     return scope["path"].encode() if raw is None else raw
-
-
-def _endpoint(scope: Scope) -> str:
-    """The declared path, so that nobody's name becomes a metric's label or a line of the log."""
-    person = access.person_in(_raw_path(scope))
-    path: str = person[0] if person else scope["path"]
-    return path if path in access.ROUTES else "other"
 
 
 def _observe(endpoint: str, status: int, seconds: float) -> None:

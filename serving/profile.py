@@ -29,11 +29,11 @@ log = logging.getLogger("rapport.serving")
 T = TypeVar("T")
 Pseudonym = Callable[[str, str], str]  # kind, raw name -> what the store knows it by
 
-SERVICES = ("churn_v1", "intent_v1")
-VIEWS = ("identifier_customer", "customer_consent", "customer_scores")
+VIEWS = ("identifier_customer", "customer_consent", "customer_scores", "task_scores")
 AGELESS = ("identifier_customer", "customer_consent")  # true until revoked, however long ago
 SELF_CHECK_ROWS = 3
 NAMES_REMEMBERED = 10_000
+CUSTOMER = "customer_id"
 FORMER = "customer_id"  # the kind of an identifier that was a customer's id before a merge
 
 _CUSTOMER = re.compile(r"c[0-9a-f]{16}")
@@ -199,11 +199,13 @@ def _check_declared(store: Any, home: Path) -> None:
 
 
 def _resolve(store: Any, max_age_s: float) -> dict[str, tuple[View, ...]]:
-    """The views of each service, and those read by their own name."""
+    """The views of each service that is about customers alone, and those read by their own name."""
     views: dict[str, tuple[View, ...]] = {}
-    for service in SERVICES:
-        wanted = store.get_feature_service(service).feature_view_projections
-        views[service] = tuple(resolved_view(store, p.name, [f.name for f in p.features], max_age_s) for p in wanted)
+    for service in store.list_feature_services():
+        wanted = service.feature_view_projections
+        found = tuple(resolved_view(store, p.name, [f.name for f in p.features], max_age_s) for p in wanted)
+        if all(view.join_key == CUSTOMER for view in found):
+            views[service.name] = found
     for name in VIEWS:
         views[name] = (resolved_view(store, name, None, float("inf") if name in AGELESS else max_age_s),)
     return views

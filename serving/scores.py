@@ -1,4 +1,4 @@
-"""/churn and /intent: customers -> probabilities with bands and reasons, each from the best rung that can answer.
+"""A task and customers -> probabilities with bands and reasons, each from the best rung that can answer.
 
 Live features through the champion ("personal"), the last batch score ("stale"), the base rate ("static"). Customers of one
 request may stand on different rungs; the answer names the lowest. Without consent, or a state of it, it is the base rate and
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models import churn, intent
 from pipelines import windows
 from serving import fallbacks
+from serving.access import score_path
 from serving.champions import PRIOR, Bundle, Scorer
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable, count
@@ -24,11 +24,11 @@ from serving.profile import Guard, Rows
 from serving.served import Sample
 from serving.wire import Prediction, Reason, ScoreRequest, Scores
 
-TASKS = {task.name: task for task in (churn.TASK, intent.TASK)}
 PERSONAL, STALE, STATIC = "personal", "stale", "static"
 N_REASONS = 3
 EXPLAINED_AT_ONCE = 32  # rows; between two lots the deadline is looked at
 CUTS_UNKNOWN = (1 / 3, 2 / 3)  # bands where no model says from when acting pays
+WITH_COLUMNS = ("churn", "intent")  # tasks that have columns of their own in customer_scores
 
 Columns = Mapping[str, NDArray[Any]]
 
@@ -54,7 +54,7 @@ class _Case:
         if cause not in self.causes:
             self.causes.append(cause)
         self.is_degraded |= is_failure
-        count(f"/{self.task}", source, cause)
+        count(score_path(self.task), source, cause)
 
     @property
     def cuts(self) -> tuple[float, float]:
@@ -68,7 +68,7 @@ class _Case:
 
 
 class Scoring:
-    """Answers /churn and /intent with whatever is loaded at the moment of the request."""
+    """Answers for any declared task with whatever is loaded at the moment of the request."""
 
     def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None) -> None:
         self._guard, self._bundle, self._clock, self._sample = guard, bundle, clock, sample
@@ -109,8 +109,13 @@ class Scoring:
         scorer = case.bundle.scorers.get(case.task)
         if scorer is None:
             raise Unavailable(case.bundle.why.get(case.task, fallbacks.MODEL_MISSING))
-        service, ids = TASKS[case.task].feature_service, list(customers.values())
-        rows = self._guard.ask(lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline))
+        service, ids = scorer.service, list(customers.values())
+        rows = self._guard.ask(
+            lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None
+        )
+        if rows is None:
+            fallbacks.log.error("%s: the store has no service %s about customers alone", score_path(case.task), service)
+            raise Unavailable(fallbacks.NO_FEATURES)
         present = [j for j, then in enumerate(rows.changed_at) if then is not None]
         if not present:
             return {}
@@ -136,8 +141,12 @@ class Scoring:
 
     def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
         ids = list(customers.values())
-        rows = self._guard.ask(lambda profiles: profiles.read("customer_scores", ids, at=case.at, deadline=case.deadline))
-        values, versions = (rows.columns[f"{case.task}_{what}"] for what in ("probability", "version"))
+        if case.task in WITH_COLUMNS:
+            view, keys, prefix = "customer_scores", ids, f"{case.task}_"
+        else:
+            view, keys, prefix = "task_scores", [(customer, case.task) for customer in ids], ""
+        rows = self._guard.ask(lambda profiles: profiles.read(view, keys, at=case.at, deadline=case.deadline))
+        values, versions = (rows.columns[f"{prefix}{what}"] for what in ("probability", "version"))
         found = {i: float(value) for i, value in zip(customers, values, strict=True) if isinstance(value, float) and 0 <= value <= 1}
         if found and case.version is None:
             case.version = next((str(version) for version in versions if version is not None), None)
@@ -156,7 +165,7 @@ def _fill(
     except Unavailable as reason:
         cause = reason.cause
     except Exception as error:  # a defect of one rung must not cost the answer
-        fallbacks.log.error("/%s: rung %s failed with %s", case.task, source, fallbacks.trace(error))
+        fallbacks.log.error("%s: rung %s failed with %s", score_path(case.task), source, fallbacks.trace(error))
         cause = fallbacks.MODEL_FAILED
     for place, prediction in found.items():
         case.predictions[place] = prediction

@@ -1,4 +1,4 @@
-"""The BentoML service `serving.service:Personalization`: /recommend, /churn, /intent, and the collection of events.
+"""The BentoML service `serving.service:Personalization`: /recommend, /score/{model}, /churn, /intent, and the collection of events.
 
 The endpoints are declared to BentoML, which serves their documentation, health and metrics. The calls themselves are answered
 by the gateway in front of it, from the same core (`Answers`), without BentoML's middleware. This module is an entry point: it
@@ -30,7 +30,7 @@ from starlette.responses import Response
 
 from serving import access
 from serving.answers import Answers
-from serving.champions import Rehearse
+from serving.champions import TASKS, Rehearse
 from serving.collect import Collector
 from serving.fallbacks import Deadline, trace
 from serving.gateway import BUCKETS, Gateway
@@ -42,7 +42,8 @@ from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores,
 log = logging.getLogger("rapport.serving")
 
 POLL_S = 2.0
-ABOUT = """Recommendations, churn and purchase intent for the customers of a shop.
+SCORED = {path: task for task in TASKS for path in dict.fromkeys((access.SCORE.format(model=task), access.score_path(task)))}
+ABOUT = """Recommendations, churn, purchase intent and what else a model foretells of the customers of a shop.
 
 Every valid request gets a usable answer: `source` names the rung of the ladder that gave it, `degraded` is true when a better rung
 should have answered and could not, `causes` says why, and `as_of` is the instant that the answer holds for."""
@@ -62,11 +63,7 @@ class Served(Service):
         keys = access.load_keys(settings)
         return Gateway(
             super().to_asgi(is_main),
-            handlers={
-                "/recommend": self.core.recommend_body,
-                "/churn": self.core.score_body("churn"),
-                "/intent": self.core.score_body("intent"),
-            },
+            handlers={"/recommend": self.core.recommend_body, **{path: self.core.score_body(task) for path, task in SCORED.items()}},
             pages={"/docs.json": functools.cache(lambda: _described(self.openapi_spec.asdict()))},
             door=self.collector,
             people=self.people,
@@ -93,8 +90,8 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
         tracing={"excluded_urls": ".*"},
         metrics={"enabled": True, "duration": {"buckets": list(BUCKETS)}},
     )
-    class Personalization:
-        """Recommendations, churn and purchase intent for the customers of a shop."""
+    class Personalization(_scores(core, deadline_ms)):  # type: ignore[misc]
+        """Recommendations, and scores of every declared task, for the customers of a shop."""
 
         def __init__(self) -> None:
             self.watcher: asyncio.Task[None] | None = None
@@ -120,19 +117,24 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
             """Ranked items for a customer, or items that go with one item."""
             return _json(encode(await core.recommend(request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
 
-        @bentoml.api
-        async def churn(self, request: ScoreRequest, /) -> Scores:
-            """The probability that each customer buys nothing in the coming weeks, with its reasons."""
-            return _json(encode(await core.score("churn", request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
-
-        @bentoml.api
-        async def intent(self, request: ScoreRequest, /) -> Scores:
-            """The probability that each customer's session still ends in a purchase, with its reasons."""
-            return _json(encode(await core.score("intent", request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
-
     service: Any = Personalization  # the decorator turns the class into a Served
     service.core, service.collector, service.people = core, collector, people
     return service  # type: ignore[no-any-return]
+
+
+def _scores(core: Answers, deadline_ms: int) -> type:
+    """A class with an endpoint for each path of SCORED, to be derived from."""
+
+    def declared(path: str, task: str) -> Any:
+        async def endpoint(self: Any, request: ScoreRequest, /) -> Scores:
+            return _json(encode(await core.score(task, request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
+
+        endpoint.__name__ = path[1:].replace("/", "_")
+        endpoint.__doc__ = f"The probability of {task} for each customer, with its reasons."
+        return bentoml.api(route=path)(endpoint)
+
+    endpoints = [declared(path, task) for path, task in SCORED.items()]
+    return type("Scored", (), {endpoint.name: endpoint for endpoint in endpoints})
 
 
 async def _watch(refreshes: Sequence[Callable[[], None]], poll_s: float, parent: int) -> None:
@@ -168,12 +170,17 @@ def _described(document: dict[str, Any]) -> bytes:
     components.setdefault("schemas", {})["Refusal"] = {"type": "object", "required": ["error"], "properties": {"error": problem}}
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     codes = {"400": "not a valid request", "401": "no valid key", "403": "a key of a lesser role", "413": "too large", "429": "too many"}
-    for path in ("/recommend", "/churn", "/intent"):
+    for path in ("/recommend", *SCORED):
         operation = document["paths"][path]["post"]
         operation["security"] = [{"key": []}]
         operation["responses"] = {
             **{str(code): answer for code, answer in operation["responses"].items() if str(code) == "200"},
             **{code: {"description": meaning, "content": body} for code, meaning in codes.items()},
+            **(
+                {"404": {"description": "no such model; the message lists those there are", "content": body}}
+                if access.is_score(path)
+                else {}
+            ),
         }
     describe_collection(document)
     describe_people(document)

@@ -131,7 +131,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answer of /churn and /intent. `source` is the weakest of its predictions' sources."""
+    """The answer about the customers of one task. `source` is the weakest of its predictions' sources."""
 
     predictions: list[Prediction]
     model_version: str | None

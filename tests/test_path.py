@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,28 +112,128 @@ print(json.dumps(found))
         assert {"data.sha256", "git.commit"} <= set(version["tags"]), name
 
 
-def test_known_customer_is_served_personally_and_a_stranger_gets_what_is_popular(walked, monkeypatch):
-    import httpx
+# A model in one file, and what whoever wrote it does next: nothing else of the repository is touched.
+NEW_MODEL = '''"""The second-order task: after an order, will the customer order again within two weeks? A whole model in one file."""
 
-    from pipelines.settings import Settings
-    from serving import process
+import pandas as pd
 
-    monkeypatch.setenv("RAPPORT_HOME", str(walked["home"]))
-    known = tables.read(walked["home"], tables.RECOMMENDATIONS, ["customer_id"])["customer_id"].iloc[0]
-    key = (walked["home"] / "keys" / "decide.key").read_text().strip()
-    with process.start(Settings(serving={"port": 0})) as service, httpx.Client(base_url=service.url) as client:
-        client.headers["Authorization"] = f"Bearer {key}"
-        personal = client.post("/recommend", json={"customer_id": known, "k": 5}).json()
-        stranger = client.post("/recommend", json={"customer_id": "nobody", "k": 5}).json()
-        churn = client.post("/churn", json={"customer_ids": [known]}).json()
-        refused = httpx.post(f"{service.url}/churn", json={"customer_ids": [known]})
+from models.task import TICK, Floats, Task, follows
+
+SOON = pd.Timedelta(14, "D")
+
+
+def label(events: pd.DataFrame) -> pd.DataFrame:
+    """One row per customer and instant of an order, just after we knew it; 1 where another order follows within `SOON`."""
+    orders = events[events["type"] == "purchase"]
+    knew = orders[["event_timestamp", "created_timestamp"]].max(axis=1) + TICK
+    rows = pd.DataFrame({"customer_id": orders["customer_id"], "event_timestamp": knew}).drop_duplicates(ignore_index=True)
+    return rows.assign(label=follows(rows, orders, within=SOON), matured_timestamp=rows["event_timestamp"] + SOON)
+
+
+def habit(features: pd.DataFrame) -> Floats:
+    """Items bought in the last 30 days (n,): who buys often will again."""
+    return features["purchases_30d"].fillna(0).to_numpy(dtype="float64")
+
+
+TASK = Task(
+    name="second_order", feature_service="churn_v1", metric="auc", rival_name="purchases of 30 days", rival=habit,
+    excluded=("age_band", "gender"), label=label,
+)
+'''
+WALK = """
+import json
+
+import httpx
+from typer.testing import CliRunner
+
+import models, rapport
+from monitoring import reports
+from pipelines import registry, tables
+from pipelines.settings import Settings
+from serving import process
+
+def run(*words):
+    done = CliRunner().invoke(rapport.app, [*words, "--json"])
+    assert done.stdout, (words, done.output, done.exception)
+    return json.loads(done.stdout.splitlines()[-1])
+
+settings = Settings(serving={"port": 0})
+told = {"models": models.__path__[0], "trained": run("train", "second_order", "--trials", "1"), "scored": run("score")}
+told["champion"] = registry.champions(settings.home)["second_order"]["version"]
+known = told["known"] = tables.read(settings.home, tables.RECOMMENDATIONS, ["customer_id"])["customer_id"].iloc[0]
+key = (settings.home / "keys" / "decide.key").read_text().strip()
+with process.start(settings, is_alone=True) as service, httpx.Client(base_url=service.url) as client:
+    told["refused"] = client.post("/churn", json={"customer_ids": [known]}).status_code
+    client.headers["Authorization"] = f"Bearer {key}"
+    asked = {
+        "personal": ("/recommend", {"customer_id": known, "k": 5}),
+        "stranger": ("/recommend", {"customer_id": "nobody", "k": 5}),
+        "churn": ("/churn", {"customer_ids": [known]}),
+        "new": ("/score/second_order", {"customer_ids": [known, "nobody"]}),
+        "unknown": ("/score/weather", {"customer_ids": [known]}),
+    }
+    told |= {name: client.post(path, json=body).json() for name, (path, body) in asked.items()}
+    told["documented"] = sorted(client.get("/docs.json").json()["paths"])
+reports.write_drift = reports.write_bias = lambda *_, **__: None  # what the pages hold is tested elsewhere, and costs seconds
+told["watched"] = run("monitor", "run")
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def extended(walked, tmp_path_factory):
+    """A copy of the packages with one file more, and what its author was told, on a copy of the home."""
+    root = tmp_path_factory.mktemp("extended")
+    for name in ("feature_repo", "models", "monitoring", "pipelines", "serving"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "rapport.py", root)
+    (root / "models" / "second_order.py").write_text(NEW_MODEL)
+    home = shutil.copytree(walked["home"], root / "home", symlinks=True)
+    path = os.pathsep.join([str(root), walked["env"]["PYTHONPATH"]])
+    env = walked["env"] | {"RAPPORT_HOME": str(home), "PYTHONPATH": path, "RAPPORT_MONITORING__MIN_WINDOW_ROWS": "100"}
+    env |= {"RAPPORT_TRAINING__FOLDS": "1", "RAPPORT_TRAINING__SEEDS": "1"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", WALK], env=env, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["models"] == str(root / "models")
+    return told
+
+
+def test_known_customer_is_served_personally_and_a_stranger_gets_what_is_popular(extended):
+    personal, stranger, churn = extended["personal"], extended["stranger"], extended["churn"]
     assert personal["source"] == "personal"
     assert len(personal["items"]) == 5
     assert stranger["source"] == "popular"
     assert len(stranger["items"]) == 5
     assert churn["source"] == "personal"
     assert 0 <= churn["predictions"][0]["probability"] <= 1
-    assert refused.status_code == 401
+    assert extended["refused"] == 401
+
+
+def test_a_model_in_one_file_is_trained_gated_scored_served_and_watched(extended, walked):
+    report = extended["trained"]["models"]["second_order"]
+    assert report["trainable"], report["why"]
+    assert (report["version"], report["rival"], extended["champion"]) == (1, "purchases of 30 days", 1)
+    assert report["details"]["is_champion"]
+    assert extended["scored"]["versions"]["second_order"] == 1
+    assert extended["scored"]["rows"]["task_scores"] == extended["scored"]["rows"]["customer_scores"]
+    answer = extended["new"]
+    assert (answer["source"], answer["model_version"], answer["degraded"]) == ("static", "1", False)  # the weakest: that of nobody
+    known, nobody = answer["predictions"]
+    assert (known["source"], nobody["source"], len(known["reasons"])) == ("personal", "static", 3)
+    assert 0 <= known["probability"] <= 1
+    assert "/score/second_order" in extended["documented"]
+    assert "second_order" in extended["unknown"]["error"]["message"]
+    for name in ("drift", "bias"):
+        assert "second_order" in extended["watched"][name]["subjects"], extended["watched"][name]["not_judged"]
+    assert extended["watched"]["drift"]["subjects"]["second_order"]["verdict"] in {"ok", "drift", "alarm"}  # judged: it has rows enough
+
+
+def test_without_the_file_the_model_is_nowhere(walked):
+    """Control."""
+    done = rapport("train", "second_order", env=walked["env"])
+    assert done.returncode == 2
+    assert "'second_order'" in done.stderr
 
 
 def test_reports_open_without_the_network(walked):

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.candidates.source import Linear
+from models.candidates.source import Linear, bounded
 from models.lists import best
 
 BLOCK_CELLS = 4_000_000
@@ -30,7 +30,7 @@ class Ease(Linear):
         used = np.unique(weights.indices)  # an item nobody touched predicts nothing and is predicted by nothing
         if used.size > self.max_items:
             raise ValueError(f"Ease: {used.size:,} items are more than the {self.max_items:,} it inverts; use another source")
-        part = weights[:, used]
+        part = bounded(weights)[:, used]
         gram = (part.T @ part).toarray(order="F")
         gram[np.diag_indices_from(gram)] += self.ridge * np.diagonal(gram).mean()
         inverse = _inverted(gram)

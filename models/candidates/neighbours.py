@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from models.candidates.source import Linear
+from models.candidates.source import Linear, bounded
 from models.lists import best
 
 BLOCK_CELLS = 4_000_000
@@ -28,7 +28,7 @@ class Neighbours(Linear):
                 f"Neighbours: n_neighbours and max_row must be 1 or more, shrinkage 0 or more; found {self.n_neighbours}, "
                 f"{self.max_row}, {self.shrinkage}"
             )
-        by_item = _heaviest(weights, self.max_row).T.tocsr()
+        by_item = bounded(_heaviest(weights, self.max_row)).T.tocsr()
         by_customer = by_item.T.tocsr()
         length = np.sqrt(np.asarray(by_item.multiply(by_item).sum(axis=1)).ravel())
         slack = self.shrinkage * float(np.mean(length[length > 0] ** 2))

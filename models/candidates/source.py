@@ -16,6 +16,7 @@ from models.lists import Ranked, Singles
 
 LOSS_K = 20
 CHUNK_CELLS = 4_000_000  # scores held at a time
+USUAL_SHARE, LONGEST = 0.9, 5.0  # of customers; how much longer than theirs a history may be
 _CSR = ("data", "indices", "indptr")
 
 
@@ -149,6 +150,18 @@ def checked(weights: Any, n_items: int | None = None) -> Any:
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     return matrix
+
+
+def bounded(weights: Any) -> Any:
+    """The same csr with rows no longer (in Euclid's sense) than `LONGEST` times the row at the 90th percentile.
+
+    Co-occurrences go with the square of a row: without a bound one robot among a hundred customers decides what goes with what.
+    """
+    length = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)).ravel())
+    bound = LONGEST * np.quantile(length[length > 0], USUAL_SHARE)
+    if length.max() <= bound:
+        return weights
+    return sparse.csr_matrix(sparse.diags(bound / np.maximum(length, bound)) @ weights)
 
 
 def chunks(n_rows: int, n_items: int) -> list[slice]:

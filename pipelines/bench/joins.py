@@ -21,6 +21,7 @@ _HISTORY = 50  # rows of a customer
 
 def join_rows(folder: Path, *, labels: int, rows: int, stock_labels: int, stock_rows: int) -> list[BenchRow]:
     """Wall, CPU and memory for the large sizes; Feast's own store on the small ones, where it ends in time."""
+    folder = folder.resolve()  # Feast looks for a relative registry below its repository, which here is the same folder again
     for module in ("feast", "feast.infra.offline_stores.duckdb", "ibis", "pipelines.offline_store"):
         importlib.import_module(module)  # before the sides part, so that none of them pays for it
     large, small = _filled(folder / "large", labels, rows), _filled(folder / "small", stock_labels, stock_rows)

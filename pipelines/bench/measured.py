@@ -7,6 +7,7 @@ not mix, and what one leaves in memory costs the other nothing.
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -39,9 +40,14 @@ def measured(work: Callable[[Any], Any], prepare: Callable[[], Any] = lambda: No
         told = pipe.read()
     _, status, usage = os.wait4(child, 0)
     if status or not told:
-        raise PipelineError(f"bench: a measured process ended with status {status}; what it wrote above says why")
+        raise PipelineError(f"bench: a measured process ended with {_ending(status)}; what it wrote above says why")
     wall_s, cpu_s, value = json.loads(told)
     return Measured(wall_s, cpu_s, usage.ru_maxrss / 1024, value)
+
+
+def _ending(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def _exit_after(work: Callable[[Any], Any], prepare: Callable[[], Any], writing: int) -> None:

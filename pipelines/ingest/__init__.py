@@ -9,8 +9,8 @@ A file without a time of receipt is history: received when it happened, unless t
 from pipelines.ingest.accounts import count_erased, keep_refusal, ledger
 from pipelines.ingest.draining import drain
 from pipelines.ingest.files import Progress, ingest
+from pipelines.ingest.reassigning import reassign
 from pipelines.ingest.replaying import ReplayReport, replay
 from pipelines.ingest.report import IngestReport
-from pipelines.ingest.runs import reassign
 
 __all__ = ["IngestReport", "Progress", "ReplayReport", "count_erased", "drain", "ingest", "keep_refusal", "ledger", "reassign", "replay"]

@@ -11,30 +11,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from pipelines import tables
 from pipelines.events import REASONS
-from pipelines.ingest import accounts, rereading, staging, waiting
+from pipelines.ingest import accounts, staging, waiting
 from pipelines.ingest.accounts import FROM_LOG, GROUP
+from pipelines.ingest.logged import HOW, by_source, stage, whole
 from pipelines.ingest.report import IngestReport, Judged, report
 from pipelines.ingest.runs import Run, basis_by_settings, watch, working
 from pipelines.ingest.staging import Origin
 from pipelines.log import Log, Logged, Parked, open_log
 from pipelines.log.ranges import Ranges
 from pipelines.settings import Settings
-from pipelines.sources.lines import Lines, rejected_rows
 from pipelines.tables import Changes
 from pipelines.vault import Vault, open_vault
 
 BATCH_EVENTS = 50_000  # published at a time
-_Item = TypeVar("_Item", Logged, Parked)
 _CONSUMER = "ingest"  # one at a time, under the lock of the tables: what a killed run held is taken up at once
 _TAKEOVER_S = 12.0
-_HOW = json.dumps({"mapping": None, "received": None, "unit": None, "columns": None, "delimiter": None})
 
 
 def drain(home: Path, *, settings: Settings, vault: Vault | None = None, log: Log | None = None) -> IngestReport:
@@ -96,43 +92,38 @@ def _wait_s(store: Log) -> float:
 def _apply(
     run: Run, change: Changes, store: Log, events: Sequence[Logged], parked: Sequence[Parked]
 ) -> tuple[Judged, tuple[datetime | None, datetime | None], bool]:
-    staged = [_stage(run, source, some) for source, some in _by_source(events)]
-    read = staged + [_set_aside(run, source, some) for source, some in _by_source(parked)]
-    for source, some in _by_source(waiting.again(run, store, events) if events else []):
-        _stage(run, source, some, is_again=True)
+    staged = [stage(run, source, some) for source, some in by_source(events)]
+    read = staged + [_set_aside(run, source, some) for source, some in by_source(parked)]
+    wait_us = run.settings.consent.wait_hours * 3_600_000_000
+    if events:
+        since_us = min(event.received_us for event in events) - wait_us
+        waiting.stage_again(run, store, {name for event in events for name in event.subjects}, since_us=since_us)
     judged, tallies = run.judge(basis_by_settings(run.settings))
     run.publish(change, is_changed=bool(judged.tally.accepted + judged.tally.readmitted))
-    span, positions = run.span(), _written([_whole(event) for event in events], [item.id for item in parked])
+    span, positions = run.span(), _written([whole(event) for event in events], [item.id for item in parked])
     rows = [
         accounts.note(origin.source, tallies[origin.number], files=FROM_LOG, positions=positions, last_event=span[1]) for origin in read
     ]
     if events:
-        waiting.note(run, change, events, [origin.number for origin in staged])
+        since_us = max(event.received_us for event in events) - wait_us  # who was received before does not wait any more
+        waiting.note(run, change, _waits(run, staged, events), since_us=since_us)
     change.write(tables.INGESTS, accounts.with_notes(run.home, rows + accounts.moved(run.db, run.origins[0].source)))
     return judged, span, any(run.speaks.values()) or run.settings.consent.legal_basis is not None
 
 
-def _by_source(items: Sequence[_Item]) -> list[tuple[str, list[_Item]]]:
-    return [(source, [item for item in items if item.source == source]) for source in sorted({item.source for item in items})]
-
-
-def _stage(run: Run, source: str, events: Sequence[Logged], *, is_again: bool = False) -> Origin:
-    written = datetime.fromtimestamp(max(event.received_us for event in events) / 1e6, UTC)
-    origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW))
-    texts = [_text(event.payload) for event in events]
-    is_text = np.array([text is not None for text in texts], bool)
-    row = pa.array([_whole(event) for event in events], pa.int64())
-    bad = [event.payload.decode("utf-8", "backslashreplace") for event, text in zip(events, texts, strict=True) if text is None]
-    rejected = rejected_rows(row.filter(pa.array(~is_text)), "not_text", pa.array([""] * len(bad), pa.string()), pa.array(bad, pa.string()))
-    lines = Lines(pa.array([text for text in texts if text is not None], pa.string()), row.filter(pa.array(is_text)), rejected)
-    (run.take_again if is_again else run.take)(rereading.calls(run.db, lines, source=source), origin)
-    return origin
+def _waits(run: Run, staged: Sequence[Origin], events: Sequence[Logged]) -> str:
+    """SQL: where the rows of these events are staged, and when they were received, as `waiting.note` takes them."""
+    origin_of = {origin.source: origin.number for origin in staged}
+    origins, rows = pa.array([origin_of[event.source] for event in events]), pa.array([whole(event) for event in events])
+    received = pa.array([event.received_us for event in events], tables.TIME)
+    run.db.register("read_now", pa.table({"origin": origins, "row": rows, "position": rows, "received_timestamp": received}))
+    return "read_now"
 
 
 def _set_aside(run: Run, source: str, items: Sequence[Parked]) -> Origin:
     """What no reader of the log could use joins the quarantine; a copy of an event that is known otherwise counts as a duplicate."""
     written = datetime.fromtimestamp(max(item.received_us for item in items) / 1e6, UTC)
-    origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=_HOW, read=len(items)))
+    origin = run.announce(Origin(len(run.origins), source, FROM_LOG, written, how=HOW, read=len(items)))
     erased = run.vault.entombed(sorted({subject for item in items for subject in item.subjects}))
     rows = [
         {
@@ -157,19 +148,6 @@ def _message_id(payload: bytes | None) -> str | None:
         return None
     found = call.get("messageId") if isinstance(call, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _text(payload: bytes) -> str | None:
-    try:
-        return payload.decode()
-    except UnicodeDecodeError:
-        return None
-
-
-def _whole(event: Logged) -> int:
-    if not isinstance(event.position, int):
-        raise TypeError(f"ingest: positions of the log are whole numbers, this is a {type(event.position).__name__}")
-    return event.position
 
 
 def _written(positions: Iterable[int], parked: Iterable[int]) -> str:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipelines import tables
 from pipelines.errors import InputError
 from pipelines.events import REASONS
-from pipelines.ingest import accounts
+from pipelines.ingest import accounts, waiting
 from pipelines.ingest.catalogue import read_items
 from pipelines.ingest.permission import Basis
 from pipelines.ingest.report import IngestReport, Judged, Tally, notes, report
@@ -128,8 +128,9 @@ class _Task:
         """Judge and publish what was staged; if there is nothing to judge, only count it."""
         if self.is_known and not has_items:
             return self._count_again(run, change)
+        waiting.stage_again_from_log(run)
         judged, tallies = run.judge(self._basis)
-        total, basis = judged.tally, self._basis(self.source, run.speaks.get(self.source, False))
+        total, basis = judged.tally, self._basis(self.source)
         is_spoken = run.speaks.get(self.source, False)
         run.publish(change, is_changed=bool(total.accepted + total.readmitted) or has_items)
         span = run.span()
@@ -160,11 +161,11 @@ class _Task:
     def _origin(self, number: int, path: Path) -> Origin:
         return Origin.of_file(number, path, self.source, received=self.received, has_own_ids=self.has_own_ids)
 
-    def _basis(self, source: str, is_spoken: bool) -> Basis | None:
-        """The mapping's declaration; else that of the settings, for a source whose events say nothing themselves."""
-        if self.mapping is not None and self.mapping.consent is not None:
+    def _basis(self, source: str) -> Basis | None:
+        """The mapping's declaration; else that of the settings."""
+        if self.mapping is not None and self.mapping.consent is not None and source == self.source:
             return Basis(self.mapping.consent.legal_basis, self.mapping.consent.purposes)
-        return basis_by_settings(self.settings)(source, is_spoken)
+        return basis_by_settings(self.settings)(source)
 
     def _note_down(
         self, run: Run, change: Changes, tallies: dict[int, Tally], last_event: datetime | None, *, is_whole: bool = True

@@ -113,7 +113,10 @@ def describe_customers(db: duckdb.DuckDBPyConnection, limits: IngestSettings) ->
 
 
 def list_items(db: duckdb.DuckDBPyConnection) -> None:
-    """Create `all_items` from `catalogue`, the stored items and the events: the catalogue's word first, then what was seen first."""
+    """Create `all_items` from `catalogue`, the stored items and the events: the catalogue's word first, then what was seen first.
+
+    created_timestamp: when the catalogue said so; null of an item that it does not list: what is known of it its events say.
+    """
     db.execute(
         """
         CREATE TABLE all_items AS
@@ -123,14 +126,13 @@ def list_items(db: duckdb.DuckDBPyConnection) -> None:
             FROM visits WHERE item_id IS NOT NULL GROUP BY item_id),
         sorts AS (
             SELECT kept.item_id, min_by(category, (kept.event_timestamp, category)) AS category
-            FROM kept JOIN (SELECT place, category FROM staged WHERE category IS NOT NULL) USING (place) GROUP BY ALL),
-        met AS (SELECT item_id, min(received_timestamp) AS created_timestamp FROM kept WHERE item_id IS NOT NULL GROUP BY item_id)
+            FROM kept JOIN (SELECT place, category FROM staged WHERE category IS NOT NULL) USING (place) GROUP BY ALL)
         SELECT item_id, coalesce(catalogue.category, old_items.category, sorts.category) AS category,
             coalesce(catalogue.price_cents, old_items.price_cents, seen.price_cents) AS price_cents,
             coalesce(catalogue.available_from, least(old_items.event_timestamp, seen.event_timestamp)) AS event_timestamp,
-            coalesce(catalogue.available_from, least(old_items.created_timestamp, met.created_timestamp)) AS created_timestamp
+            coalesce(catalogue.available_from, old_items.created_timestamp) AS created_timestamp
         FROM catalogue FULL JOIN old_items USING (item_id) FULL JOIN seen USING (item_id)
-            LEFT JOIN met USING (item_id) LEFT JOIN sorts USING (item_id)
+            LEFT JOIN sorts USING (item_id)
         """
     ).fetchall()
 

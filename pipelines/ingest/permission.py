@@ -3,15 +3,19 @@
 In: `owned` and `old_owned`, the statements among the staged rows, and those of the home. Out: `consents`, `kept_consents`, `dropped`
 and `refused_lines`. A source without a declared basis lives on its people's own statements alone: what another source declared is not for
 it. A refusal that arrives late takes out the stored events that came after it, but none that carried its own permission.
+
+A basis that the settings declare yields to the people of the source: it covers what happened before the first of them said a word, whenever
+that word arrives, so neither the order of events nor the cut of runs matters. What it no longer covers is taken out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import duckdb
 
 from pipelines import consent
 from pipelines.engine import literal
+from pipelines.ingest.messages import APPLIED, ERASED
 from pipelines.ingest.people import assigned_sql
 from pipelines.ingest.staging import own_id_sql
 from pipelines.settings import ConsentSettings
@@ -21,19 +25,38 @@ _COLUMNS = "customer_id, identifier, purpose, is_allowed, basis, source, policy_
 
 @dataclass(frozen=True)
 class Basis:
-    """The declared legal basis of a source: its text and the purposes that it covers."""
+    """The declared legal basis of a source: its text and the purposes that it covers.
+
+    yields: it ends when people of the source begin to say themselves what may be done.
+    """
 
     text: str
     purposes: tuple[str, ...]
+    yields: bool = False
 
 
-def speaking_sources(db: duckdb.DuckDBPyConnection) -> frozenset[int]:
-    """The sources whose people say themselves what may be done: now, or ever before."""
-    said = db.sql(
-        f"""SELECT source_no FROM staged WHERE is_good AND consent IS NOT NULL
-        UNION SELECT source_no FROM old_consents JOIN sources USING (source) WHERE basis = '{consent.STATED}'"""
-    )
-    return frozenset(source_no for (source_no,) in said.fetchall())
+def find_speaking(db: duckdb.DuckDBPyConnection) -> frozenset[int]:
+    """Create `speaking`, the sources whose people say themselves what may be done, now or ever; returns their numbers.
+
+    source_no, since: the time of the first event with a word; is_earlier: than the home knew.
+    """
+    db.execute(
+        f"""
+        CREATE TABLE speaking AS
+        WITH known AS (
+            SELECT source_no, min(event_timestamp) AS since FROM old_speaking_sources JOIN sources USING (source) GROUP BY source_no),
+        told AS (
+            SELECT source_no, event_timestamp FROM staged ANTI JOIN later USING (origin, row)
+            ANTI JOIN (FROM seen WHERE outcome IN ('{APPLIED}', '{ERASED}')) done USING (source_no, message)
+            WHERE is_good AND consent IS NOT NULL
+            UNION ALL SELECT source_no, event_timestamp FROM old_consents JOIN sources USING (source)
+            WHERE basis = '{consent.STATED}' AND source_no IN (SELECT source_no FROM staged))
+        SELECT source_no, least(known.since, min(event_timestamp)) AS since,
+            coalesce(min(event_timestamp) < known.since, known.since IS NULL) AS is_earlier
+        FROM told FULL JOIN known USING (source_no) GROUP BY source_no, known.since
+        """
+    ).fetchall()
+    return frozenset(source_no for (source_no,) in db.sql("SELECT source_no FROM speaking").fetchall())
 
 
 def carry_consent(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None], settings: ConsentSettings) -> None:
@@ -44,6 +67,17 @@ def carry_consent(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | Non
     `bases`: of the sources of this run.
     """
     _hear(db, settings)
+    lasting = [source_no for source_no, basis in bases.items() if basis is not None and not basis.yields]
+    yielding = [source_no for source_no, basis in bases.items() if basis is not None and basis.yields]
+    db.execute(
+        f"""
+        DELETE FROM speaking WHERE source_no IN ({", ".join(map(str, [-1, *lasting]))});
+        CREATE VIEW outspoken AS
+            SELECT source_no, since, is_earlier FROM speaking WHERE source_no IN ({", ".join(map(str, [-1, *yielding]))});
+        CREATE VIEW covered AS FROM owned LEFT JOIN outspoken USING (source_no) WHERE since IS NULL OR event_timestamp < since;
+        DELETE FROM statements USING outspoken WHERE basis <> '{consent.STATED}' AND source = source_no AND event_timestamp >= since;
+        """
+    ).fetchall()
     for source_no, basis in bases.items():
         if basis is not None:
             _declare(db, source_no, basis)
@@ -58,7 +92,7 @@ def carry_consent(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | Non
         INSERT INTO consents {_turns_sql()};
         CREATE TABLE kept_consents AS SELECT {_COLUMNS} FROM consents UNION ALL SELECT {_COLUMNS} FROM ({_closing_sql()});
         CREATE VIEW judged AS SELECT place, origin, row, source_no, customer AS customer_id, event_timestamp FROM owned;
-        CREATE VIEW old_judged AS SELECT place, customer AS customer_id, event_timestamp FROM old_owned;
+        CREATE VIEW old_judged AS SELECT place, source_no, customer AS customer_id, event_timestamp FROM old_owned;
         """
     ).fetchall()
     _judge(db, bases, settings.stored_for)
@@ -114,7 +148,7 @@ def _declare(db: duckdb.DuckDBPyConnection, source_no: int, basis: Basis) -> Non
         SELECT customer AS customer_id, who_no AS identifier, unnest([{purposes}]) AS purpose, true AS is_allowed,
             {literal(consent.DECLARED + basis.text)} AS basis, source_no AS source, NULL AS policy_version, NULL AS evidence,
             min(event_timestamp) AS event_timestamp, min(created_timestamp) AS created_timestamp
-        FROM owned WHERE source_no = {source_no} GROUP BY customer, who_no, source_no"""
+        FROM covered WHERE source_no = {source_no} GROUP BY customer, who_no, source_no"""
     ).fetchall()
 
 
@@ -150,17 +184,35 @@ def _judge(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None], pur
     """Create `dropped` and `refused_lines`. Where nobody ever said a word, declarations alone decide."""
     verdicts = ["SELECT origin, row FROM judged WHERE false"]
     is_spoken = bool(db.sql(f"SELECT 1 FROM consents WHERE basis = '{consent.STATED}' LIMIT 1").fetchall())
-    for source_no, basis in bases.items():
-        part = f"(SELECT * FROM judged WHERE source_no = {source_no})"
+    for part, basis in _parts(db, bases):
         if is_spoken:
             allowed = consent.allowed_sql(part, "consents", purpose=purposes, is_stated=basis is None)
             verdicts.append(f"SELECT origin, row FROM ({allowed}) WHERE NOT is_allowed")
         elif basis is None or not set(purposes) & set(basis.purposes):
             verdicts.append(f"SELECT origin, row FROM {part}")
-    refused = consent.refused_sql("old_judged", "consents", purpose=purposes) if is_spoken else "SELECT place FROM old_judged WHERE false"
+    refused = ["SELECT place FROM old_judged WHERE false"]
+    if is_spoken:
+        refused.append(f"SELECT place FROM ({consent.refused_sql('old_judged', 'consents', purpose=purposes)})")
+    if db.sql("SELECT 1 FROM outspoken WHERE is_earlier").fetchall():
+        uncovered = "(SELECT old_judged.* FROM old_judged JOIN outspoken USING (source_no) WHERE is_earlier AND event_timestamp >= since)"
+        allowed = consent.allowed_sql(uncovered, "consents", purpose=purposes, is_stated=True)
+        refused.append(f"SELECT place FROM ({allowed}) WHERE NOT is_allowed")
     db.execute(
         f"""
         CREATE TABLE dropped AS SELECT DISTINCT origin, row FROM ({" UNION ALL ".join(verdicts)});
-        CREATE TABLE refused_lines AS SELECT place FROM ({refused});
+        CREATE TABLE refused_lines AS {" UNION ".join(refused)};
         """
     ).fetchall()
+
+
+def _parts(db: duckdb.DuckDBPyConnection, bases: Mapping[int, Basis | None]) -> Iterator[tuple[str, Basis | None]]:
+    """The new lines of each source, those together that the same basis covers."""
+    outspoken = {source_no for (source_no,) in db.sql("SELECT source_no FROM outspoken").fetchall()}
+    for source_no, basis in bases.items():
+        rows = f"FROM judged WHERE source_no = {source_no}"
+        if source_no in outspoken:
+            before = f"event_timestamp < (SELECT since FROM outspoken WHERE source_no = {source_no})"
+            yield f"(SELECT * {rows} AND {before})", basis
+            yield f"(SELECT * {rows} AND NOT {before})", None
+        else:
+            yield f"(SELECT * {rows})", basis

@@ -56,6 +56,7 @@ def write_tables(db: duckdb.DuckDBPyConnection, home: Path, change: Changes, *, 
             "identifier, event_timestamp",
         ),
         tables.CONSENTS: (consents, "customer_id, purpose, event_timestamp, identifier, basis"),
+        tables.SPEAKING_SOURCES: ("SELECT source, since AS event_timestamp FROM speaking JOIN sources USING (source_no)", "source"),
         tables.CUSTOMER_CONSENT: (known, "customer_id, event_timestamp"),
         tables.TRAITS: (
             f"""SELECT identifier, trait, value, source, event_timestamp, created_timestamp FROM words SEMI JOIN {_PEOPLE} USING (who_no)

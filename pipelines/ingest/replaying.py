@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 
 from pipelines import tables
 from pipelines.errors import InputError
-from pipelines.ingest import accounts, rereading
+from pipelines.ingest import accounts, rereading, waiting
+from pipelines.ingest.accounts import FROM_LOG
 from pipelines.ingest.permission import Basis
 from pipelines.ingest.report import Tally
 from pipelines.ingest.runs import Run, basis_by_settings, working
@@ -29,6 +30,13 @@ from pipelines.sources.lines import REJECTED, Lines
 from pipelines.sources.mapping import Mapping
 from pipelines.sources.records import Form
 from pipelines.vault import Vault
+
+# Of the rows of the log: the quarantine has their position as the row; what was set aside at the door has none.
+_LOGGED = f"""(
+    SELECT origin, row, position, coalesce(received_timestamp, event_timestamp) AS received_timestamp
+    FROM replayed
+    JOIN (SELECT quarantine_id, row AS position FROM old_quarantine WHERE file = '{FROM_LOG}' AND row > 0) held USING (quarantine_id)
+    JOIN (SELECT origin, row, received_timestamp, event_timestamp FROM staged WHERE line = 0) told USING (origin, row))"""
 
 
 @dataclass(frozen=True)
@@ -67,9 +75,13 @@ def replay(
             task.take(group)
         if not run.origins:
             return ReplayReport(0, 0, 0, 0, 0, 0, 0, {}, tuple(task.notes))
+        own = [origin.number for origin in run.origins]
+        waiting.stage_again_from_log(run)
         judged, tallies = run.judge(task.basis)
-        run.publish(change, is_changed=bool(judged.tally.readmitted))
-        return task.report(change, judged.lines, tallies)
+        run.publish(change, is_changed=bool(run.count("fresh")))  # what is kept out still tells who is who
+        if settings.consent.wait_hours:
+            waiting.note(run, change, _LOGGED)
+        return task.report(change, judged.lines, sum((tallies[number] for number in own), Tally()))
 
 
 @dataclass(frozen=True)
@@ -104,19 +116,21 @@ class _Task:
         if len(rows):
             self._stage(group, plan, rows, [raw.decode("utf-8", "surrogatepass") for raw in opened if raw is not None])
 
-    def basis(self, source: str, is_spoken: bool) -> Basis | None:
+    def basis(self, source: str) -> Basis | None:
         """As the mapping of the rows declares it, else the settings."""
         plan = self.plans.get(source)
         if plan is not None and plan.consent is not None:
             return Basis(plan.consent.legal_basis, plan.consent.purposes)
-        return basis_by_settings(self.run.settings)(source, is_spoken)
+        return basis_by_settings(self.run.settings)(source)
 
-    def report(self, change: tables.Changes, lines: int, tallies: dict[int, Tally]) -> ReplayReport:
+    def report(self, change: tables.Changes, lines: int, total: Tally) -> ReplayReport:
         """Count what became of the rows, and note down those that turned out to be duplicates."""
-        run, total = self.run, sum(tallies.values(), Tally())
+        run = self.run
         remaining = Counter(dict(run.db.sql("SELECT reason, count(*) FROM leaving WHERE reason IS NOT NULL GROUP BY reason").fetchall()))
         read = run.count("replayed")
-        dropped = run.count("(SELECT * FROM fresh WHERE line = 0) SEMI JOIN dropped USING (origin, row)")
+        dropped = run.count(
+            "(SELECT * FROM fresh SEMI JOIN replayed USING (origin, row) WHERE line = 0) SEMI JOIN dropped USING (origin, row)"
+        )
         erased = run.count("buried")
         duplicate = read - total.readmitted - dropped - erased - remaining.total()
         told = accounts.moved(run.db, run.origins[0].source)

@@ -24,7 +24,7 @@ from pipelines.ingest import forming, messages, names, people, permission, publi
 from pipelines.ingest.accounts import tally
 from pipelines.ingest.catalogue import read_items
 from pipelines.ingest.permission import Basis
-from pipelines.ingest.report import IngestReport, Judged, Tally, report
+from pipelines.ingest.report import Judged, Tally
 from pipelines.ingest.staging import Origin
 from pipelines.settings import Settings, clock
 from pipelines.sources import RawBatch
@@ -33,10 +33,10 @@ from pipelines.vault import Vault, open_vault
 
 _KEPT = (
     tables.EVENTS, tables.MESSAGES, tables.QUARANTINE, tables.WAITING, tables.IDENTITIES, tables.IDENTITY_LINKS, tables.CONSENTS,
-    tables.TRAITS, tables.ITEMS,
+    tables.SPEAKING_SOURCES, tables.TRAITS, tables.ITEMS,
 )  # fmt: skip
 
-BasisOf = Callable[[str, bool], Basis | None]  # source, whether its people ever said themselves what may be done -> declared basis
+BasisOf = Callable[[str], Basis | None]  # source -> declared basis
 
 
 @dataclass
@@ -80,10 +80,10 @@ class Run:
         forming.match_returns(db, settings.ingest)
         messages.release(db)
         quarantine.set_aside(db)
-        speaking = permission.speaking_sources(db)
+        speaking = permission.find_speaking(db)
         here = {origin.source_no: origin.source for origin in self.origins}
         self.speaks = {source: source_no in speaking for source_no, source in here.items()}
-        bases = {source_no: basis_of(source, source_no in speaking) for source_no, source in here.items()}
+        bases = {source_no: basis_of(source) for source_no, source in here.items()}
         permission.carry_consent(db, bases, settings.consent)
         forming.form_events(db, settings.ingest)
         forming.describe_customers(db, settings.ingest)
@@ -107,7 +107,7 @@ class Run:
         self.db.execute("DELETE FROM staged_rows").fetchall()
         for origin in self.origins:
             origin.read = origin.refused.total()
-        tallies = self.judge(lambda source, is_spoken: None)[1]
+        tallies = self.judge(lambda source: None)[1]
         publishing.write_messages(self.db, self.home, change)
         publishing.write_quarantine(self.db, self.home, change, space=self.space)
         return tallies
@@ -194,26 +194,11 @@ def working(home: Path, *, settings: Settings, vault: Vault | None = None) -> It
             keys.close()
 
 
-def reassign(home: Path, *, settings: Settings, vault: Vault | None = None) -> IngestReport:
-    """Make anew what follows from who is who: customers, consent, sessions, profiles. No rows are added.
-
-    For after a link between people was decided, found or cut. Raises StoreError where the disk refuses.
-    """
-    with working(home, settings=settings, vault=vault) as (run, change):
-        judged, _ = run.judge(basis_by_settings(settings))
-        run.publish(change, is_changed=True)
-        has_consent = bool(run.count("consents"))
-        return report(judged, span=run.span(), has_consent=has_consent)
-
-
 def basis_by_settings(settings: Settings) -> BasisOf:
-    """The legal basis that the settings declare, for sources whose events say nothing themselves."""
+    """The legal basis that the settings declare, for what sources told before their people said anything themselves."""
     consent = settings.consent
-
-    def basis(source: str, is_spoken: bool) -> Basis | None:
-        return Basis(consent.legal_basis, (consent.purpose,)) if consent.legal_basis and not is_spoken else None
-
-    return basis
+    declared = Basis(consent.legal_basis, (consent.purpose,), yields=True) if consent.legal_basis else None
+    return lambda source: declared
 
 
 def _memory() -> str:

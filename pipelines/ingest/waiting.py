@@ -1,12 +1,14 @@
-"""Events of the log that consent kept out -> looked at again while a word on them may still come, so that no cut of drains matters.
+"""Events of the log that consent kept out -> looked at again while a word on them may still come, by whichever way it comes.
 
-In: the events of a drain, and those of earlier ones that carry no word of their own. Out: which of these are to be judged again, with
-the people of the drain; and the table `waiting` of the time after it. An event waits `consent.wait_hours` from its receipt, by the
-receipts of the log: then what became of it is final. Keeps positions alone: who they are about is in the log, and leaves it with them.
+In: the names of a run (a drain, a file, rows out of the quarantine, links decided on), and the events of earlier ones that carry no word
+of their own. Out: which of these are to be judged again, with the rows of the run; and the table `waiting` of the time after it. So neither
+the cut of drains matters, nor the channel of the word. An event waits `consent.wait_hours` from its receipt, by the receipts of the log:
+then what became of it is final. Keeps positions alone: who they are about is in the log, and leaves it with them.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,55 +16,60 @@ import pyarrow.compute as pc
 
 from pipelines import tables
 from pipelines.engine import literal
+from pipelines.ingest.logged import by_source, stage
 from pipelines.ingest.messages import DROPPED, halves_sql
 from pipelines.ingest.runs import Run
-from pipelines.log import Log, Logged
+from pipelines.log import Log, open_log
 from pipelines.tables import Changes
 
-_HOUR_US = 3_600_000_000
+
+def stage_again(run: Run, store: Log, names: Collection[str], *, since_us: int) -> None:
+    """Stage those received since then that were kept out and name anybody of these, or whom the home knows to be one with them."""
+    if positions := _kept_out(run, since_us):
+        for source, some in by_source(store.look(_touched(run.home, names, store.subjects(positions)))):
+            stage(run, source, some, is_again=True)
 
 
-def again(run: Run, store: Log, events: Sequence[Logged]) -> list[Logged]:
-    """Those that were kept out and name anybody of these events, or of whom the home knows that they are the same."""
-    found = run.db.sql(
-        f"""SELECT position FROM old_waiting JOIN old_messages USING (source, message_high, message_low)
-        WHERE outcome = '{DROPPED}' AND epoch_us(received_timestamp) >= {_since(run, events)} ORDER BY position"""
-    ).fetchall()
-    if not found:
-        return []
-    named = store.subjects([position for (position,) in found])
-    touched = _touched(run.home, [event.subjects for event in events], named)
-    return store.look(touched)
+def stage_again_from_log(run: Run, names: Collection[str] | None = None) -> None:
+    """The same, of all that waits, for a run that does not read the log. `names`: None: those in the rows that were staged."""
+    if _kept_out(run, 0) and (run.home / "log" / "log.db").exists():
+        if names is None:
+            names = {name for (name,) in run.db.sql("SELECT identifier FROM names WHERE raw IS NOT NULL").fetchall()}
+        with closing(open_log(run.home, settings=run.settings, vault=run.vault)) as store:
+            stage_again(run, store, names, since_us=0)
 
 
-def note(run: Run, change: Changes, events: Sequence[Logged], origins: Iterable[int]) -> None:
-    """Write the table anew: the events of this drain, whose rows are of these origins, that say nothing themselves, and who still waits."""
-    places = [literal(f'$."{name}"') for name in run.settings.consent.stored_for]
-    says_nothing = " OR ".join(f"json_extract(TRY_CAST(consent AS JSON), {place}) IS NULL" for place in places)
-    received = pa.array([event.received_us for event in events], tables.TIME)
-    run.db.register("read_now", pa.table({"position": pa.array([event.position for event in events]), "received_timestamp": received}))
+def note(run: Run, change: Changes, places: str, *, since_us: int = 0) -> None:
+    """Write the table anew: who still waits, and the rows of this run that say nothing themselves, those received since then.
+
+    places: a relation of their origin and row in `staged`, position in the log and received_timestamp.
+    """
+    words = [literal(f'$."{name}"') for name in run.settings.consent.stored_for]
+    says_nothing = " OR ".join(f"json_extract(TRY_CAST(consent AS JSON), {word}) IS NULL" for word in words)
     rows = run.db.sql(
         f"""SELECT * FROM (
             SELECT position, source, message_high, message_low, received_timestamp FROM old_waiting
             UNION SELECT position, source, {halves_sql("message")}, now.received_timestamp
-            FROM staged JOIN read_now now ON position = staged.row JOIN sources USING (source_no)
-            WHERE origin IN ({", ".join(map(str, origins))}) AND line = 0 AND is_good AND (consent IS NULL OR {says_nothing}))
-        WHERE epoch_us(received_timestamp) >= {_since(run, events)} ORDER BY position"""
+            FROM staged JOIN {places} now USING (origin, row) JOIN sources USING (source_no)
+            WHERE line = 0 AND is_good AND (consent IS NULL OR {says_nothing}))
+        WHERE epoch_us(received_timestamp) >= {since_us} ORDER BY position"""
     ).to_arrow_table()
-    run.db.unregister("read_now")
     if len(rows) or tables.exists(run.home, tables.WAITING):
         change.write(tables.WAITING, rows)
 
 
-def _since(run: Run, events: Sequence[Logged]) -> int:
-    """Who was received before does not wait any more: microseconds."""
-    return max(event.received_us for event in events) - run.settings.consent.wait_hours * _HOUR_US
+def _kept_out(run: Run, since_us: int) -> list[int]:
+    """The positions of those that wait, were received since then, and are no events."""
+    found = run.db.sql(
+        f"""SELECT position FROM old_waiting JOIN old_messages USING (source, message_high, message_low)
+        WHERE outcome = '{DROPPED}' AND epoch_us(received_timestamp) >= {since_us} ORDER BY position"""
+    )
+    return [position for (position,) in found.fetchall()]
 
 
-def _touched(home: Path, people: Iterable[Sequence[str]], named: Mapping[int, Sequence[str]]) -> list[int]:
-    """Of the events `named`, by position, those that are connected with any of the people: by names in common, or a customer."""
-    reached = {name for names in people for name in names}
-    every = reached.union(*named.values())
+def _touched(home: Path, names: Collection[str], named: Mapping[int, Sequence[str]]) -> list[int]:
+    """Of the events `named`, by position, those that are connected with any of these names: by names in common, or a customer."""
+    every = set(names).union(*named.values())
     identities = tables.read_arrow(home, tables.IDENTITIES, ["identifier", "customer_id"])
     mine = identities.filter(pc.is_in(identities["identifier"], pa.array(sorted(every), pa.string()))).to_pydict()
     customers: defaultdict[str, list[str]] = defaultdict(list)
@@ -71,10 +78,10 @@ def _touched(home: Path, people: Iterable[Sequence[str]], named: Mapping[int, Se
     positions = list(named)
     groups = [*named.values(), *((identifier, *some) for identifier, some in customers.items())]
     holding: defaultdict[str, list[int]] = defaultdict(list)
-    for at, names in enumerate(groups):
-        for name in names:
+    for at, some_names in enumerate(groups):
+        for name in some_names:
             holding[name].append(at)
-    open_names, seen = list(reached), set[int]()
+    open_names, seen = list(names), set[int]()
     while open_names:
         for at in holding.pop(open_names.pop(), ()):
             if at not in seen:

@@ -6,7 +6,7 @@ Never retries: whoever asked knows whether asking again makes sense.
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pipelines.errors import StoreError
@@ -46,9 +46,12 @@ def translated(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
-    """One transaction that sees no other writer and is on disk when the block ends. Raises LogFull, StoreError; then nothing is kept."""
-    with translated(path):
+def writing(db: sqlite3.Connection, path: Path, *, is_durable: bool = True) -> Iterator[sqlite3.Connection]:
+    """One transaction that sees no other writer and is on disk when the block ends. Raises LogFull, StoreError; then nothing is kept.
+
+    Not durable: it outlives the process; a loss of power only once a later one that is durable has ended.
+    """
+    with translated(path), nullcontext() if is_durable else _unflushed(db):
         db.execute("BEGIN IMMEDIATE")
         try:
             yield db
@@ -58,6 +61,16 @@ def writing(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
             raise
+
+
+@contextmanager
+def _unflushed(db: sqlite3.Connection) -> Iterator[None]:
+    (before,) = db.execute("PRAGMA synchronous").fetchone()
+    db.execute("PRAGMA synchronous = NORMAL")
+    try:
+        yield
+    finally:
+        db.execute(f"PRAGMA synchronous = {before}")
 
 
 @contextmanager

@@ -236,7 +236,8 @@ class Readers:
         damaged = [row for row in rows if row.is_damaged]
         kept = [_whole(event.position) for event in events]
         passed = {row.position for row in rows}.difference(kept, (row.position for row in damaged))
-        with suppress(LogFull), self._writing() as db:
+        # a loss of power may take this, and the events are given again: only the death of a process has to be told by the tries
+        with suppress(LogFull), self._writing(is_durable=not kept) as db:
             now = self._uptime()
             if hold.is_noted and not groups.renew(db, name, hold.turn, now_ns=now):
                 del self._holds[name]
@@ -274,8 +275,8 @@ class Readers:
         return self._open[number]
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with writing(self.catalogue.db, self.catalogue.path) as db:
+    def _writing(self, *, is_durable: bool = True) -> Iterator[sqlite3.Connection]:
+        with writing(self.catalogue.db, self.catalogue.path, is_durable=is_durable) as db:
             yield db
 
 

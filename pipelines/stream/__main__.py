@@ -18,6 +18,7 @@ from pipelines.errors import PipelineError, StoreError
 from pipelines.settings import Settings, silence_telemetry
 
 if TYPE_CHECKING:
+    from pipelines.stream.upkeep import Garbage
     from pipelines.stream.worker import Stream
     from pipelines.vault import Vault
 
@@ -78,6 +79,8 @@ def run_beside(settings: Settings, stop: threading.Event, number: int) -> None:
 def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int) -> None:
     from pipelines.identity.online import Online
     from pipelines.log import open_log
+    from pipelines.stream.state import path_of
+    from pipelines.stream.upkeep import Garbage, checkpoints
     from pipelines.stream.worker import Stream
 
     home, consumer = settings.home, f"stream-{number}" if number else "stream"
@@ -85,9 +88,11 @@ def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int
         closing(open_log(home, settings=settings, vault=vault, consumer=consumer)) as events,
         closing(Online(home, vault=vault, worker=number)) as linker,
         closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker, share=(number, settings.stream.workers))) as stream,
+        checkpoints([stream.online.path, path_of(home, stream.share), linker.path]),
+        closing(Garbage()) as garbage,
     ):
         log.info("the stream is at work")
-        _step_until(stop, stream)
+        _step_until(stop, stream, garbage)
 
 
 def apply_where_absent(home: Path) -> None:
@@ -97,11 +102,12 @@ def apply_where_absent(home: Path) -> None:
         subprocess.run([sys.executable, "-c", script, str(home.resolve())], check=False, stdout=subprocess.DEVNULL)
 
 
-def _step_until(stop: threading.Event, stream: "Stream") -> None:
+def _step_until(stop: threading.Event, stream: "Stream", garbage: "Garbage") -> None:
     pause = PAUSES_S[0]
     while not stop.is_set():
         try:
             stream.step(wait_s=WAIT_S)
+            garbage.tidy()
             pause = PAUSES_S[0]
         except PipelineError as error:
             log.error("%s", error)

@@ -1,4 +1,5 @@
-"""What customers do, online: calls -> the rows of customer_activity, customer_session and customer_item, at once and exactly.
+"""What customers do, online: calls -> the rows of customer_activity, customer_session and customer_item, at once and exactly; and of
+item_activity, see `items`.
 
 In: calls, and who is who. Out: a row of each view for each customer for whom a call, a link, a word on consent or the time changed
 something: what `features build` over the same events would say of this instant. A call counts if consent lets it be stored, as
@@ -12,23 +13,33 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
-from pipelines.feast_format import JoinKey, key_decoder
-from pipelines.online_writer import CUSTOMER, OnlineWriter, Row
+from pipelines.feast_format import key_decoder
+from pipelines.online_writer import OnlineWriter, Row
 from pipelines.settings import Settings
 from pipelines.stream import live, seeding
 from pipelines.stream.calls import Call
 from pipelines.stream.identities import Linked
+from pipelines.stream.item_rows import NEVER, ItemDue
+from pipelines.stream.items import Items
 from pipelines.stream.live import Live
 from pipelines.stream.permits import Permits
-from pipelines.stream.state import Due, Owned, Said, State, held, owner_at, path_of
+from pipelines.stream.state import Due, Held, Owned, Said, State, held, owner_at, path_of
 
 SLICE_S = 0.01  # spent at a time on what expires: fresh events wait no longer
 SLICE_CUSTOMERS = 50
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_NEVER = 2**62
+
+
+class Expired(NamedTuple):
+    """What has changed by itself: the values written, and when its customers and items change next, to be noted down once that holds."""
+
+    features: int
+    customers: dict[str, Due | None]
+    items: dict[str, ItemDue]
 
 
 class Activity:
@@ -38,9 +49,10 @@ class Activity:
         self.home, self.settings, self.share, self.now_us = home, settings, share, now_us
         self.state = State(path_of(home, share))
         self.purposes = settings.consent.stored_for
+        self.items = Items(self.state.items, share=share, most=settings.stream.items)
         self._lives: OrderedDict[str, Live] = OrderedDict()
         self._told: dict[str, list[Owned]] = {}  # whose identifiers are, told by the linker and not yet committed
-        self._speaking: set[str] | None = None
+        self._speaking: dict[str, int] | None = None
         self._anew: set[str] = set()  # of whom all is to be shown, by this batch
 
     def owe(self, links: Iterable[Linked]) -> None:
@@ -58,9 +70,8 @@ class Activity:
 
     def look_again(self) -> None:
         """A transaction was rolled back: what is held ready may not be what is stored."""
-        self._lives.clear()
-        self._anew.clear()
-        self._speaking = None
+        self._let_go()
+        self.items.look_again()
 
     def close(self) -> None:
         """Let the state go."""
@@ -90,13 +101,10 @@ class Activity:
         written, due = self._show(online, touched)
         self.state.put_due(due)
         self._anew.clear()
-        return written
+        return written + self.items.apply(online, now_us=self.now_us())
 
-    def expire(self, online: OnlineWriter) -> tuple[int, dict[str, Due | None]]:
-        """Write what has changed by itself, of as many customers as there is time for; the values written, and when they change next.
-
-        The caller notes the latter down once the former is committed.
-        """
+    def expire(self, online: OnlineWriter) -> Expired:
+        """Write what has changed by itself, of as many customers and items as there is time for; see `move`."""
         now_us, end_s, due = self.now_us(), time.monotonic() + SLICE_S, self.state.due(self.now_us(), limit=SLICE_CUSTOMERS)
         ready: list[str] = []
         for customer in due:
@@ -104,7 +112,14 @@ class Activity:
             ready.append(customer)
             if time.monotonic() > end_s:
                 break
-        return self._show(online, ready)
+        written, customers = self._show(online, ready)
+        features, items = self.items.expire(online, now_us=now_us, end_s=end_s)
+        return Expired(written + features, customers, items)
+
+    def move(self, expired: Expired) -> None:
+        """Note down what `expire` found, once what it wrote is committed."""
+        self.state.move_due(expired.customers)
+        self.state.items.move_due(expired.items)
 
     def patience_s(self) -> float:
         """How long nothing changes by itself."""
@@ -132,16 +147,28 @@ class Activity:
             share = f"{self.share[0]} of {self.share[1]}"
             if state.note("share") not in (None, share):
                 state.db.execute("INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners")
+                state.items.mark_all()
             state.put_note("share", share)
         if touched:
-            self.look_again()
+            self._let_go()
         self.settle()
         self.follow_tables()
 
     def follow_tables(self) -> None:
         """Bring the state to the tables, where these have changed; cheap where they have not."""
+        before = self._speakers()
         if seeding.bring(self.state, self.home, purposes=self.purposes):
-            self.look_again()
+            self._let_go()
+            with self.state.transaction():  # of what the tables hold the ingest has decided
+                for source, since_us in self._speakers().items():
+                    if since_us < before.get(source, NEVER):
+                        self.state.mark_due(self._uncover(source, since_us, of_log=True))
+
+    def _let_go(self) -> None:
+        """What is held ready of customers may not be what is stored; of items the state says which."""
+        self._lives.clear()
+        self._anew.clear()
+        self._speaking = None
 
     # -- one call
 
@@ -151,18 +178,21 @@ class Activity:
         owned = owner_at(states, call.event_us)
         if self.state.position(call.rows[0].source, call.message_id) is not None:
             self._make_anew(owned.customer_id)  # taken in before a crash that came ahead of the online store's commit
+            self.items.renew(call.rows)
             return [owned.customer_id]
-        if call.is_speaking:
-            self._hear_source(call.rows[0].source)
+        source = call.rows[0].source
+        is_earlier = call.is_speaking and self._hear_source(source, call.event_us)
         ready = self._live(owned.customer_id, self.now_us())
         refused = self._hear(call, ready.permits)
-        covered = self._covered(call.rows[0].source)
+        covered = self._covered(source, call.event_us)
         is_kept = ready.permits.may_store(call.event_us, covered=covered) and not self._awaits_ingest(call)
         if is_kept:
             self._keep(call, owned, ready, covered, position)
         if refused:  # what came after it may have to go
             self._make_anew(owned.customer_id)
-        return [owned.customer_id] if is_kept or refused else []
+            self._live(owned.customer_id, self.now_us())  # somebody else's customers too: for an item everybody's rows count
+        uncovered = self._uncover(source, call.event_us) if is_earlier else []
+        return [owned.customer_id, *uncovered] if is_kept or refused else uncovered
 
     def _hear(self, call: Call, permits: Permits) -> bool:
         """Take in what the call says on the purposes that count; whether it refuses one."""
@@ -184,6 +214,7 @@ class Activity:
             self.state.hear(call.rows[0].who, declared)
             ready.permits.hear(declared)
         now_us = self.now_us()
+        self.items.keep(call.rows, now_us=now_us)
         for row in call.rows:
             counted = held(row, owned.linked_us)
             if ready.fits(counted):
@@ -191,21 +222,41 @@ class Activity:
             else:  # late: the order of rows matters
                 self._make_anew(owned.customer_id)
 
-    def _covered(self, source: str) -> str | None:
-        """The purpose that a declared basis covers for this source; None where its people speak for themselves."""
+    def _covered(self, source: str, event_us: int) -> str | None:
+        """The purpose that a declared basis covers for this source; None from when its people speak for themselves."""
         consent = self.settings.consent
-        if consent.legal_basis is None or source in self._speakers():
+        if consent.legal_basis is None or self._speakers().get(source, NEVER) <= event_us:
             return None
         return consent.purpose
 
-    def _hear_source(self, source: str) -> None:
-        if source not in self._speakers():
-            self.state.speak(source)
-            self._speakers().add(source)
+    def _hear_source(self, source: str, event_us: int) -> bool:
+        """The source speaks; whether it did so earlier than was known."""
+        if self._speakers().get(source, NEVER) <= event_us:
+            return False
+        self.state.speak(source, event_us)
+        self._speakers()[source] = event_us
+        return True
 
-    def _speakers(self) -> set[str]:
+    def _uncover(self, source: str, since_us: int, *, of_log: bool = False) -> list[str]:
+        """Take out what a declared basis covers no longer and its people do not allow themselves; returns the customers."""
+        if self.settings.consent.legal_basis is None:
+            return []
+        touched = []
+        for customer in self.state.customers_since(source, since_us, of_log=of_log):
+            rows = self.state.rows_of(customer)
+            permits = self._permits(customer, rows)
+            later = [row for row in rows if row.key[0] == source and row.row["ts"] >= since_us]
+            gone = [row.key for row in later if not permits.may_store(row.row["ts"], covered=None)]
+            if gone:
+                self.state.drop(gone)
+                self._make_anew(customer)
+                touched.append(customer)
+        return touched
+
+    def _speakers(self) -> dict[str, int]:
+        """The sources that speak, and since when."""
         if self._speaking is None:
-            self._speaking = self.state.speaks()
+            self._speaking = self.state.spoken()
         return self._speaking
 
     def _awaits_ingest(self, call: Call) -> bool:
@@ -228,9 +279,7 @@ class Activity:
 
     def _made(self, customer: str, now_us: int) -> Live:
         rows = self.state.rows_of(customer)
-        permits = Permits(self.purposes, self.state.statements_of(customer))
-        for row in rows:
-            permits.allow(row.allows, row.row["ts"])
+        permits = self._permits(customer, rows)
         gone = [row.key for row in rows if permits.must_go(row.row["ts"])] if permits.refused_us is not None else []
         if gone:
             self.state.drop(gone)
@@ -240,6 +289,12 @@ class Activity:
         if customer not in self._anew and (shown_us := self.state.shown_us(customer)):
             made.items.shown_until(shown_us)
         return made
+
+    def _permits(self, customer: str, rows: Iterable[Held]) -> Permits:
+        permits = Permits(self.purposes, self.state.statements_of(customer))
+        for row in rows:
+            permits.allow(row.allows, row.row["ts"])
+        return permits
 
     def _make_anew(self, customer: str) -> None:
         self._lives.pop(customer, None)
@@ -258,7 +313,7 @@ class Activity:
                 ready = self._live(customer, now_us)
                 ready.advance(now_us)
                 next_us = ready.next_us()
-                due[customer] = Due(_NEVER if next_us is None else next_us, ready.seen_us) if ready.n_rows else None
+                due[customer] = Due(NEVER if next_us is None else next_us, ready.seen_us) if ready.n_rows else None
                 items += self._items(online, customer, ready)
                 shown = ready.shown()
                 for view in live.VIEWS:
@@ -268,8 +323,8 @@ class Activity:
                         absent[view].append(customer)
         for view, gone in absent.items():
             online.remove(view, gone)
-        written = sum(_write(online, view, some) for view, some in rows.items())
-        return written + _write(online, live.ITEM_VIEW, items, join_key=live.ITEM_KEY), due
+        written = sum(online.renew(view, some) for view, some in rows.items())
+        return written + online.renew(live.ITEM_VIEW, items, join_key=live.ITEM_KEY), due
 
     def _items(self, online: OnlineWriter, customer: str, ready: Live) -> list[Row]:
         """What changed of a customer's items since they were last shown; all of it where rows may have come or gone before that."""
@@ -284,17 +339,6 @@ class Activity:
     def _is_mine(self, customer: str) -> bool:
         part, parts = self.share
         return parts == 1 or int.from_bytes(blake2b(customer.encode(), digest_size=8).digest()) % parts == part
-
-
-def _write(online: OnlineWriter, view: str, rows: Sequence[Row], *, join_key: JoinKey = CUSTOMER) -> int:
-    """Write the rows; where something newer is there, which was told before something was taken back, they are made newer."""
-    values = sum(len(row.values) for row in rows)
-    if not rows or online.write(view, rows, join_key=join_key) == values:
-        return values
-    there = online.read(view, next(iter(rows[0].values)), [row.key for row in rows], join_key=join_key)
-    newer = [Row(row.key, row.values, event_us=max(row.event_us, there[row.key][1])) for row in rows]
-    online.write(view, newer, join_key=join_key)
-    return values
 
 
 def _owned(links: Iterable[Linked]) -> dict[str, list[Owned]]:

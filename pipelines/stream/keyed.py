@@ -1,6 +1,6 @@
-"""Aggregates of one customer and something else, such as an item: for each of these the values, and when they last changed.
+"""Aggregates of something, such as the items of one customer: for each of these the values, and when they last changed.
 
-In: a customer's rows in order of enter, and the time. Out: what changed since it was last asked. Opens no file, reads no clock.
+In: rows in order of enter, and the time. Out: what changed since it was last asked. Opens no file, reads no clock.
 """
 
 import heapq
@@ -19,12 +19,12 @@ class Changed(NamedTuple):
 
 
 class Keyed:
-    """One customer's values by the second key of the aggregates."""
+    """Values by the last key of the aggregates."""
 
     __slots__ = ("_aggregates", "_exits", "_fresh", "_leaving", "_since", "_tiles", "_windows", "name")
 
     def __init__(self, aggregates: Aggregates) -> None:
-        self._aggregates, self.name = aggregates, aggregates.key[1]
+        self._aggregates, self.name = aggregates, aggregates.key[-1]
         self._windows = [WINDOWS[name] for name in dict.fromkeys(name for declared in aggregates.sums for name in declared.windows)]
         self._tiles: dict[str, Tiles] = {}
         self._since: dict[str, int] = {}

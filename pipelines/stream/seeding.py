@@ -1,8 +1,8 @@
 """What the home's tables hold -> the stream's state, after every change of them: what came by files counts, and what was taken out goes.
 
-In: the versions of the tables events, consents and ingests. Out: the state's rows are those of the events table, and what came by the
-log since. Works by the files of the table: those that are new are read, rows of those that are gone go. Rows of the log that an
-ingest has covered are those that it stored. Writes nothing but the state.
+In: the versions of the tables events, consents, items and ingests. Out: the state's rows are those of the events table, and what came
+by the log since; its lines are the catalogue's. Works by the files of the table: those that are new are read, rows of those that are
+gone go. Rows of the log that an ingest has covered are those that it stored. Writes nothing but the state.
 """
 
 import json
@@ -21,8 +21,8 @@ from pipelines.ingest.names import identifier_sql
 from pipelines.log.ranges import Ranges
 from pipelines.stream.state import COLUMNS, INDICES, State
 
-_TABLES = (tables.INGESTS, tables.CONSENTS, tables.EVENTS)  # in this order: what was covered is then in the events
-_VERSION = "version"
+_TABLES = (tables.INGESTS, tables.CONSENTS, tables.EVENTS, tables.ITEMS)  # in this order: what was covered is then in the events
+_VERSION, _CATALOGUE = "version", "catalogue"  # names of notes
 _BATCH_ROWS = 100_000
 _FILES_AT_ONCE = 64
 _NAMES = ", ".join(COLUMNS)
@@ -47,6 +47,7 @@ def bring(state: State, home: Path, *, purposes: Sequence[str]) -> bool:
             with state.transaction():
                 _drop_covered(state, covered)
                 _take_statements(state, home, db, purposes)
+                _take_lines(state, home)
                 state.put_note(_VERSION, version)
     except (duckdb.Error, OSError) as error:
         raise StoreError("stream: the tables could not be read, they are being replaced; the next look tries again") from error
@@ -93,6 +94,7 @@ def _take_events(state: State, home: Path, db: duckdb.DuckDBPyConnection, purpos
             for statement in INDICES.values():
                 state.db.execute(f"CREATE {statement}")
             state.db.execute("INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners")
+            state.items.mark_all()
     gone = [number for stamp, number in known.items() if stamp not in there]
     if gone:
         with state.transaction():
@@ -140,6 +142,10 @@ def _merge(state: State, rows: list[tuple[Any, ...]]) -> None:
         WHERE old.who IS NULL OR NOT ({_SAME} AND {_ENTER.format("new")} = {_ENTER.format("old")})
         UNION SELECT old.who FROM fresh new JOIN rows old USING (source, event_id) WHERE old.who <> new.who""",
     )
+    state.items.mark(
+        f"""SELECT new.item_id FROM fresh new LEFT JOIN rows old USING (source, event_id) WHERE old.who IS NULL OR NOT ({_SAME})
+        UNION SELECT old.item_id FROM fresh new JOIN rows old USING (source, event_id) WHERE old.item_id IS NOT new.item_id"""
+    )
     state.db.execute(f"INSERT OR REPLACE INTO rows ({_NAMES}) SELECT {_NAMES} FROM fresh")
     state.db.execute("DELETE FROM fresh")
 
@@ -164,10 +170,10 @@ def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, pu
             FROM read_parquet($files) WHERE list_contains($purposes, purpose) GROUP BY ALL""",
             {"files": files, "purposes": list(purposes)},
         ).fetchall()
-        spoke = db.execute(
-            f"SELECT DISTINCT source FROM read_parquet($files) WHERE basis = '{consent.STATED}'", {"files": files}
-        ).fetchall()
-        state.db.executemany("INSERT OR IGNORE INTO speaking VALUES (?)", [row for row in spoke if row[0] is not None])
+    for source, since_us in db.execute(
+        f"SELECT source, epoch_us(event_timestamp) FROM ({tables.rows_sql(home, tables.SPEAKING_SOURCES)})"
+    ).fetchall():
+        state.speak(source, since_us)
     held = set(state.db.execute("SELECT * FROM said WHERE is_stored").fetchall())
     fresh, gone = set(told) - held, held - set(told)
     state.db.executemany("DELETE FROM said WHERE who = ? AND purpose = ? AND said_us = ? AND is_stated = ?", [row[:4] for row in gone])
@@ -178,6 +184,24 @@ def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, pu
     )
     for who in {row[0] for row in fresh if not row[4]}:
         _mark_due(state, "SELECT ?", who)
+
+
+def _take_lines(state: State, home: Path) -> None:
+    """What the catalogue says of items, where it says something else than before."""
+    version = tables.folder(home, tables.ITEMS).resolve().name if tables.exists(home, tables.ITEMS) else ""
+    if state.note(_CATALOGUE) == version:
+        return
+    lines: list[tuple[str, int, int, int | None]] = []
+    if version:
+        with closing(engine.connect(home, threads=1, memory_limit="512MB")) as db:
+            lines = db.execute(
+                f"""SELECT item_id, epoch_us(event_timestamp), epoch_us(created_timestamp), price_cents
+                FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND created_timestamp IS NOT NULL"""
+            ).fetchall()
+    state.items.take_lines(lines)
+    if state.note(_CATALOGUE) is None:  # a state from before there were items in it
+        state.items.mark_all()
+    state.put_note(_CATALOGUE, version)
 
 
 def _mark_due(state: State, names: str, *values: object) -> None:

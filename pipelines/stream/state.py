@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.errors import StoreError
-from pipelines.private_file import flush, open_private
+from pipelines.online_file import LONG_WAL_PAGES
+from pipelines.private_file import flush, open_private, transaction
+from pipelines.stream import item_rows
+from pipelines.stream.item_rows import ItemRows
 from pipelines.stream.rows import CleanRow
 
 FOLDER = "stream"
-SHAPE = 1  # of the tables; another one is made anew from the tables of the home and the log
+SHAPE = 1  # of the tables; to be raised with every change of them
 
 _AT_A_TIME = 500
 COLUMNS = (
@@ -33,6 +36,7 @@ INDICES = {
     "rows_by_id": "UNIQUE INDEX rows_by_id ON rows (source, event_id)",
     "rows_by_who": "INDEX rows_by_who ON rows (who)",
     "rows_by_file": "INDEX rows_by_file ON rows (file)",
+    "rows_by_item": "INDEX rows_by_item ON rows (item_id) WHERE item_id IS NOT NULL",
 }
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS rows {_ROWS};
@@ -44,13 +48,14 @@ CREATE INDEX IF NOT EXISTS owners_by_customer ON owners (customer_id);
 CREATE TABLE IF NOT EXISTS said (
     who TEXT NOT NULL, purpose TEXT NOT NULL, said_us INTEGER NOT NULL, is_stated INTEGER NOT NULL, is_allowed INTEGER NOT NULL,
     is_stored INTEGER NOT NULL, PRIMARY KEY (who, purpose, said_us, is_stated)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS speaking (source TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS spoken (source TEXT PRIMARY KEY, since_us INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS due (customer_id TEXT PRIMARY KEY, at_us INTEGER NOT NULL, shown_us INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS due_by_time ON due (at_us);
 CREATE TABLE IF NOT EXISTS files (number INTEGER PRIMARY KEY, stamp TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+{item_rows.SCHEMA}
 """
-TABLES = ("rows", "owners", "said", "speaking", "due", "files", "notes")
+TABLES = ("rows", "owners", "said", "spoken", "due", "files", "notes", *item_rows.TABLES)
 _FEATURES = "type, event_us, item_id, order_id, session_id, quantity, price_cents, revenue_cents, allows, source, event_id, known_us"
 _SAID = """INSERT INTO said VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (who, purpose, said_us, is_stated) DO UPDATE SET is_allowed = min(is_allowed, excluded.is_allowed)"""
@@ -111,22 +116,24 @@ class State:
     """One file; one thread. `close` it at the end."""
 
     def __init__(self, path: Path) -> None:
+        """Raises StoreError for a file whose tables are another version's."""
         self.path = path
-        self.db = open_private(path, _SCHEMA, room="stream", is_durable=False)  # see `sync`
+        shape = "" if path.exists() else f"PRAGMA user_version = {SHAPE};"
+        self.db = open_private(path, shape + _SCHEMA, room="stream", is_durable=False)  # see `sync`
+        if (found := self.db.execute("PRAGMA user_version").fetchone()[0]) != SHAPE:
+            self.db.close()
+            raise StoreError(
+                f"stream: {path} is of shape {found}, expected {SHAPE}: another version of this program wrote it; run `rapport ingest`, "
+                f"then delete {path.name}* in {path.parent}, and it is made anew from the tables"
+            )
+        self.db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}")
+        self.items = ItemRows(self.db)
 
     @contextmanager
     def transaction(self) -> Iterator["State"]:
         """All that is written inside is there at its end, or nothing: it outlives the process. Raises StoreError where the disk refuses."""
-        try:
-            self.db.execute("BEGIN IMMEDIATE")
+        with transaction(self.db, self.path, room="stream"):
             yield self
-            self.db.execute("COMMIT")
-        except BaseException as error:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            if isinstance(error, sqlite3.Error):
-                raise StoreError(f"stream: {self.path} could not be written ({error}); free space or mend its rights") from error
-            raise
 
     def sync(self) -> None:
         """What was written outlives a loss of power too: before the log is told, and not before it can be seen."""
@@ -234,13 +241,20 @@ class State:
                 (who, said.purpose),
             )
 
-    def speak(self, source: str) -> None:
-        """People of this source say themselves what may be done."""
-        self.db.execute("INSERT OR IGNORE INTO speaking VALUES (?)", (source,))
+    def speak(self, source: str, since_us: int) -> None:
+        """People of this source said themselves what may be done, at this time."""
+        insert = "INSERT INTO spoken VALUES (?, ?) ON CONFLICT (source) DO UPDATE SET since_us = min(since_us, excluded.since_us)"
+        self.db.execute(insert, (source, since_us))
 
-    def speaks(self) -> set[str]:
-        """The sources whose people do, or ever did."""
-        return {source for (source,) in self.db.execute("SELECT source FROM speaking")}
+    def spoken(self) -> dict[str, int]:
+        """The sources whose people do, or ever did, and since when."""
+        return dict(self.db.execute("SELECT source, since_us FROM spoken").fetchall())
+
+    def customers_since(self, source: str, since_us: int, *, of_log: bool) -> list[str]:
+        """Who has rows of this source from this time on; `of_log`: of those that are in no table."""
+        only = "AND file IS NULL" if of_log else ""
+        names = self.db.execute(f"SELECT DISTINCT who FROM rows WHERE source = ? AND event_us >= ? {only}", (source, since_us))
+        return sorted({state.customer_id for states in self.owners([who for (who,) in names]).values() for state in states})
 
     # -- what expires
 
@@ -273,9 +287,9 @@ class State:
         return [customer for (customer,) in found]
 
     def next_due_us(self) -> int | None:
-        """When that is next the case for anybody."""
-        found: int | None = self.db.execute("SELECT min(at_us) FROM due").fetchone()[0]
-        return found
+        """When that is next the case for anybody, or for an item."""
+        found = [self.db.execute("SELECT min(at_us) FROM due").fetchone()[0], self.items.next_due_us()]
+        return min((at_us for at_us in found if at_us is not None), default=None)
 
     # -- notes, and the end
 

@@ -1,12 +1,13 @@
 """The log -> the online store, event by event in order: log group "online".
 
 In: logged calls, and the time. Out: rows of identifier_customer, customer_consent, customer_activity, customer_session, customer_item,
-as soon as a call is durable or a window has passed. Each concern has a handler (`identities`, `consents`, `activity`); what they write
-for some calls is one transaction, that of the stream's own state is committed before it, and the log is told after it: a crash in
-between gives the calls again, with the same result. Erased people are taken out and never written. Never decides what is served.
+item_activity, as soon as a call is durable or a window has passed. Each concern has a handler (`identities`, `consents`, `activity`);
+what they write for some calls is one transaction, that of the stream's own state is committed before it, and the log is told after it:
+a crash in between gives the calls again, with the same result. Erased people are taken out and never written. Never decides what is
+served.
 
-Of several workers each reads the whole log, follows who is who by itself, and writes the customers of its share; the first alone
-writes who is who and consent.
+Of several workers each reads the whole log, follows who is who by itself, and writes the customers and the items of its share; the first
+alone writes who is who and consent.
 
 A call that cannot be handled holds up no other: it is tried again in later steps, and set aside after `settings.edges.max_tries`.
 """
@@ -37,8 +38,9 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
-ACKNOWLEDGE_S = 0.25  # between two times that the log is told, while calls keep coming: each costs several flushes of the disk
-BATCH_EVENTS = 500  # of one transaction; fewer when fewer wait
+ACKNOWLEDGE_S = 0.25  # between two times that the log is told, where calls may come: each costs several flushes of the disk
+BATCH_EVENTS = 500  # of one transaction, where many wait
+FEW_EVENTS = 16  # where few do: the first of them is not to wait until the last is done
 
 
 class Tombs(Protocol):
@@ -52,7 +54,7 @@ class Tombs(Protocol):
 class Stepped:
     """What one step did. Calls: read, applied, ignored (the ingest refuses them), erased, parked. Written: links, consents, features.
 
-    `expired`: customers of whom something had changed by itself.
+    `expired`: customers and items of whom something had changed by itself.
     """
 
     read: int = 0
@@ -128,23 +130,31 @@ class Stream:
             return Stepped()
         try:
             with self.online.transaction() as online, self.activity.state.transaction():
-                features, due = self.activity.expire(online)
-            with self.activity.state.transaction() as state:
-                state.move_due(due)
+                expired = self.activity.expire(online)
+            with self.activity.state.transaction():
+                self.activity.move(expired)
         except BaseException:
             self.activity.look_again()
             raise
-        return Stepped(features=features, expired=len(due))
+        return Stepped(features=expired.features, expired=len(expired.customers) + len(expired.items))
 
     def _next(self, wait_s: float) -> list[Logged]:
         """The next calls. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
         found = self.log.read(self.group, max_events=self._at_a_time)
-        if not found:
-            self._acknowledge()
-        if not found and self.wake.wait(wait_s):
+        if not found and self._is_woken(wait_s):
             found = self.log.read(self.group, max_events=self._at_a_time)
-        self._at_a_time = 1 if any(call.tries for call in found) else BATCH_EVENTS
+        more = 2 * self._at_a_time if len(found) == self._at_a_time else FEW_EVENTS
+        self._at_a_time = 1 if any(call.tries for call in found) else min(more, BATCH_EVENTS)
         return found
+
+    def _is_woken(self, wait_s: float) -> bool:
+        """Wait for a call. Tells the log what was applied, where it is time: one that comes before is not held up by it."""
+        due_s = max(0.0, self._acknowledged_s + ACKNOWLEDGE_S - time.monotonic()) if self._applied and wait_s else 0.0
+        if due_s and self.wake.wait(min(wait_s, due_s)):
+            return True
+        if due_s <= wait_s:
+            self._acknowledge()
+        return self.wake.wait(max(0.0, wait_s - due_s))
 
     def _apply(self, batch: Sequence[Logged]) -> Stepped:
         """All at once; one by one where that fails, so that one call's failure is not its neighbours'."""

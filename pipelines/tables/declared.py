@@ -164,7 +164,7 @@ IDENTITY_EDGES = Table(
 )
 CONSENTS = Table(
     "consents",
-    ("identifier", "purpose", "basis", "event_timestamp"),
+    ("identifier", "purpose", "basis", "source", "event_timestamp"),
     "event_timestamp",
     "created_timestamp",
     _schema(
@@ -178,6 +178,14 @@ CONSENTS = Table(
         evidence=TEXT,  # the message id that carried it
         **_TIMES,
     ),
+)
+SPEAKING_SOURCES = Table(
+    "speaking_sources",
+    ("source",),
+    "event_timestamp",
+    None,
+    # of the first event of a source that came with a word on its use: a basis that the settings declare covers what was before it
+    _schema(source=TEXT, event_timestamp=TIME),
 )
 TRAITS = Table(
     "traits",
@@ -281,6 +289,9 @@ TRAINING_INTENT = Table("training_intent", ("customer_id", "event_timestamp"), "
 # The same columns without labels, for the population as of now.
 SCORED_CHURN = Table("scored_churn", ("customer_id", "event_timestamp"), "event_timestamp", None, None)
 SCORED_INTENT = Table("scored_intent", ("customer_id", "event_timestamp"), "event_timestamp", None, None)
+# Both for the tasks that are no part of the loop: `model` says whose row it is, and a column that is no feature of its task is null.
+TRAINING_TASKS = Table("training_tasks", ("customer_id", "event_timestamp", "model"), "event_timestamp", None, None)
+SCORED_TASKS = Table("scored_tasks", ("customer_id", "event_timestamp", "model"), "event_timestamp", None, None)
 CUSTOMER_SCORES = Table(
     "customer_scores",
     ("customer_id",),
@@ -325,8 +336,9 @@ RECOMMENDATIONS = Table(
 )
 
 TABLES = (
-    EVENTS, MESSAGES, QUARANTINE, INGESTS, WAITING, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, TRAITS, ITEMS,
+    EVENTS, MESSAGES, QUARANTINE, INGESTS, WAITING, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, SPEAKING_SOURCES, TRAITS, ITEMS,
     ALERTS, CUSTOMER_PROFILE, CUSTOMER_CONSENT, *FEATURE_TABLES,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
-    TRAINING_CHURN, TRAINING_INTENT, SCORED_CHURN, SCORED_INTENT, CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, RECOMMENDATIONS,
+    TRAINING_CHURN, TRAINING_INTENT, TRAINING_TASKS, SCORED_CHURN, SCORED_INTENT, SCORED_TASKS,
+    CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, RECOMMENDATIONS,
 )  # fmt: skip

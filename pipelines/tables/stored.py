@@ -25,7 +25,7 @@ from pipelines.tables.declared import BYTES, FLAG, REAL, TEXT, TIME, WHOLE, Tabl
 _DAY_US = 86_400_000_000
 _SQL_TYPES = {TIME: "TIMESTAMPTZ", TEXT: "VARCHAR", WHOLE: "BIGINT", REAL: "DOUBLE", FLAG: "BOOLEAN", BYTES: "BLOB"}
 _WRITERS = 2  # threads; encoding and compressing leave Python's lock alone
-_WRITES_AHEAD = 32  # files; bounds what is held in memory
+_AHEAD_BYTES = 256 << 20  # of rows that wait for a writer: bounds what is held in memory, however wide they are
 
 
 def folder(home: Path, table: Table) -> Path:
@@ -226,15 +226,18 @@ def conform(table: Table, data: pa.Table) -> pa.Table:
 
 def _write_batches(table: Table, batches: Iterable[pa.Table], version: Path, *, first: int) -> int:
     """Write each batch while the next one is made. Returns the rows."""
-    rows, open_writes = 0, deque[Future[None]]()
+    rows, open_writes, ahead = 0, deque[tuple[Future[None], int]](), 0
     with ThreadPoolExecutor(_WRITERS) as pool:
         for number, batch in enumerate(batches, start=first):
             for path, part in _parts(table, batch, version, f"part-{number:05d}"):
-                open_writes.append(pool.submit(_write_file, part, path))
-            while len(open_writes) > _WRITES_AHEAD:
-                open_writes.popleft().result()
+                open_writes.append((pool.submit(_write_file, part, path), part.nbytes))
+                ahead += part.nbytes
+            while ahead > _AHEAD_BYTES:
+                write, size = open_writes.popleft()
+                write.result()
+                ahead -= size
             rows += batch.num_rows
-        for write in open_writes:
+        for write, _ in open_writes:
             write.result()
     return rows
 

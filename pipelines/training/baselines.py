@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from models import hazard
+from models.hazard import Hazard
 from models.lifetime import HISTORY, ParetoNBD
 from models.task import Floats, Task
 from pipelines import consent, tables
 from pipelines.settings import Settings
 from pipelines.training.rows import Rows
 
-LOGISTIC, LIFETIME = "logistic regression", "Pareto/NBD"
+LOGISTIC, LIFETIME, HAZARD = "logistic regression", "Pareto/NBD", "discrete-time hazard"
+PERIODS = 4  # of the hazard, in the time until the label is known
 STRENGTHS = (0.003, 0.03, 0.3)  # of the inverse penalty, chosen on the validation rows
 MAX_CUSTOMERS = 2_000  # that the lifetimes are learned from: four parameters need no more
 MAX_TRAIN_ROWS = 50_000  # that the regression is learned from
@@ -33,6 +36,8 @@ def scores(task: Task, rows: Rows, home: Path, *, settings: Settings) -> dict[st
     if task.is_silence:
         silent = silence(home, test[["customer_id", "event_timestamp"]], rows.matured[rows.frame["split"] == "test"], settings=settings)
         found |= {} if silent is None else {LIFETIME: silent}
+        foretold = waiting(home, rows, settings=settings)
+        found |= {} if foretold is None else {HAZARD: foretold}
     return found
 
 
@@ -45,12 +50,15 @@ def logistic(rows: Rows, *, seed: int) -> Floats:
     chosen = np.linspace(0, len(label) - 1, min(len(label), MAX_TRAIN_ROWS)).astype(int)
     text = [name for name in rows.inputs if not pd.api.types.is_numeric_dtype(train[name])]
     numbers = [name for name in rows.inputs if name not in text and train[name].nunique() > 1]
+    if not numbers and not text:  # no column tells rows apart
+        return np.full(len(rows.part("test")[1]), label.mean())
     columns = _columns(numbers, text, len(chosen), seed)
     known = columns.fit_transform(_plain(train.iloc[chosen], text))
     tried = [LogisticRegression(C=strength, max_iter=200, tol=1e-3).fit(known, label[chosen]) for strength in STRENGTHS]
     held = columns.transform(_plain(validation, text))
     losses = [log_loss(later, model.predict_proba(held)[:, 1], labels=[0, 1]) for model in tried]
-    best = tried[int(np.argmin(losses))]
+    best = LogisticRegression(C=STRENGTHS[int(np.argmin(losses))], max_iter=200, tol=1e-3)
+    best.fit(np.concatenate([known, held]), np.concatenate([label[chosen], later]))  # as the model, which is fitted on both
     return np.asarray(best.predict_proba(columns.transform(_plain(rows.part("test")[0], text)))[:, 1])
 
 
@@ -59,9 +67,7 @@ def silence(home: Path, asked: pd.DataFrame, matured: pd.Series, *, settings: Se
 
     A gap between cut-off and horizon is counted with the horizon: the rank of customers hardly depends on it.
     """
-    acts = tables.read(home, tables.EVENTS, ["type", "event_timestamp", "created_timestamp", "customer_id"])
-    acts = acts[(acts["type"] == settings.labels.churn_event) & acts["customer_id"].notna()]
-    consents, answer = tables.read(home, tables.CONSENTS), np.empty(len(asked))
+    acts, consents, answer = _orders(home, settings=settings), tables.read(home, tables.CONSENTS), np.empty(len(asked))
     at = asked["event_timestamp"].reset_index(drop=True)
     for cut in at.unique():
         known = histories(acts, cut)
@@ -75,6 +81,25 @@ def silence(home: Path, asked: pd.DataFrame, matured: pd.Series, *, settings: Se
         theirs = known.reindex(asked["customer_id"].iloc[here]).fillna(0.0)
         answer[here] = 1.0 - model.probability_of_purchase(theirs, float(days))
     return answer
+
+
+def waiting(home: Path, rows: Rows, *, settings: Settings) -> Floats | None:
+    """P(no order until the label is known) of the test rows, of one instant, by the hazards of the others; None where there are several."""
+    is_test = rows.frame["split"] == "test"
+    test, at = rows.test(), rows.frame.loc[is_test, "event_timestamp"].unique()
+    if len(at) != 1:
+        return None
+    acts = _orders(home, settings=settings)
+    days = float((rows.matured[is_test].iloc[0] - at[0]) / timedelta(days=1)) - settings.labels.churn_gap_days
+    known = rows.frame[~is_test]
+    waited = hazard.waits(known, acts[acts["created_timestamp"] < at[0]], as_of=at[0], gap_days=settings.labels.churn_gap_days)
+    when = Hazard(period_days=days / PERIODS, n_periods=PERIODS, random_state=settings.training.seed).fit(known[rows.inputs], waited)
+    return np.asarray(when.silence(test[rows.inputs], days))
+
+
+def _orders(home: Path, *, settings: Settings) -> pd.DataFrame:
+    acts = tables.read(home, tables.EVENTS, ["type", "event_timestamp", "created_timestamp", "customer_id"])
+    return acts[(acts["type"] == settings.labels.churn_event) & acts["customer_id"].notna()]
 
 
 def histories(acts: pd.DataFrame, at: pd.Timestamp) -> pd.DataFrame:

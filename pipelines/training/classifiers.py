@@ -13,11 +13,13 @@ from models import evaluation
 from models.classifier import Classifier
 from models.evaluation import Metric
 from models.task import Task
-from pipelines import horizon, tables, tracking
+from pipelines import horizon, tracking
+from pipelines.labels import SPLITS
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import baselines, explanations, truth
-from pipelines.training.gate import Sheet
+from pipelines.training.fingerprint import fingerprint
+from pipelines.training.gate import Sheet, Verdict, examine
 from pipelines.training.leaks import suspects
 from pipelines.training.publishing import (
     Baseline,
@@ -29,10 +31,9 @@ from pipelines.training.publishing import (
     signature_rows,
 )
 from pipelines.training.rows import PROTECTED, Rows, read_rows, with_protected
+from pipelines.training.study import storage_of
 from pipelines.training.tasks import discover
-from pipelines.training.tuning import fingerprint, tune
-
-EVIDENCE = {"churn": tables.TRAINING_CHURN, "intent": tables.TRAINING_INTENT}
+from pipelines.training.tuning import search_name, tune
 
 
 def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[int, int], None]) -> tuple[Fitted, tracking.Run]:
@@ -43,7 +44,7 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     searched = fingerprint(digest, code_hash(Classifier), code_hash(task.rival), fixed, options.folds)[:16]
     study = f"{name}/{searched}/{options.seed}"
     tags = {"data.sha256": digest, "feature_service": task.feature_service, "cutoffs": _cutoffs(rows.frame), **tracking.commit()}
-    run = tracking.open_run(home, name, study=f"{study}/{options.trials}", tags=tags)
+    run = tracking.open_run(home, name, study=f"{search_name(study, options.workers)}/{options.trials}", tags=tags)
 
     finished: list[Any] = []
     counted = itertools.count(1)
@@ -56,12 +57,13 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     train, validation = rows.part("train"), rows.part("validation")
     params = tune(
         Classifier, train, validation, earlier=rows.earlier_origins(options.folds - 1), n_trials=options.trials, seed=options.seed,
-        journal=home / "optuna" / "journal.log", study_name=study, timeout_s=options.timeout_s, fixed=fixed, suggest=task.suggest,
-        on_trial=on_trial,
+        storage=storage_of(home, options), workers=options.workers, study_name=study, timeout_s=options.timeout_s,
+        fixed=fixed, suggest=task.suggest, on_trial=on_trial,
     )  # fmt: skip
     params["n_seeds"] = options.seeds
-    learner = Classifier(**params).fit(*train, validation=validation)
-    fitted = _tested(task, learner, rows, home, params=params, digest=digest, settings=settings)
+    stopped = Classifier(**params).fit(*train, validation=validation)
+    learner = stopped.refitted(*rows.part("train", "validation"))
+    fitted = _tested(task, learner, stopped, rows, home, params=params, digest=digest, settings=settings)
     explanations.save(run, learner, rows, trials=finished, seed=options.seed)
     return fitted, run
 
@@ -75,22 +77,37 @@ def _fixed(task: Task, rows: Rows, settings: Settings) -> dict[str, Any]:
     return {**settings_fit(settings), **({"monotone": monotone} if monotone else {})}
 
 
-def _tested(task: Task, learner: Classifier, rows: Rows, home: Path, *, params: dict[str, Any], digest: str, settings: Settings) -> Fitted:
+def _tested(
+    task: Task, learner: Classifier, stopped: Classifier, rows: Rows, home: Path, *, params: dict[str, Any], digest: str, settings: Settings
+) -> Fitted:
+    """`stopped` has not seen the validation rows: of these, what it says is what a model says of people it does not know."""
     test = rows.test()
     metric: Metric = getattr(evaluation, task.metric)
     probability = learner.predict_proba(test[rows.inputs])[:, 1]
     train, label = rows.part("train")
     sample = signature_rows(test[rows.inputs])
     output = pd.DataFrame({"probability": learner.predict_proba(sample)[:, 1]})
-    evidence = with_protected(home, rows.frame).assign(probability=learner.predict_proba(rows.frame[rows.inputs])[:, 1])
+    unseen = [(stopped if split == "validation" else learner).predict_proba(rows.part(split)[0])[:, 1] for split in SPLITS]
+    places = np.concatenate([np.flatnonzero(rows.frame["split"] == split) for split in SPLITS])
+    evidence = with_protected(home, rows.frame).assign(probability=np.concatenate(unseen)[np.argsort(places)])
 
-    def rescore(champion: Champion) -> np.ndarray | None:
+    one = _json_columns(sample.head(1))
+    sheet = Sheet(
+        metric=metric,
+        label=test["label"].to_numpy(dtype=float),
+        probability=probability,
+        customers=test["customer_id"],
+        groups=evidence.loc[evidence["split"] == "test", list(PROTECTED)].reset_index(drop=True),
+        score_one=lambda: learner.predict_values(learner.encode(one)),
+    )
+
+    def judge(champion: Champion, is_newer: bool) -> Verdict | None:
         other = Classifier.load(champion.folder)
         if not set(other.feature_names_) <= set(rows.inputs):
             return None
-        return other.predict_proba(test[other.feature_names_])[:, 1]
+        theirs = other.predict_proba(test[other.feature_names_])[:, 1]
+        return Verdict(metric(sheet.label, theirs), examine(sheet, theirs, is_newer=is_newer, settings=settings))
 
-    one = _json_columns(sample.head(1))
     return Fitted(
         name=task.name,
         learner=learner,
@@ -106,20 +123,12 @@ def _tested(task: Task, learner: Classifier, rows: Rows, home: Path, *, params: 
             "rows": {str(split): int(n) for split, n in rows.frame["split"].value_counts().items()},
             "suspect_features": suspects(train, label),
             "consent": consent_record(home, rows.frame["customer_id"], settings=settings),
-            "fit": "trained on the train rows, stopped and calibrated on the validation rows, tested once",
+            "fit": "stopped and calibrated on the validation rows, then fitted on these and the train rows, tested once",
             "golden": {"features": _json_columns(sample), "probability": output["probability"].tolist()},
         },
         features=sample,
         output=output,
-        sheet=Sheet(
-            metric=metric,
-            label=test["label"].to_numpy(dtype=float),
-            probability=probability,
-            customers=test["customer_id"],
-            groups=evidence.loc[evidence["split"] == "test", list(PROTECTED)].reset_index(drop=True),
-            score_one=lambda: learner.predict_values(learner.encode(one)),
-        ),
-        rescore=rescore,
+        judge=judge,
         evidence=evidence,
     )
 
@@ -146,9 +155,17 @@ def _quality(task: Task, metric: Metric, rows: Rows, probability: np.ndarray, ho
             "brier": evaluation.brier(label, probability),
             "log_loss": evaluation.log_loss(label, probability),
             "average_precision": evaluation.average_precision(label, probability),
+            **({} if best is None else _of_optimum(best, probability)),
         },
         baselines=tuple(Baseline(name, metric(label, rivals[name]), lead.value, lead.low, lead.high) for name, lead in leads.items()),
     )
+
+
+def _of_optimum(best: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+    """Free of the noise of labels: the share of the optimum's AUC above chance, and the excess over its Brier score as a share of that."""
+    reached, most = evaluation.expected_auc(best, probability), evaluation.expected_auc(best, best)
+    excess = np.mean((probability - best) ** 2) / np.mean(best * (1.0 - best))
+    return {"share_of_optimum": (reached - 0.5) / (most - 0.5), "excess_brier": float(excess)}
 
 
 def _with_horizon(task: Task, rows: Rows, settings: Settings) -> Settings:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from models import evaluation, exposure
@@ -17,6 +18,8 @@ from models.candidates.retrieval import READS
 from models.recommender import Recommender
 from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
 from pipelines.settings import Settings
+from pipelines.training import gate
+from pipelines.training.gate import Verdict
 from pipelines.training.publishing import Baseline, finite
 from pipelines.training.ranking import Moment, new_items
 
@@ -125,6 +128,28 @@ def by_segment(found: Sheet, moment: Moment, *, settings: Settings) -> list[dict
         told = {"ndcg": _mean(value[chosen]), "popularity_ndcg": _mean(theirs[chosen]), "lead_low": gain.low, "lead_high": gain.high}
         rows.append({"segment": name, "customers": int(chosen.size), **{key: finite(number) for key, number in told.items()}})
     return rows
+
+
+def examine(tested: UnderTest, champion: UnderTest, traits: pd.DataFrame, *, is_newer: bool, settings: Settings) -> Verdict:
+    """The gate's checks of our lists against those of the champion's parameters for the same people, any item allowed.
+
+    champion: fitted on the same history. traits: protected traits of those who are judged, one row each. is_newer: ours are of newer data.
+    """
+    k, moment = settings.training.k, tested.moment
+    people, wanted = moment.judged(ALL_ITEMS)
+    lists = [one.learner.recommend(people, k)[0] for one in (tested, champion)]
+    ours, theirs = (evaluation.ndcg_by_customer(each, wanted, k=k) for each in lists)
+
+    def gain(rows: np.ndarray) -> evaluation.Statistic:
+        return evaluation.mean_difference(ours[rows], theirs[rows])
+
+    checks = (
+        gate.quality(gain, people, is_newer=is_newer, settings=settings),
+        gate.coverage(*(evaluation.coverage(each, moment.occasion.n_items) for each in lists), settings=settings),
+        gate.groups(gain, people, traits, lambda rows: len(rows) >= settings.monitoring.min_group, settings=settings),
+        gate.latency(lambda: tested.learner.recommend(people[:1], k), "list", settings.gate.max_list_ms),
+    )
+    return Verdict(_mean(theirs), checks)
 
 
 # -- private -----------------------------------------------------------------------------------------------------------

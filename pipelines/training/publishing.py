@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from models.evaluation import Interval
-from pipelines import consent, registry, tables, tracking
+from pipelines import consent, registry, tables, tracking, verdicts
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training.gate import Check, Sheet, examine
+from pipelines.training.gate import Check, Verdict
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Quality:
 class Fitted:
     """A tuned learner that has passed its test and waits to be registered.
 
-    The champion is met by `sheet` and `rescore` where there are both: row by row, through the gate. Else by `judge`, by one number.
+    judge: the gate's verdict against a champion on the same test, given whether this one was made of newer data; None where the two
+    cannot be compared.
     """
 
     name: str
@@ -92,9 +93,7 @@ class Fitted:
     manifest: dict[str, Any]  # what describes it beyond the above
     features: pd.DataFrame  # a few rows of what it takes
     output: pd.DataFrame  # and what it gives for them
-    judge: Callable[[Champion], float | None] | None = None  # the metric of another version on the same test; None: not comparable
-    sheet: Sheet | None = None
-    rescore: Callable[[Champion], np.ndarray | None] | None = None  # another version's probabilities of the test; None: not comparable
+    judge: Callable[[Champion, bool], Verdict | None]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     evidence: pd.DataFrame | None = None  # rows with label, split and probability, for those who watch
 
@@ -121,6 +120,8 @@ def publish(home: Path, fitted: Fitted, run: tracking.Run, *, settings: Settings
     run.client.set_tag(run.run_id, "gate", decision.why)
     if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
         registry.promote(home, fitted.name, version, why=decision.why)
+    if decision.checks or version not in verdicts.read(home, fitted.name):  # what it found once is not lost when it is not asked again
+        verdicts.record(home, fitted.name, version, _told(decision))
     return _report(fitted, version, manifest, decision)
 
 
@@ -141,21 +142,17 @@ def decide(home: Path, fitted: Fitted, version: int, *, settings: Settings, as_o
         champion = registry.load_champion(home, fitted.name)
     except RegistryError as error:
         return Decision(True, version, f"the champion could not be verified: {error}")
-    if fitted.sheet is None or fitted.rescore is None:
-        return _compared(fitted, version, champion)
-    theirs = fitted.rescore(champion)
-    if theirs is None:
-        return _not_comparable(version, present)
     made = champion.manifest.get("as_of")
     is_newer = made is None or pd.Timestamp(as_of) > pd.Timestamp(made)
-    checks = examine(fitted.sheet, theirs, is_newer=is_newer, settings=settings)
-    value = fitted.sheet.metric(fitted.sheet.label, theirs)
-    against = {"version": present, "value": finite(value), **_bounds(checks[0].gain)}
-    compared = f"{fitted.quality.metric} {fitted.quality.value:.4f} against {value:.4f} of version {present} on the same test"
-    failed = [f"not {check.name}: {check.found}" for check in checks if not check.holds]
+    verdict = fitted.judge(champion, is_newer)
+    if verdict is None:
+        return Decision(True, version, f"version {present} cannot be compared: it needs other features or parameters")
+    against = {"version": present, "value": finite(verdict.value), **_bounds(verdict.checks[0].gain)}
+    compared = f"{fitted.quality.metric} {fitted.quality.value:.4f} against {verdict.value:.4f} of version {present} on the same test"
+    failed = [f"not {check.name}: {check.found}" for check in verdict.checks if not check.holds]
     if failed:
-        return Decision(False, present, f"{compared}; {'; '.join(failed)}", against, checks)
-    return Decision(True, version, f"{compared}; {checks[0].found}", against, checks)
+        return Decision(False, present, f"{compared}; {'; '.join(failed)}", against, verdict.checks)
+    return Decision(True, version, f"{compared}; {verdict.checks[0].found}", against, verdict.checks)
 
 
 def code_hash(learner_class: Any) -> str:
@@ -185,23 +182,13 @@ def finite(value: float | None) -> float | None:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _compared(fitted: Fitted, version: int, champion: Champion) -> Decision:
-    """The decision by one number: not worse than the champion."""
-    other = None if fitted.judge is None else fitted.judge(champion)
-    if other is None:
-        return _not_comparable(version, champion.version)
-    metric, value = fitted.quality.metric, fitted.quality.value
-    compared = f"{metric} {value:.4f} against {other:.4f} of version {champion.version} on the same test"
-    against = {"version": champion.version, "value": finite(other)}
-    return Decision(True, version, compared, against) if value >= other else Decision(False, champion.version, compared, against)
+def _told(decision: Decision) -> dict[str, Any]:
+    checks = [{"name": check.name, "holds": check.holds, "found": check.found} for check in decision.checks]
+    return {"is_champion": decision.is_champion, "why": decision.why, "checks": checks}
 
 
 def _bounds(gain: Interval | None) -> dict[str, float | None]:
     return {} if gain is None else {"low": finite(gain.low), "high": finite(gain.high)}
-
-
-def _not_comparable(version: int, present: int) -> Decision:
-    return Decision(True, version, f"version {present} cannot be compared: it needs other features or parameters")
 
 
 def _manifest(fitted: Fitted, *, as_of: datetime) -> dict[str, Any]:
@@ -240,7 +227,7 @@ def _slug(name: str) -> str:
 
 
 def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision: Decision) -> ModelReport:
-    quality = fitted.quality
+    quality, told = fitted.quality, _told(decision)
     return ModelReport(
         name=fitted.name,
         trainable=True,
@@ -256,9 +243,9 @@ def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision:
         champion=decision.against,
         details={
             "champion": decision.champion,
-            "is_champion": decision.is_champion,
-            "why": decision.why,
-            "gate": [{"name": check.name, "holds": check.holds, "found": check.found} for check in decision.checks],
+            "is_champion": told["is_champion"],
+            "why": told["why"],
+            "gate": told["checks"],
             "params": fitted.params,
             **{key: finite(value) for key, value in quality.others.items()},
             **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit", "segments") if key in manifest},

@@ -25,7 +25,7 @@ from pipelines.labels import Ranking
 from pipelines.settings import Settings
 
 STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overlap
-MIN_BUYERS = 40  # with a candidate they chose, over all examples: with fewer the order of the sources is not improved upon
+MIN_BUYERS = 40  # who chose some of their candidates and not all, over all examples: with fewer the sources' order is not improved upon
 MOST_BUYERS = 2_000  # of one cut-off are learned from, drawn
 NEGATIVE_SHARE = 0.2  # of the candidates that were not chosen are learned from
 LIST_LENGTH = 100  # places of a list that is handed to the recommender
@@ -79,7 +79,7 @@ class Moments:
     def second_stage(self, when: datetime, *, modes: Sequence[str] = MODES) -> TwoStage | None:
         """The second stage as it can be known at this cut-off; None where the log before it holds too few examples."""
         examples = {mode: self._examples(pd.Timestamp(when), mode) for mode in modes}
-        enough = {mode: given for mode, given in examples.items() if _n_buyers(given) >= MIN_BUYERS}
+        enough = {mode: given for mode, given in examples.items() if _n_teaching(given) >= MIN_BUYERS}
         if ALL_ITEMS not in enough:
             return None
         options = self.settings.training
@@ -155,8 +155,9 @@ def _joined(parts: list[Pairs]) -> Pairs:
     return Pairs(names=names, **arrays)
 
 
-def _n_buyers(examples: list[Pairs]) -> int:
-    return sum(len(np.unique(example.customer[example.label > 0])) for example in examples)
+def _n_teaching(examples: list[Pairs]) -> int:
+    """Customers who bought some of their candidates and not all: only they teach an order."""
+    return sum(np.intersect1d(example.customer[example.label > 0], example.customer[example.label == 0]).size for example in examples)
 
 
 def _positions(names: np.ndarray, values: pd.Series) -> np.ndarray:

@@ -27,10 +27,14 @@ from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import listing, truth
+from pipelines.training.fingerprint import fingerprint
+from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
 from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
-from pipelines.training.ranking import Moments, led, ndcg_of
-from pipelines.training.tuning import fingerprint, tune
+from pipelines.training.ranking import Moment, Moments, led, ndcg_of
+from pipelines.training.rows import PROTECTED, with_protected
+from pipelines.training.study import storage_of
+from pipelines.training.tuning import search_name, tune
 
 NAME = "recommender"
 FEATURE_SERVICE = "recommender_v1"
@@ -57,7 +61,7 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Choice:
     """Whether the second stage is used, and the sentence that says why."""
 
     is_used: bool
@@ -75,7 +79,7 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     study = f"{NAME}/{fingerprint(digest, code_hash(Recommender))[:16]}/{options.seed}"
     cutoffs = f"validation {middle.at:%Y-%m-%d}; test {newest.at:%Y-%m-%d}"
     tags = {"data.sha256": digest, "feature_service": FEATURE_SERVICE, "cutoffs": cutoffs, **tracking.commit()}
-    run = tracking.open_run(home, NAME, study=f"{study}/{options.trials}", tags=tags)
+    run = tracking.open_run(home, NAME, study=f"{search_name(study, options.workers)}/{options.trials}", tags=tags)
 
     finished = itertools.count(1)
 
@@ -85,22 +89,24 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
 
     params = tune(
         Recommender, validation.history, validation.relevant, n_trials=options.trials, seed=options.seed,
-        journal=home / "optuna" / "journal.log", study_name=study, timeout_s=options.timeout_s, on_trial=on_trial,
+        storage=storage_of(home, options), workers=options.workers, study_name=study, timeout_s=options.timeout_s,
+        on_trial=on_trial,
     )  # fmt: skip
     moments = _moments(frame, items, params, settings=settings)
-    verdict = _validated(moments, middle.at, params, settings=settings)
-    tested, served = (_both_stages(moments, at, params, is_used=verdict.is_used) for at in (newest.at, now))
-    params = {**params, SECOND_STAGE: verdict.is_used, CODE: code_of_stages()}
+    choice = _validated(moments, middle.at, params, settings=settings)
+    tested, served = (_both_stages(moments, at, params, is_used=choice.is_used) for at in (newest.at, now))
+    params = {**params, SECOND_STAGE: choice.is_used, CODE: code_of_stages()}
     quality, segments = _quality(tested, home, settings=settings)
     agreed = consent_record(home, pd.Series(serving.customers), settings=settings)
     how = "fitted again on everything known at as_of; the metrics are those of the fit on what was known at the test cut-off"
     describe = {
         "cutoffs": cutoffs, "rows": _sizes(validation, test, serving), "consent": agreed, "segments": segments,
-        "fit": f"{how}; {verdict.why}",
+        "fit": f"{how}; {choice.why}",
     }  # fmt: skip
 
-    def judge(champion: Champion) -> float | None:
-        return _judged(champion, moments, newest.at, params, quality.value, settings=settings)
+    def judge(champion: Champion, is_newer: bool) -> Verdict | None:
+        other = _refitted(champion, moments, tested, params, settings=settings)
+        return None if other is None else listing.examine(tested, other, _traits(home, tested.moment), is_newer=is_newer, settings=settings)
 
     return _fitted(served, quality, params=params, digest=digest, describe=describe, judge=judge, settings=settings), run
 
@@ -140,17 +146,17 @@ def _moments(frame: pd.DataFrame, items: pd.DataFrame, params: dict[str, Any], *
     return Moments(frame, items, settings, HALF_LIFE_DAYS, factors)
 
 
-def _validated(moments: Moments, at: datetime, params: dict[str, Any], *, settings: Settings) -> Verdict:
+def _validated(moments: Moments, at: datetime, params: dict[str, Any], *, settings: Settings) -> Choice:
     """The second stage is used where, learned from what was known then, it was not behind the first on the validation window."""
     stage = moments.second_stage(at, modes=(ALL_ITEMS,))
     if stage is None:
-        return Verdict(False, "no second stage: too few customers bought something after earlier cut-offs")
+        return Choice(False, "no second stage: too few customers bought something after earlier cut-offs")
     moment, k = moments.at(at), settings.training.k
     learner = Recommender(**params).fit(moment.ranking.history)
     one = ndcg_of(learner, moment, k=k)
     two = ndcg_of(led(learner, stage, moment, moment.judged(ALL_ITEMS)[0]), moment, k=k)
     compared = f"ndcg@{k} {two:.4f} with a second stage and {one:.4f} without on the validation window"
-    return Verdict(two >= one, compared if two >= one else f"{compared}: it is not used")
+    return Choice(two >= one, compared if two >= one else f"{compared}: it is not used")
 
 
 def _both_stages(moments: Moments, at: datetime, params: dict[str, Any], *, is_used: bool) -> UnderTest:
@@ -180,6 +186,9 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
         rivals += listing.baselines(found[NEW_ITEMS], settings=settings, suffix=", new items only")
         others |= {f"new_items_{name}": value for name, value in listing.figures(found[NEW_ITEMS], moment, k=k).items()}
     best = _best_lists(home, moment.ranking, every.people, k=k)
+    most = None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k)
+    if most is not None:
+        others["share_of_optimum"] = (others[f"ndcg@{k}"] - rivals[0].value) / (most - rivals[0].value)
     quality = Quality(
         metric=f"ndcg@{k}",
         value=others.pop(f"ndcg@{k}"),
@@ -187,27 +196,31 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
         rival_value=rivals[0].value,
         low=rivals[0].low,
         high=rivals[0].high,
-        optimum=None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k),
+        optimum=most,
         others=others,
         baselines=tuple(rivals),
     )
     return quality, listing.by_segment(every, moment, settings=settings)
 
 
-def _judged(
-    champion: Champion, moments: Moments, at: datetime, params: dict[str, Any], value: float, *, settings: Settings
-) -> float | None:
-    """The metric of the champion's parameters on the same history as ours: its own fit has seen the test window."""
+def _refitted(champion: Champion, moments: Moments, tested: UnderTest, params: dict[str, Any], *, settings: Settings) -> UnderTest | None:
+    """The champion's parameters fitted on the same history as ours: its own fit has seen the test window. None where they are of no use."""
     theirs = dict(champion.manifest.get("params", {}))
     if theirs == params:
-        return value
+        return tested
     is_used, _ = theirs.pop(SECOND_STAGE, False), theirs.pop(CODE, None)
     try:
         same = _moments(moments.frame, moments.items, theirs, settings=settings)
-        other = _both_stages(same, at, theirs, is_used=is_used)
+        return _both_stages(same, tested.moment.ranking.at, theirs, is_used=is_used)
     except (KeyError, TypeError, ValueError):
         return None
-    return ndcg_of(other.learner, other.moment, k=settings.training.k)
+
+
+def _traits(home: Path, moment: Moment) -> pd.DataFrame:
+    """The protected traits of those who are judged, as stated before the cut-off; one row each, in their order."""
+    people = moment.ranking.customers[moment.judged(ALL_ITEMS)[0]]
+    frame = pd.DataFrame({"customer_id": people, "event_timestamp": pd.Timestamp(moment.ranking.at)})
+    return with_protected(home, frame)[list(PROTECTED)]
 
 
 def _best_lists(home: Path, test: Ranking, people: np.ndarray, *, k: int) -> np.ndarray | None:
@@ -225,7 +238,7 @@ def _sizes(validation: Ranking, test: Ranking, serving: Ranking) -> dict[str, in
 
 def _fitted(
     served: UnderTest, quality: Quality, *, params: dict[str, Any], digest: str, describe: dict[str, Any],
-    judge: Callable[[Champion], float | None], settings: Settings,
+    judge: Callable[[Champion, bool], Verdict | None], settings: Settings,
 ) -> Fitted:  # fmt: skip
     known, k = served.moment.ranking, settings.training.k
     chosen = np.arange(min(EXAMPLES, len(known.customers)))

@@ -31,9 +31,9 @@ class Rows:
     inputs: list[str]
     matured: pd.Series
 
-    def part(self, split: str) -> Part:
-        """Features and labels of one split."""
-        return self._chosen(self.frame["split"] == split)
+    def part(self, *splits: str) -> Part:
+        """Features and labels of one split, or of several together, in time order."""
+        return self._chosen(self.frame["split"].isin(splits))
 
     def test(self) -> pd.DataFrame:
         """The test rows, all columns."""

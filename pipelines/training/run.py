@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from pipelines import registry, tables
+from pipelines import registry
 from pipelines.errors import InputError, NotTrainable
 from pipelines.settings import Settings
-from pipelines.training import classifiers, recommenders, segments
+from pipelines.training import classifiers, evidence, recommenders, segments
 from pipelines.training.publishing import ModelReport, publish
 from pipelines.training.tasks import discover
 
@@ -37,8 +37,8 @@ def train(name: str, home: Path, *, settings: Settings, as_of: datetime, progres
         report = ModelReport(name=name, trainable=False, why=str(reason))
         return _with_members(report, home, settings=settings, as_of=as_of) if name == segments.NAME else report
     report = publish(home, fitted, run, settings=settings, as_of=as_of)
-    if fitted.evidence is not None and report.details["is_champion"] and name in classifiers.EVIDENCE:
-        tables.write(home, classifiers.EVIDENCE[name], fitted.evidence)
+    if fitted.evidence is not None and report.details["is_champion"]:
+        evidence.keep(home, name, fitted.evidence)
     return _with_members(report, home, settings=settings, as_of=as_of) if name == segments.NAME else report
 
 

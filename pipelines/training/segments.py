@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from models import evaluation
+from models.evaluation import mean_difference
 from models.segments import Lifecycle, RfmEdges, Segmenter, WeakStructure, behaviour, movement
 from models.segments.rfm import TIERS
 from models.segments.segmenter import MIN_CUSTOMERS
@@ -24,9 +25,10 @@ from pipelines.engine import literal
 from pipelines.errors import InputError, NotTrainable, RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import curves
+from pipelines.training import curves, gate
+from pipelines.training.fingerprint import fingerprint
+from pipelines.training.gate import Verdict
 from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record, finite, signature_rows
-from pipelines.training.tuning import fingerprint
 
 NAME = "segments"
 FEATURE_SERVICE = "churn_v1"
@@ -175,11 +177,18 @@ def _tested(
     tried = Segmenter(**{**params, "reference_draws": 0, "bootstrap_draws": 0}).fit(rows.iloc[train])
     held_out = rows.iloc[test]
 
-    def judge(champion: Champion) -> float | None:
+    def judge(champion: Champion, is_newer: bool) -> Verdict | None:
         other = Segmenter.load(champion.folder)
         if not set(other.scaling_.names) <= set(rows.columns):
             return None
-        return float(tried.silhouettes(held_out, other.predict_codes(held_out)).mean())
+        ours, theirs = tried.silhouettes(held_out), tried.silhouettes(held_out, other.predict_codes(held_out))
+        customers = frame["customer_id"].to_numpy()[test]
+        checks = (
+            gate.quality(lambda on: mean_difference(ours[on], theirs[on]), customers, is_newer=is_newer, settings=settings),
+            gate.stability(float(served.stability_.min()), float(other.stability_.min()), settings=settings),
+            gate.kept(float(np.mean(served.predict(rows) == other.predict(rows))), settings=settings),
+        )
+        return Verdict(float(theirs.mean()), checks)
 
     sample = signature_rows(rows)
     answer = pd.DataFrame({"segment": pd.Series(served.predict(sample), dtype="object").fillna("")})
@@ -228,7 +237,7 @@ def _quality(tried: Segmenter, served: Segmenter, frame: pd.DataFrame, held_out:
     tiers = pd.Series(rfm_tiers(frame)).map({tier: code for code, tier in enumerate(TIERS)}).to_numpy(dtype=np.int64)
     theirs = tried.silhouettes(held_out, np.unique(tiers, return_inverse=True)[1].ravel())
     gain = evaluation.paired_bootstrap(
-        evaluation.mean_difference(ours, theirs), frame["customer_id"], draws=options.bootstrap_draws, seed=options.seed
+        mean_difference(ours, theirs), frame["customer_id"], draws=options.bootstrap_draws, seed=options.seed
     )
     return Quality(
         metric=METRIC,

@@ -1,17 +1,12 @@
-"""Which supervised tasks there are: every `Task` that a module of `models` declares, found by looking, listed nowhere.
+"""The supervised tasks that `models` declares, and the labelled rows of one: what `rapport train NAME` trains."""
 
-Out: the tasks by name, and the labelled rows of one. A file added to `models` is a model that `rapport train NAME` trains.
-"""
-
-import importlib
-import pkgutil
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 
-import models
+from models import tasks
 from models.task import Task
 from pipelines import labels, tables
 from pipelines.errors import InputError
@@ -22,18 +17,11 @@ _MADE = {"churn": (tables.LABELS_CHURN, labels.churn), "intent": (tables.LABELS_
 
 @cache
 def discover() -> dict[str, Task]:
-    """Tasks by name. Raises InputError where two have one name, or a name is no identifier: it is that of a folder and a run."""
-    found: dict[str, Task] = {}
-    for module in pkgutil.iter_modules(models.__path__):
-        if module.ispkg:
-            continue
-        for value in vars(importlib.import_module(f"{models.__name__}.{module.name}")).values():
-            if not isinstance(value, Task) or found.get(value.name) is value:
-                continue
-            if value.name in found or not value.name.isidentifier():
-                raise InputError(f"training: expected one task of each name, an identifier; found {value.name!r} again in {module.name}")
-            found[value.name] = value
-    return found
+    """Tasks by name. Raises InputError where two have one name, or a name is no identifier."""
+    try:
+        return tasks.declared()
+    except ValueError as error:
+        raise InputError(f"training: {error}") from error
 
 
 def label_rows(home: Path, task: Task, *, settings: Settings, as_of: datetime) -> pd.DataFrame:

@@ -21,6 +21,7 @@ VIEWS = {
     "customer_item": tables.CUSTOMER_ITEM,
     "customer_category": tables.CUSTOMER_CATEGORY,
     "customer_scores": tables.CUSTOMER_SCORES,
+    "task_scores": tables.TASK_SCORES,
     "customer_segments": tables.CUSTOMER_SEGMENTS,
 }
 SERVICES = {

@@ -80,6 +80,22 @@ def test_platt_never_turns_the_order_around_and_says_nothing_without_rows() -> N
     assert np.isfinite(_platt(logit, (logit > 0).astype(float))).all()  # separable: the likelihood alone has no maximum
 
 
+def test_refitted_learns_the_newest_rows_too_and_keeps_what_was_judged_on_them(test_rows: World) -> None:
+    """A column that counts in the newest rows alone: a fit that is only stopped on them cannot know it."""
+    train, validation = _world(3_000, 3), _world(3_000, 4)
+    newest = validation.features.assign(x3=validation.features["x3"] + 3.0 * validation.label)
+    stopped = Classifier(num_leaves=7).fit(train.features, train.label, (newest, validation.label))
+    both, labels = pd.concat([train.features, newest], ignore_index=True), np.concatenate([train.label, validation.label])
+    again = stopped.refitted(both, labels)
+    assert (again.calibration_, again.threshold_, again.get_params()) == (stopped.calibration_, stopped.threshold_, stopped.get_params())
+    assert again.booster_.num_trees() == stopped.booster_.num_trees()
+    rows = test_rows.features.assign(x3=test_rows.features["x3"] + 3.0 * test_rows.label)
+    of = lambda learner: evaluation.auc(test_rows.label, learner.predict_proba(rows)[:, 1])  # noqa: E731
+    assert of(again) > of(stopped) + 0.05
+    with pytest.raises(ValueError, match="features must have the columns of fit"):
+        stopped.refitted(both.drop(columns="x3"), labels)
+
+
 def test_probability_rows_sum_to_one(fitted: Classifier, test_rows: World) -> None:
     both = fitted.predict_proba(test_rows.features)
     assert both.shape == (20_000, 2)

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines import feature_store, features, offline_store, tables, windows
+from pipelines import engine, feature_store, features, offline_store, ranges, tables, windows
 from pipelines.errors import StoreError
 
 START = pd.Timestamp("2025-01-01", tz="UTC")
@@ -195,7 +195,7 @@ def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, 
     prepare(tmp_path, events)
     for table in tables.FEATURE_TABLES:
         assert tables.content_hash(tmp_path, table) == tables.content_hash(home, table)
-    monkeypatch.setattr(features, "BUCKET_EVENTS", 150)
+    monkeypatch.setattr(ranges, "BUCKET_EVENTS", 150)
     report = features.build(tmp_path)
     assert len(tables.files(tmp_path, tables.CUSTOMER_ACTIVITY)) > 1
     for table, other in zip(tables.FEATURE_TABLES, wanted, strict=True):
@@ -203,6 +203,20 @@ def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, 
         pd.testing.assert_frame_equal(found, other)
         assert len(found) == getattr(report, table.name) > 0
         assert not found.duplicated([*table.key, "event_timestamp"]).any()
+
+
+@pytest.mark.parametrize(
+    ("table", "spec"),
+    [(tables.CUSTOMER_ITEM, windows.CUSTOMER_ITEM), (tables.ITEM_ACTIVITY, windows.ITEM_ACTIVITY)],
+    ids=["customer_item", "item_activity"],
+)
+def test_tables_hold_the_rows_of_the_definition(home, table, spec):
+    """What arithmetic on arrays makes of the ranges is what the Ibis expression makes of all events at once."""
+    with engine.connect(home) as con:
+        events, items = (ranges.open_table(con, home, t) for t in (tables.EVENTS, tables.ITEMS))
+        told = features.of_items(events, items) if table is tables.ITEM_ACTIVITY else events
+        wanted = windows.changelog(told, spec).order_by(*spec.key, "event_timestamp").to_pyarrow()
+    assert tables.read_arrow(home, table).combine_chunks().equals(tables.conform(table, wanted).combine_chunks())
 
 
 def newest(home, table):

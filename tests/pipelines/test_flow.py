@@ -1,7 +1,10 @@
 """The runner: what is finished is not repeated, what changed is, and what was interrupted resumes."""
 
+import ast
+import inspect
 import json
 import sqlite3
+import textwrap
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -9,6 +12,7 @@ import pandas as pd
 import pytest
 
 from pipelines import flow, retention, tables
+from pipelines.code_version import code_version
 from pipelines.errors import InputError, PipelineError, StoreError
 from pipelines.ingest import ledger
 from pipelines.settings import IngestSettings, PrivacySettings, Settings
@@ -71,6 +75,25 @@ def test_changed_content_reruns_the_reader(job):
     flow.run(counting_steps(calls), job)
     flow.run(counting_steps(calls, prices=(3, 4)), job, force=("first",))
     assert calls == ["first", "second", "first", "second"]
+
+
+def test_changed_code_runs_the_step_again(job, monkeypatch):
+    calls = []
+    flow.run(counting_steps(calls), job)
+    monkeypatch.setattr(flow, "code_version", lambda modules: "other")
+    flow.run(counting_steps(calls), job)
+    assert calls == ["first", "second", "first", "second"]
+
+
+def test_steps_name_all_that_they_import():
+    """What a step's own function imports is among the modules that its key is made of."""
+    for step in flow.STEPS:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(step.run)))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                asked = {f"{node.module}.{alias.name}" if node.module == "pipelines" else node.module for alias in node.names}
+                covered = {name for name in asked if code_version((*step.code, name)) == code_version(step.code)}
+                assert asked == covered, f"{step.name} imports {asked - covered} beside its code"
 
 
 def test_missing_output_runs_the_step_again(job):

@@ -63,6 +63,8 @@ BAD = [
     ("/churn", {"customer_ids": "c1"}, "customer_ids"),
     ("/churn", {"customer_ids": ["c1", None]}, "customer_ids.1"),
     ("/churn", {"customer_ids": ["c1"], "k": 1}, "k"),
+    ("/score/return_risk", {"customer_ids": ["c1", 2]}, "customer_ids.1"),
+    ("/score/return_risk", {"customer_ids": ["c1"], "context": {"price": 1}}, "context"),
 ]
 BROKEN = [b"{", b"nonsense", b"[]", b"null", b'"c1"', b'{"customer_id": "\xff"}', b'{"customer_id": "c1"} trailing', b"[" * 5_000]
 
@@ -130,6 +132,8 @@ def write_tables(home):
     write(
         home, tables.CUSTOMER_SCORES, {**scores, "churn_version": "1", "intent_probability": rng.uniform(size=20), "intent_version": None}
     )
+    kept = {"customer_id": CUSTOMERS[:20], "event_timestamp": [NOW - timedelta(days=1)] * 20, "model": "return_risk", "version": "4"}
+    write(home, tables.TASK_SCORES, {**kept, "probability": np.linspace(0.05, 0.95, 20)})
     listed = {"item_id": ITEMS, "category": [CATEGORIES[i % 3] for i in range(30)], "price_cents": range(30)}
     since = [NOW - timedelta(days=90)] * 29 + [NOW + timedelta(days=3)]
     write(home, tables.ITEMS, {**listed, "event_timestamp": since, "created_timestamp": since})
@@ -163,7 +167,7 @@ def fill_store(home):
 
 
 def train(home):
-    for name, seed in (("churn", 1), ("intent", 2)):
+    for name, seed in (("churn", 1), ("intent", 2), ("return_risk", 5)):
         learner, sample, base_rate = classifier(name, seed)
         golden = {"features": {c: [None if pd.isna(v) else v for v in sample[c]] for c in sample}}
         golden["probability"] = learner.predict_proba(sample)[:, 1].tolist()

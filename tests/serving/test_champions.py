@@ -7,7 +7,7 @@ import pytest
 from models.classifier import Classifier
 from pipelines import registry
 from serving.champions import Champions, band_cuts, rehearse_in_child
-from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE
+from serving.fallbacks import MODEL_REFUSED, NOT_TRAINABLE
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_model_that_cannot_be_trained_says_so_with_its_prior(home, rehearse):
     registry.mark_untrainable(home, "churn", "too few customers", prior=0.3)
     champions = Champions(home, rehearse=rehearse)
     champions.refresh()
-    assert champions.bundle.why == {"churn": NOT_TRAINABLE, "intent": MODEL_MISSING, "recommender": MODEL_MISSING}
+    assert champions.bundle.why == {"churn": NOT_TRAINABLE}
     assert champions.bundle.priors == {"churn": 0.3}
 
 

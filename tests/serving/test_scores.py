@@ -25,8 +25,8 @@ def sources(answer):
     return [prediction.source for prediction in answer.predictions]
 
 
-@pytest.mark.parametrize("task", ["churn", "intent"])
-def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, task):
+@pytest.mark.parametrize(("task", "service"), [("churn", "churn_v1"), ("intent", "intent_v1"), ("return_risk", "churn_v1")])
+def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, task, service):
     ids = cast.customers[:20]
     answer = ask(answers, ids, task)
     assert said(answer) == ("personal", False, [])
@@ -34,7 +34,7 @@ def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, 
     assert answer.model_version == "1"
     assert answer.as_of == cast.now
     store = feature_store(home)
-    online = store.get_online_features(store.get_feature_service(f"{task}_v1"), [{"customer_id": c} for c in ids]).to_df()
+    online = store.get_online_features(store.get_feature_service(service), [{"customer_id": c} for c in ids]).to_df()
     learner = Classifier.load(home / "models" / task / "1")
     expected = learner.predict_proba(windows.derive(online.drop(columns="customer_id"), cast.now)[learner.feature_names_])[:, 1]
     np.testing.assert_allclose([p.probability for p in answer.predictions], expected, rtol=1e-12)
@@ -136,6 +136,35 @@ def test_without_a_model_the_last_batch_score_answers(home, settings, rehearse, 
     assert [p.probability for p in answer.predictions] == stored_scores(home, cast, "churn_probability")
     assert answer.model_version == "1"
     assert all(not p.reasons for p in answer.predictions)
+
+
+def test_task_without_columns_of_its_own_falls_back_to_its_stored_score_like_any_other(home, settings, rehearse, cast):
+    shutil.rmtree(home / "models" / "return_risk")
+    core = Answers(settings, rehearse=rehearse)
+    core.open()
+    answer = ask(core, [*cast.customers[:3], cast.bare], "return_risk")
+    kept = tables.read(home, tables.TASK_SCORES).set_index("customer_id")["probability"]
+    assert said(answer) == ("static", True, ["model_refused", "score_missing"])
+    assert sources(answer) == ["stale", "stale", "stale", "static"]
+    assert [p.probability for p in answer.predictions[:3]] == kept[cast.customers[:3]].tolist()
+    assert answer.model_version == "4"
+    assert said(ask(core, cast.customers[:3], "intent_7d")) == (
+        "static",
+        True,
+        ["model_missing", "score_missing"],
+    )  # another's score is none
+
+
+def test_model_that_was_trained_with_another_service_is_fed_from_that_one(home, settings, rehearse, cast):
+    learner, _, base_rate = cast.classifier("intent", 9)
+    fed = {"base_rate": base_rate, "feature_service": "intent_v1"}
+    registry.promote(home, "return_risk", registry.register(home, "return_risk", learner=learner, manifest=fed))
+    unfed = {"base_rate": base_rate, "feature_service": "ranker_v1"}  # of items, too
+    registry.promote(home, "intent", registry.register(home, "intent", learner=learner, manifest=unfed))
+    core = Answers(settings, rehearse=rehearse)
+    core.open()
+    assert said(ask(core, cast.customers[:3], "return_risk")) == ("personal", False, [])
+    assert said(ask(core, cast.customers[:3], "intent")) == ("stale", True, ["features_missing"])
 
 
 def test_untrainable_model_is_named_and_its_prior_is_the_answer(home, settings, rehearse):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import functools
 import json
 import logging
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from models import tasks
+from pipelines import registry
 from pipelines.settings import Settings
 from serving import access
 from serving.access import Need, Role
@@ -93,6 +96,8 @@ def test_both_paths_give_the_same_answers(world, cast):
         ("/recommend", {"customer_id": "nobody", "item_id": "item-03", "context": {"page": "cart"}}),
         ("/churn", {"customer_ids": cast.customers}),
         ("/intent", {"customer_ids": [first, "nobody"]}),
+        ("/score/return_risk", {"customer_ids": cast.customers, "context": {"request_price_cents": 5.0}}),
+        ("/score/intent_7d", {"customer_ids": [first]}),
     ]
     for path, body in asked:
         mine, theirs = world.ask("POST", path, json=body), world.inner("POST", path, json=body)
@@ -109,7 +114,7 @@ def test_answer_of_recommend_has_the_documented_fields(world, cast):
     assert answer["as_of"] == "2026-03-01T12:00:00Z"
 
 
-@pytest.mark.parametrize("path", ["/churn", "/intent"])
+@pytest.mark.parametrize("path", ["/churn", "/intent", "/score/return_risk"])
 def test_answer_of_scores_has_the_documented_fields(world, cast, path):
     answer = world.ask("POST", path, json={"customer_ids": cast.customers[:3]}).json()
     assert set(answer) == {"predictions", "model_version", "source", "degraded", "causes", "as_of", "feature_age_s"}
@@ -122,13 +127,33 @@ def test_answer_of_scores_has_the_documented_fields(world, cast, path):
 
 def test_documentation_describes_the_answers_that_are_given(world, cast):
     document = world.ask("GET", "/docs.json").json()
-    for path, body in (("/recommend", {"customer_id": "nobody"}), ("/churn", {"customer_ids": cast.customers[:1]})):
+    for path, body in (
+        ("/recommend", {"customer_id": "nobody"}),
+        ("/churn", {"customer_ids": cast.customers[:1]}),
+        ("/score/return_risk", {"customer_ids": cast.customers[:1]}),
+    ):
         operation = document["paths"][path]["post"]
         described = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert set(described["properties"]) == set(world.ask("POST", path, json=body).json())
         assert {"400", "401", "403", "413", "429"} <= set(operation["responses"])
         assert operation["security"]
-    assert set(document["paths"]) >= {"/recommend", "/churn", "/intent"}
+    assert set(document["paths"]) >= {"/recommend", "/churn", "/intent", *(f"/score/{task}" for task in tasks.declared())}
+    assert document["paths"]["/score/return_risk"]["post"]["responses"]["404"]
+
+
+def test_a_model_at_a_path_of_its_own_and_under_its_name_is_one(world, cast):
+    body = {"customer_ids": [*cast.customers, "nobody"]}
+    for task in ("churn", "intent"):
+        assert world.ask("POST", f"/{task}", json=body).json() == world.ask("POST", f"/score/{task}", json=body).json()
+
+
+@pytest.mark.parametrize("model", ["weather", "{model}", "Churn", "churn%20", "recommender", "x" * 300])
+def test_unknown_model_is_404_with_the_names_of_those_there_are(world, model):
+    refused = world.ask("POST", f"/score/{model}", json={"customer_ids": ["c1"]})
+    assert refused.status_code == 404
+    message = f"no such model; there are: {', '.join(sorted(tasks.declared()))}"
+    assert refused.json() == {"error": {"code": "not_found", "message": message, "field": "model"}}
+    assert world.ask("POST", f"/score/{model}", key=None).status_code == 401  # who has no key learns no names
 
 
 def test_documentation_describes_the_paths_of_one_person(world):
@@ -150,7 +175,7 @@ def test_route_answers_exactly_those_it_is_declared_for(world, path, role, clien
         pytest.skip("needs a process of its own: see test_process.py")
     route = access.ROUTES[path]
     key = world.keys[role] if role else None
-    status = world.ask(route.methods[0], path, key=key, client=client, content=b"{}").status_code
+    status = world.ask(route.methods[0], path.replace("{model}", "churn"), key=key, client=client, content=b"{}").status_code
     is_near = client == NEAR
     if route.need is Need.DECIDE:
         expected = 401 if role is None else 403 if role is Role.COLLECT else 400  # past the gate, an empty request
@@ -189,7 +214,16 @@ def test_service_that_listens_beyond_loopback_keeps_its_documentation_to_itself(
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/nothing"), ("POST", "/recommend/"), ("POST", "/decide"), ("GET", "/.env"), ("PUT", "/x" * 99)]
+    ("method", "path"),
+    [
+        ("GET", "/nothing"),
+        ("POST", "/recommend/"),
+        ("POST", "/decide"),
+        ("GET", "/.env"),
+        ("PUT", "/x" * 99),
+        ("POST", "/score/"),
+        ("POST", "/score/a/b"),
+    ],
 )
 def test_undeclared_path_ends_at_the_gateway(world, method, path, monkeypatch):
     async def unreachable(*_):
@@ -201,7 +235,9 @@ def test_undeclared_path_ends_at_the_gateway(world, method, path, monkeypatch):
     assert refused.json()["error"]["code"] == "not_found"
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/recommend"), ("DELETE", "/churn"), ("POST", "/healthz"), ("POST", "/docs.json")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/recommend"), ("DELETE", "/churn"), ("POST", "/healthz"), ("POST", "/docs.json"), ("GET", "/score/churn")]
+)
 def test_other_method_is_405_with_those_allowed(world, method, path):
     refused = world.ask(method, path)
     assert refused.status_code == 405
@@ -305,11 +341,15 @@ def test_requests_are_measured_by_endpoint_and_code(world):
     def seen(endpoint, code):
         return REGISTRY.get_sample_value("rapport_request_seconds_count", {"endpoint": endpoint, "code": code}) or 0
 
-    before = seen("/recommend", "200"), seen("/recommend", "400"), seen("other", "404")
+    asked = [("/recommend", "200"), ("/recommend", "400"), ("other", "404"), ("/score/return_risk", "200"), ("/score/{model}", "404")]
+    before = [seen(*one) for one in asked]
     world.ask("POST", "/recommend", json={"customer_id": "c1"})
     world.ask("POST", "/recommend", json={})
     world.ask("GET", "/one-of-many-paths")
-    assert (seen("/recommend", "200"), seen("/recommend", "400"), seen("other", "404")) == tuple(n + 1 for n in before)
+    world.ask("POST", "/score/return_risk", json={"customer_ids": ["c1"]})
+    world.ask("POST", "/score/one-of-many-models", json={"customer_ids": ["c1"]})
+    assert [seen(*one) for one in asked] == [n + 1 for n in before]
+    assert seen("/score/one-of-many-models", "404") == 0
 
 
 def test_batch_that_cannot_be_had_in_time_is_answered_in_time(world, cast, monkeypatch):
@@ -336,9 +376,15 @@ def test_watcher_follows_a_new_champion(home, rehearse, cast):
     async def promote_and_wait():
         async with gateway.app.router.lifespan_context(gateway.app):
             assert service.core.champions.bundle.version("recommender") == "1"
+            assert service.core.champions.bundle.version("return_risk") == "1"
             await asyncio.to_thread(cast.promote_recommender, home, 6)
+            learner, _, base_rate = cast.classifier("return_risk", 9)
+            newer = await asyncio.to_thread(
+                functools.partial(registry.register, home, "return_risk", learner=learner, manifest={"base_rate": base_rate})
+            )
+            await asyncio.to_thread(registry.promote, home, "return_risk", newer)
             for _ in range(200):
-                if service.core.champions.bundle.version("recommender") == "2":
+                if {service.core.champions.bundle.version(name) for name in ("recommender", "return_risk")} == {"2"}:
                     return True
                 await asyncio.sleep(0.02)
         return False
@@ -351,5 +397,5 @@ def test_declared_service_is_the_one_that_is_served():
 
     module, _, name = process.SERVICE.partition(":")
     assert service.__name__ == module
-    assert set(getattr(service, name).apis) == {"recommend", "churn", "intent"}
+    assert set(getattr(service, name).apis) == {"recommend", "churn", "intent", *(f"score_{task}" for task in tasks.declared())}
     assert json.dumps(getattr(service, name).schema())

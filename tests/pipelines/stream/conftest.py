@@ -25,6 +25,7 @@ VIEWS = {
     "customer_activity": tables.CUSTOMER_ACTIVITY,
     "customer_session": tables.CUSTOMER_SESSION,
     "customer_item": tables.CUSTOMER_ITEM,
+    "item_activity": tables.ITEM_ACTIVITY,
 }
 
 
@@ -124,7 +125,7 @@ class World:
 
     def online(self, view):
         """customer, or customer and item -> (microseconds of its row, values), as stored."""
-        table, decode = VIEWS[view], key_decoder(VIEWS[view].key if len(VIEWS[view].key) > 1 else "customer_id")
+        table, decode = VIEWS[view], key_decoder(VIEWS[view].key if len(VIEWS[view].key) > 1 else VIEWS[view].key[0])
         rows = {}
         with closing(OnlineWriter(self.home)) as online:
             for key, name, text, at in online.db.execute(

@@ -29,6 +29,7 @@ from pipelines.log.store import Log
 from pipelines.online_writer import OnlineWriter
 from pipelines.settings import Settings
 from pipelines.stream import Stream, worker
+from pipelines.stream.item_rows import ItemRows
 from pipelines.stream.state import State
 from pipelines.vault import open_vault
 
@@ -58,6 +59,10 @@ if where == "state":
     die_after(State, "put_due")
 if where == "moved":
     die_after(State, "move_due")
+if where == "item":
+    die_after(ItemRows, "put_due")
+if where == "item moved":
+    die_after(ItemRows, "move_due")
 if where == "online":
     die_after(OnlineWriter, "write")
 if where == "log":
@@ -114,10 +119,11 @@ def held(world):
     owners = state.execute("SELECT who, customer_id FROM owners ORDER BY 1, 2").fetchall()
     rows = state.execute("SELECT source, event_id, who, event_us, known_us, revenue_cents, allows FROM rows ORDER BY 1, 2").fetchall()
     return (
-        [world.online(view) for view in ("customer_activity", "customer_session", "customer_item")],
+        [world.online(view) for view in ("customer_activity", "customer_session", "customer_item", "item_activity")],
         owners,
         rows,
         state.execute("SELECT customer_id, at_us FROM due ORDER BY 1").fetchall(),
+        state.execute("SELECT item_id, at_us FROM item_due ORDER BY 1").fetchall(),
     )
 
 
@@ -145,9 +151,20 @@ def test_kills_at_any_moment_change_nothing(pair) -> None:
 
 def test_kills_between_any_two_commits_change_nothing(pair) -> None:
     calm, torn = pair
-    for where, nth in (("linker", 2), ("state", 1), ("online", 4), ("log", 3), ("linker", 1), ("state", 3), ("online", 1), ("log", 1)):
-        assert run(torn, where, nth) == "ready\n"
+    for where, nth in (
+        ("linker", 2),
+        ("state", 1),
+        ("item", 1),
+        ("online", 4),
+        ("log", 3),
+        ("linker", 1),
+        ("state", 3),
+        ("online", 1),
+        ("log", 1),
+    ):
+        assert run(torn, where, nth) == "ready\n", where
     run(torn, "moved", 1)
+    run(torn, "item moved", 2)
     assert run(torn).endswith("idle\n")
     assert held(reopened(torn)) == held(reopened(calm))
 

@@ -6,6 +6,7 @@ import time
 from contextlib import closing
 from datetime import UTC, datetime
 
+import pyarrow as pa
 import pytest
 
 from pipelines import erasure, feature_store, features, tables
@@ -120,6 +121,46 @@ def test_a_declared_basis_covers_a_source_that_never_speaks(new_world, tmp_path)
     world.say(2, user="cid", consent=None, product_id="i1")
     world.step()
     assert world.online("customer_activity").keys() == {world.customer("user_id", user) for user in ("ann", "bob")}
+    assert world.is_exact(tmp_path / "later")
+
+
+def test_a_source_that_spoke_earlier_than_was_known_loses_what_its_basis_covered_since(new_world, tmp_path) -> None:
+    from pipelines.settings import ConsentSettings
+
+    world = new_world(consent=ConsentSettings(legal_basis="contract"))
+    for at_s, user in ((10, "ann"), (20, "ann"), (20, "bob"), (30, "cid")):
+        world.say(at_s, user=user, consent=None, product_id="i1")
+    world.step()
+    assert len(world.online("customer_activity")) == 3
+    world.say(40, user="cid", made_s=15, product_id="i2")  # of before, and he allows it
+    world.step()
+    assert events_of(world, "ann") == 1
+    assert events_of(world, "cid") == 2
+    assert world.online("customer_activity").keys() == {world.customer("user_id", user) for user in ("ann", "cid")}
+    assert world.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+def test_control_where_the_source_is_not_looked_at_again_that_stays(new_world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(activity.Activity, "_uncover", lambda *_, **__: [])
+    with pytest.raises(AssertionError):
+        test_a_source_that_spoke_earlier_than_was_known_loses_what_its_basis_covered_since(new_world, tmp_path)
+
+
+def test_an_ingest_that_knows_of_an_earlier_word_takes_out_what_the_log_brought_since(new_world) -> None:
+    from pipelines.settings import ConsentSettings
+
+    world = new_world(consent=ConsentSettings(legal_basis="contract"))
+    world.say(10, user="ann", consent=None, product_id="i1")
+    world.step()
+    world.drain()
+    world.say(20, user="bob", consent=None, product_id="i1")
+    world.step()
+    assert len(world.online("customer_activity")) == 2
+    told = [{"source": "web", "event_timestamp": datetime(2020, 1, 1, tzinfo=UTC)}]
+    tables.write(world.home, tables.SPEAKING_SOURCES, pa.Table.from_pylist(told, schema=tables.SPEAKING_SOURCES.schema))
+    tables.write(world.home, tables.INGESTS, tables.read_arrow(world.home, tables.INGESTS))  # as every ingest does
+    world.follow()
+    assert world.online("customer_activity").keys() == {world.customer("user_id", "ann")}  # of whom that ingest had said nothing
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
@@ -147,7 +188,7 @@ def test_what_expired_while_the_worker_was_away_is_caught_up_in_slices(world, tm
     world.start()
     world.say(21 * DAY, user="u3", product_id="i2")
     first = world.stream.step()
-    assert (first.read, first.expired <= 4) == (1, True)  # the fresh one did not wait for the others
+    assert (first.read, first.expired <= 5) == (1, True)  # the fresh one did not wait for the others
     assert events_of(world, "u3") == 2
     world.step()
     world.step()
@@ -330,3 +371,13 @@ def test_erased_person_is_in_no_byte_of_the_state(world) -> None:
     assert world.row("customer_activity", customer) == {}
     with closing(State(path_of(world.home))) as state:
         assert state.names_of([customer]) == []
+
+
+def test_file_of_another_version_is_refused_with_what_to_do(tmp_path) -> None:
+    path = path_of(tmp_path)
+    State(path).close()
+    State(path).close()  # its own
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match=r"of shape 99, expected 1.*rapport ingest.*delete state.db\*"):
+        State(path)

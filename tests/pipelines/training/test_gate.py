@@ -9,7 +9,7 @@ import pytest
 
 from models import evaluation
 from pipelines.settings import GateSettings, MonitoringSettings, Settings, TrainingSettings
-from pipelines.training.gate import Sheet, examine
+from pipelines.training.gate import Sheet, coverage, examine, kept, stability
 
 SETTINGS = Settings(
     training=TrainingSettings(bootstrap_draws=200),
@@ -110,3 +110,22 @@ def test_every_check_says_what_was_found(is_newer):
     sheet, truth = world(n=600)
     for check in examine(sheet, blurred(truth, 0.5), is_newer=is_newer, settings=SETTINGS):
         assert any(character.isdigit() for character in check.found)
+
+
+def test_lists_that_show_much_less_of_the_catalogue_are_refused():
+    assert coverage(0.41, 0.50, settings=SETTINGS).holds
+    refused = coverage(0.39, 0.50, settings=SETTINGS)
+    assert not refused.holds
+    assert "39.0% of the catalogue in the lists, the champion's 50.0%; 20%" in refused.found
+
+
+def test_segments_that_are_found_again_less_often_are_refused_unless_the_champions_are_no_better():
+    assert stability(0.80, 0.95, settings=SETTINGS).holds
+    assert stability(0.65, 0.65, settings=SETTINGS).holds
+    assert not stability(0.65, 0.80, settings=SETTINGS).holds
+
+
+def test_segments_whose_names_mean_other_customers_are_refused():
+    assert kept(0.5, settings=SETTINGS).holds
+    refused = kept(0.49, settings=SETTINGS)
+    assert (refused.holds, refused.name) == (False, "the same names")

@@ -1,5 +1,7 @@
 """The second stage learns from earlier cut-offs only, and its lists are held against every simple rule on the same customers."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from models import evaluation
 from models.recommender import Recommender
 from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
-from pipelines.settings import LabelSettings, Settings, TrainingSettings
+from pipelines.settings import GateSettings, LabelSettings, MonitoringSettings, Settings, TrainingSettings
 from pipelines.training import listing, ranking, recommenders
 from pipelines.training.listing import UnderTest
 from pipelines.training.ranking import Moments
@@ -187,3 +189,51 @@ def test_without_a_second_stage_the_first_is_no_rival_and_new_items_come_from_it
     assert listing.FIRST_STAGE not in found.rivals
     expected = tested.first.recommend(found.people, 5, exclude=tested.moment.occasion.bought()[found.people])[0]
     assert np.array_equal(found.ours, expected)
+
+
+class Lists:
+    """A learner that gives the lists it was made with; slow: so many seconds a call."""
+
+    def __init__(self, lists, slow=0.0):
+        self.lists, self.slow = lists, slow
+
+    def recommend(self, people, k):
+        time.sleep(self.slow)
+        return self.lists[people][:, :k], None
+
+
+def refusals(ours, theirs, moment, *, slow=0.0, is_newer=True):
+    """Names of the gate's checks that ours fail against theirs."""
+    settings = Settings(
+        training=TrainingSettings(k=5, bootstrap_draws=100), monitoring=MonitoringSettings(min_group=30), gate=GateSettings(max_list_ms=5)
+    )
+    people, _ = moment.judged(ALL_ITEMS)
+    traits = pd.DataFrame({"age_band": np.where(people % 2, "18-29", "30-44"), "gender": None})
+    sides = (UnderTest(moment, None, Lists(lists, late), None) for lists, late in ((ours, slow), (theirs, 0.0)))
+    checks = listing.examine(*sides, traits, is_newer=is_newer, settings=settings).checks
+    assert all(any(character.isdigit() for character in check.found) for check in checks)
+    return {check.name: check.found for check in checks if not check.holds}
+
+
+def test_gate_of_lists_refuses_each_planted_fault_by_its_name(tested):
+    moment = tested.moment
+    n_items = moment.occasion.n_items
+    everybody = np.arange(moment.occasion.n_customers)
+    theirs = tested.learner.recommend(everybody, 5)[0]
+    assert refusals(theirs, theirs, moment) == {}
+    assert list(refusals(theirs, theirs, moment, is_newer=False)) == ["better"]
+    assert list(refusals(theirs, theirs, moment, slow=0.006)) == ["fast"]
+
+    junk = (theirs + n_items // 2) % n_items
+    assert "not worse" in refusals(junk, theirs, moment)
+    assert refusals(theirs, junk, moment, is_newer=False) == {}
+
+    one = np.where((everybody % 2)[:, None] == 1, junk, theirs)  # as good for one group as it is bad for the other
+    other = np.where((everybody % 2)[:, None] == 1, theirs, junk)
+    found = refusals(one, other, moment)
+    assert "age_band 18-29 -" in found["no group worse"]
+    assert "no group worse" not in refusals(theirs, other, moment)  # control
+
+    rng = np.random.default_rng(0)
+    everything = np.hstack([theirs[:, :1], rng.integers(0, n_items, (len(theirs), 4))])
+    assert "as varied" in refusals(np.tile(theirs[:1], (len(theirs), 1)), everything, moment)

@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 
 from models import evaluation, returns
 from models.classifier import Classifier
+from models.evaluation import Interval
 from models.recommender import Recommender
-from pipelines import feature_store, features, labels, registry, scoring, tables, tracking, training
+from pipelines import feature_store, features, labels, registry, scoring, tables, tracking, training, verdicts
 from pipelines.errors import InputError, RegistryError
 from pipelines.settings import Settings
 from pipelines.training import classifiers, publishing, recommenders
+from pipelines.training.gate import Check, Verdict
 from pipelines.training.rows import with_protected
 
 NAMES = ("churn", "intent", "recommender")
@@ -154,45 +157,74 @@ def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, mo
     assert client.get_model_version_by_alias("churn", "champion").tags["rapport.version"] == str(report.details["champion"])
 
 
-def test_recommender_that_is_better_leads_and_a_worse_one_does_not(copied):
+def unlike(fitted, verdict):
+    """The same challenger, judged so."""
+    return replace(fitted, judge=lambda champion, is_newer: verdict)
+
+
+def held(*names, value=0.5, passes=True):
+    return Verdict(value, tuple(Check(name, passes, "as found", Interval(0.1, 0.05, 0.2)) for name in names))
+
+
+@pytest.mark.parametrize("name", ["churn", "recommender"])
+def test_version_as_good_as_the_champion_leads_only_where_it_is_of_newer_data(copied, name):
+    home, settings = copied.home, copied.settings
+    fit = recommenders.fit if name == "recommender" else partial(classifiers.fit, name)
+    fitted, _ = fit(home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
+    same = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of)
+    assert (same.is_champion, same.champion) == (False, 1)
+    assert "not better" in same.why
+    newer = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of + timedelta(days=1))
+    assert (newer.is_champion, newer.champion, newer.against["version"]) == (True, 2, 1)
+    assert newer.against["value"] == pytest.approx(copied.reports[name].value)
+    asked = {
+        "churn": ["not worse", "no group worse", "calibrated", "fast"],
+        "recommender": ["not worse", "as varied", "no group worse", "fast"],
+    }
+    assert [check.name for check in newer.checks] == asked[name]
+
+
+def test_refusal_names_every_check_that_failed_and_what_it_found(copied):
     home, settings = copied.home, copied.settings
     fitted, _ = recommenders.fit(home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
-    assert fitted.judge(registry.load_champion(home, "recommender")) == pytest.approx(copied.reports["recommender"].value)
-    value = fitted.quality.value
-    for other, is_champion in ((value + 0.01, False), (value, True), (value - 0.01, True), (None, True)):
-        object.__setattr__(fitted, "judge", lambda champion, other=other: other)
-        decision = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of)
-        assert decision.is_champion is is_champion
-        assert decision.champion == (2 if is_champion else 1)
+
+    def decided(verdict):
+        return publishing.decide(home, unlike(fitted, verdict), 2, settings=settings, as_of=copied.as_of)
+
+    assert decided(held("better", "as varied")).is_champion
+    mixed = Verdict(0.5, (*held("better").checks, *held("as varied", "fast", passes=False).checks))
+    refused = decided(mixed)
+    assert (refused.is_champion, refused.champion) == (False, 1)
+    assert refused.why.endswith("not as varied: as found; not fast: as found")
+    assert "cannot be compared" in decided(None).why
+    next(registry.load_champion(home, "recommender").folder.glob("*.npy")).write_bytes(b"")
+    assert decided(mixed).is_champion  # a champion that cannot be verified is none
 
 
-def challenger(copied):
-    """A churn model fitted once more, its test rows, and what the champion says of them."""
-    fitted, _ = classifiers.fit("churn", copied.home, settings=copied.settings, as_of=copied.as_of, progress=lambda done, total: None)
-    return fitted, fitted.sheet, fitted.rescore(registry.load_champion(copied.home, "churn"))
-
-
-def test_classifier_passes_the_gate_by_the_rows_of_the_test_and_a_refusal_says_why(copied):
+def test_what_the_gate_found_is_kept_beside_the_version(copied):
     home, settings = copied.home, copied.settings
-    fitted, sheet, theirs = challenger(copied)
-    assert evaluation.auc(sheet.label, theirs) == pytest.approx(copied.reports["churn"].value)
-    later = copied.as_of + timedelta(days=1)
-    same = publishing.decide(home, fitted, 2, settings=settings, as_of=copied.as_of)
-    assert (same.is_champion, same.champion) == (False, 1)  # as good as the champion, of the same data: no reason to change
-    assert "not better" in same.why
-    newer = publishing.decide(home, fitted, 2, settings=settings, as_of=later)
-    assert (newer.is_champion, newer.champion, newer.against["version"]) == (True, 2, 1)
-    object.__setattr__(fitted, "sheet", replace(sheet, probability=1 - sheet.probability))
-    assert not publishing.decide(home, fitted, 2, settings=settings, as_of=later).is_champion
-    object.__setattr__(fitted, "rescore", lambda champion: None)
-    assert "cannot be compared" in publishing.decide(home, fitted, 2, settings=settings, as_of=later).why
-    (registry.load_champion(home, "churn").folder / "model.lgb").write_text("tree")
-    assert publishing.decide(home, fitted, 2, settings=settings, as_of=later).is_champion
+    known = verdicts.read(home, "churn")
+    assert list(known) == [1]
+    assert known[1]["why"] == "there was no champion"
+    options = settings.training.model_copy(update={"seed": 8})
+    report = training.train("churn", home, settings=settings.model_copy(update={"training": options}), as_of=copied.as_of)
+    told = verdicts.read(home, "churn")[2]
+    assert told == {"is_champion": report.details["is_champion"], "why": report.details["why"], "checks": report.details["gate"]}
+    assert [check["name"] for check in told["checks"]] == ["better", "no group worse", "calibrated", "fast"]
+    shown = [row for row in verdicts.overview(home) if row["model"] == "churn"]
+    assert [row["version"] for row in shown] == [1, 2]
+    assert {row["role"] for row in shown} <= {"champion", "former champion", "challenger"}
+    assert shown[0]["value"] == copied.reports["churn"].value
+    assert shown[1]["gate"].startswith("passed: " if told["is_champion"] else "refused: ")
+    assert verdicts.said(home, "intent", 7) == "never asked"
 
 
 def test_every_report_of_a_classifier_names_its_baselines_with_intervals(trained):
     found = {name: [one["name"] for one in trained.reports[name].baselines] for name in ("churn", "intent")}
-    assert found == {"churn": ["recency rule", "logistic regression", "Pareto/NBD"], "intent": ["cart rule", "logistic regression"]}
+    assert found == {
+        "churn": ["recency rule", "logistic regression", "Pareto/NBD", "discrete-time hazard"],
+        "intent": ["cart rule", "logistic regression"],
+    }
     for name in found:
         report = trained.reports[name]
         for one in report.baselines:
@@ -239,6 +271,12 @@ def test_model_of_one_file_is_trained_tracked_and_kept_like_any_other(copied, mo
     assert told["customer_id"].is_unique
     assert len(told) == scored.rows["task_scores"] == tables.count(home, tables.CUSTOMER_SCORES)
     assert told["probability"].between(0, 1).all()
+    learned, watched = (tables.read(home, table) for table in (tables.TRAINING_TASKS, tables.SCORED_TASKS))
+    assert set(learned["model"]) == set(watched["model"]) == {"return_risk"}
+    assert len(watched) == scored.rows["scored_tasks"] > 0
+    assert learned["event_timestamp"].max() < watched["event_timestamp"].min()  # asked like those, and too young to be among them
+    assert watched["event_timestamp"].max() <= pd.Timestamp(copied.as_of)
+    assert set(learned) - set(watched) == {"label", "split"}
 
 
 def test_intent_of_a_day_and_a_week_are_trained_by_their_names(copied):

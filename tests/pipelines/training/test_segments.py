@@ -9,19 +9,11 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from models.segments import Segmenter, structure
+from models.segments.naming import Names
 from pipelines import feature_store, registry, tables, tracking, training
 from pipelines.windows import NOT_BEHAVIOUR
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def segmented(trained, tmp_path_factory):
-    """A home with trained segments, and the report of their training."""
-    home = tmp_path_factory.mktemp("segmented") / "home"
-    shutil.copytree(trained.home, home, symlinks=True)
-    settings = trained.settings.model_copy(update={"home": home})
-    return home, settings, training.train("segments", home, settings=settings, as_of=trained.as_of), trained.as_of
 
 
 @pytest.fixture
@@ -130,6 +122,19 @@ def test_a_later_training_keeps_the_names(spoilt):
     assert set(after) <= set(before)
     assert (after == before[after.index]).mean() > 0.9
     assert report.details["moved"]["n_after"] == 100
+    assert [check["name"] for check in report.details["gate"]] == ["better", "stable", "the same names"]
+    assert report.details["is_champion"] == all(check["holds"] for check in report.details["gate"])
+
+
+def test_segments_that_mean_other_customers_are_refused_by_the_gate(spoilt, monkeypatch):
+    home, settings, as_of = spoilt
+    withdraw(home, [f"c{n:03d}" for n in range(20)], as_of)
+    later = as_of + pd.Timedelta(1, "D")
+    monkeypatch.setattr(Segmenter, "_inherited", lambda self, before, features, first: Names.fresh(len(self.names_), start=first))
+    report = training.train("segments", home, settings=settings, as_of=later)
+    assert not report.details["is_champion"]
+    assert "not the same names: 0.0% of customers" in report.details["why"]
+    assert registry.champions(home)["segments"]["version"] == 1
 
 
 def test_who_takes_consent_back_is_in_no_segment_and_taught_none(spoilt):

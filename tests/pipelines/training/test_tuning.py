@@ -1,7 +1,10 @@
-import threading
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import closing
 
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from scipy import sparse
@@ -10,7 +13,7 @@ from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines.errors import PipelineError
 from pipelines.training import tune
-from pipelines.training.tuning import fingerprint
+from pipelines.training.study import Storage, open_study
 
 
 class Bowl:
@@ -60,7 +63,7 @@ def test_fixed_parameters_reach_the_learner_and_the_answer():
 
 
 def test_killed_search_resumes_where_it_was_and_ends_as_an_unbroken_one(tmp_path):
-    unbroken = tune(Bowl, (0.3,), None, n_trials=14, seed=3, journal=tmp_path / "a.log", study_name="s")
+    unbroken = tune(Bowl, (0.3,), None, n_trials=14, seed=3, storage=Storage(tmp_path / "a.log"), study_name="s")
 
     class Killed(Bowl):
         def fit(self, goal, validation=None):
@@ -71,43 +74,14 @@ def test_killed_search_resumes_where_it_was_and_ends_as_an_unbroken_one(tmp_path
 
     Killed.fits = 0
     with pytest.raises(KeyboardInterrupt):
-        tune(Killed, (0.3,), None, n_trials=14, seed=3, journal=tmp_path / "b.log", study_name="s")
+        tune(Killed, (0.3,), None, n_trials=14, seed=3, storage=Storage(tmp_path / "b.log"), study_name="s")
     seen = []
-    resumed = tune(Killed, (0.3,), None, n_trials=14, seed=3, journal=tmp_path / "b.log", study_name="s", on_trial=seen.append)
+    resumed = tune(Killed, (0.3,), None, n_trials=14, seed=3, storage=Storage(tmp_path / "b.log"), study_name="s", on_trial=seen.append)
     assert resumed == unbroken
     assert len(seen) == 14
     assert Killed.fits == 15  # one of them was broken off
-    assert tune(Killed, (0.3,), None, n_trials=14, seed=3, journal=tmp_path / "b.log", study_name="s") == unbroken
+    assert tune(Killed, (0.3,), None, n_trials=14, seed=3, storage=Storage(tmp_path / "b.log"), study_name="s") == unbroken
     assert Killed.fits == 15  # nothing is left to run
-
-
-def orphan(journal):
-    """A trial whose process was killed outright: nobody told the study."""
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    optuna.create_study(study_name="s", storage=storage, load_if_exists=True).ask()
-
-
-def test_trial_of_a_dead_process_is_closed_and_not_counted(tmp_path):
-    journal = tmp_path / "journal.log"
-    unbroken = tune(Bowl, (0.3,), None, n_trials=4, seed=3)
-    orphan(journal)
-    assert tune(Bowl, (0.3,), None, n_trials=4, seed=3, journal=journal, study_name="s") == unbroken
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    states = [trial.state.name for trial in optuna.load_study(study_name="s", storage=storage).trials]
-    assert states == ["FAIL", *["COMPLETE"] * 4]
-
-
-def test_half_written_record_at_the_end_of_the_journal_is_cut_off(tmp_path):
-    journal = tmp_path / "journal.log"
-    tune(Bowl, (0.3,), None, n_trials=3, seed=3, journal=journal, study_name="s")
-    with journal.open("ab") as file:
-        file.write(b'{"op_code": 5, "worker')
-    torn = tmp_path / "torn.log"
-    torn.write_bytes(journal.read_bytes())
-    with pytest.raises(ValueError, match=r"Expecting|delimiter|Unterminated|Invalid"):  # control: Optuna alone glues and fails
-        orphan(torn)
-    resumed = tune(Bowl, (0.3,), None, n_trials=5, seed=3, journal=journal, study_name="s")
-    assert resumed == tune(Bowl, (0.3,), None, n_trials=5, seed=3)
 
 
 def test_timeout_keeps_the_trials_that_were_made():
@@ -131,9 +105,9 @@ def test_parameters_without_a_finite_loss_are_passed_over():
 
 def test_study_of_other_data_is_another_study(tmp_path):
     journal = tmp_path / "journal.log"
-    tune(Bowl, (0.3,), None, n_trials=3, seed=1, journal=journal)
+    tune(Bowl, (0.3,), None, n_trials=3, seed=1, storage=Storage(journal))
     before = Bowl.fits
-    tune(Bowl, (0.8,), None, n_trials=3, seed=1, journal=journal)
+    tune(Bowl, (0.8,), None, n_trials=3, seed=1, storage=Storage(journal))
     assert Bowl.fits == before + 3
 
 
@@ -147,22 +121,6 @@ def test_both_learners_are_tuned_the_same_way(learner):
     first, again = (tune(learner, train, validation, n_trials=2, seed=5) for _ in range(2))
     assert first == again
     assert learner(**first).get_params()["random_state"] == 5
-
-
-def test_fingerprint_sees_values_order_names_and_types():
-    frame, label = rows(5)
-    same = fingerprint(frame.copy(), label.copy())
-    assert fingerprint(frame, label) == same
-    for other in (
-        frame.iloc[::-1],
-        frame.rename(columns={"spend": "spent"}),
-        frame.assign(spend=frame["spend"] + 1e-12),
-        frame.assign(spend=frame["spend"].astype("float32")),
-    ):
-        assert fingerprint(other, label) != same
-    assert fingerprint(frame, 1 - label) != same
-    matrix = sparse.csr_matrix(np.eye(3))
-    assert fingerprint(matrix) != fingerprint(sparse.csr_matrix(np.eye(3)[::-1]))
 
 
 def test_loss_of_a_trial_is_the_mean_over_all_origins(tmp_path):
@@ -183,24 +141,122 @@ def test_search_space_of_a_task_takes_the_place_of_the_learners():
     assert all(0.8 <= trial.params["x"] <= 0.95 for trial in seen)
 
 
-def test_line_that_another_process_is_writing_is_not_cut_off(tmp_path):
-    from optuna.storages.journal import JournalFileSymlinkLock
+class Uneven(Bowl):
+    """Some trials take longer than others, so that those of several workers end in any order."""
 
-    from pipelines.training.tuning import _mend
+    def fit(self, goal, validation=None):
+        time.sleep(0.1 * ((self.x * 997) % 1))
+        return super().fit(goal, validation)
 
+
+class Doomed(Uneven):
+    """The process that fits a certain trial first is killed, as by `kill -9`; `mark`: the file that says that it was."""
+
+    mark = None
+
+    def fit(self, goal, validation=None):
+        if abs(self.x - 0.9) > 1e-9 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit(goal, validation)
+
+
+def searched(learner=Uneven, **words):
+    seen = []
+    params = tune(learner, (0.3,), None, **{"n_trials": 14, "seed": 3, "workers": 2, **words}, on_trial=seen.append)
+    return params, [(trial.number, trial.params["x"], trial.value) for trial in seen]
+
+
+def test_several_workers_give_one_answer_in_whatever_order_their_trials_end(tmp_path):
+    params, seen = searched(storage=Storage(tmp_path / "journal.log"))
+    assert [number for number, _, _ in seen] == list(range(14))
+    assert seen[0][1] == 0.9  # the defaults first
+    assert params["x"] == min(seen, key=lambda trial: trial[2])[1]
+    assert searched(learner=Bowl) == (params, seen)
+    assert searched(learner=Bowl, seed=4)[1] != seen  # control
+
+
+def test_worker_killed_with_nine_loses_no_trial_and_its_own_is_done_again(tmp_path):
+    Doomed.mark = tmp_path / "killed"
+    unbroken = searched(learner=Bowl)
+    assert searched(learner=Doomed, storage=Storage(tmp_path / "journal.log")) == unbroken
+    assert Doomed.mark.exists()
+
+
+@pytest.mark.slow
+def test_workers_that_share_a_database_give_the_same_answer_though_one_is_killed(tmp_path):
+    Doomed.mark = tmp_path / "killed"
+    storage = Storage(server=f"sqlite:///{tmp_path}/trials.db", heartbeat_s=1)
+    assert searched(learner=Doomed, storage=storage, n_trials=5) == searched(learner=Bowl, n_trials=5)
+    assert Doomed.mark.exists()
+
+
+def test_several_workers_take_up_a_search_that_was_broken_off(tmp_path):
     journal = tmp_path / "journal.log"
-    tune(Bowl, (0.3,), None, n_trials=2, seed=3, journal=journal, study_name="s")
-    half, rest = b'{"op_code": 99, "wor', b'ker_id": "w"}\n'
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()
-    with journal.open("ab") as file:
-        file.write(half)
-    cutter = threading.Thread(target=_mend, args=(journal,))
-    cutter.start()
-    cutter.join(timeout=0.3)
-    assert cutter.is_alive()  # it waits for who is writing
-    with journal.open("ab") as file:
-        file.write(rest)
-    lock.release()
-    cutter.join(timeout=30)
-    assert journal.read_bytes().endswith(half + rest)
+    searched(n_trials=5, storage=Storage(journal))
+    before = journal.stat().st_size
+    assert searched(n_trials=14, storage=Storage(journal)) == searched(learner=Bowl)
+    assert journal.stat().st_size > before
+
+
+class Slow(Bowl):
+    def fit(self, goal, validation=None):
+        time.sleep(0.2)
+        return super().fit(goal, validation)
+
+
+def test_search_killed_with_nine_as_a_whole_is_taken_up_by_the_next_one(tmp_path):
+    journal = tmp_path / "journal.log"
+    words = {"storage": Storage(journal), "study_name": "s"}
+    doomed = multiprocessing.get_context("fork").Process(target=searched, args=(Slow,), kwargs=words)
+    doomed.start()
+    with closing(open_study("s/2", Storage(journal))) as study:
+        until = time.monotonic() + 60
+        while len(study.finished()) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        doomed.kill()
+        doomed.join()
+        time.sleep(1.0)  # its workers have seen that they are alone
+        kept = study.finished()
+        time.sleep(0.5)
+        assert 4 <= len(study.finished()) == len(kept) < 14
+    params, seen = searched(Bowl, **words)
+    assert (params, seen) == searched(Bowl)
+    assert [(n, *other) for n, *other in seen if n in kept] == [(n, kept[n].params["x"], kept[n].value) for n in sorted(kept)]
+
+
+def test_two_searches_of_one_name_share_the_trials(tmp_path):
+    words = {"storage": Storage(tmp_path / "journal.log"), "study_name": "s", "workers": 1}
+    beside = multiprocessing.get_context("fork").Process(target=searched, args=(Uneven,), kwargs=words)
+    beside.start()
+    here = searched(Uneven, **words)
+    beside.join()
+    assert beside.exitcode == 0
+    assert here == searched(Bowl, workers=1)
+    assert words["storage"].journal.read_text().count('"op_code":4') == 14  # each was made once
+
+
+def test_worker_that_fails_says_why():
+    class Broken(Bowl):
+        def fit(self, goal, validation=None):
+            raise ValueError("expected labels of both classes")
+
+    with pytest.raises(PipelineError, match="ValueError: expected labels of both classes"):
+        searched(learner=Broken)
+
+
+def test_trial_knows_those_that_lie_further_back_than_the_workers_may_be_apart():
+    """With n workers the answer is that of trials drawn one by one from what was known 2n - 1 trials before."""
+    from pipelines.training.tuning import _Search
+
+    def one_by_one(lag):
+        search = _Search(
+            Bowl, [((0.3,), None)], Bowl.suggest, {"random_state": 3}, seed=3, n_trials=14, lag=lag, stop_at=None, parent=os.getpid()
+        )
+        done = {}
+        for number in range(14):
+            done[number] = search.trial(number, done)
+        return [trial.params["x"] for trial in done.values()]
+
+    assert [x for _, x, _ in searched(learner=Bowl)[1]] == one_by_one(3)
+    assert one_by_one(1) != one_by_one(3)  # control

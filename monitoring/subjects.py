@@ -1,0 +1,68 @@
+"""Which models are watched, and the rows that each is watched by: those it was trained and tested with, and those it scored last.
+
+In: a home. Out: names, frames, or the reason why there are none. Churn and intent have tables of their own; every other declared task that
+has a champion is a part of two tables that they share.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from models import tasks
+from pipelines import registry, tables
+from pipelines.tables import Table
+
+OWN = {"churn": (tables.TRAINING_CHURN, tables.SCORED_CHURN), "intent": (tables.TRAINING_INTENT, tables.SCORED_INTENT)}
+SHARED = (tables.TRAINING_TASKS, tables.SCORED_TASKS)
+MODEL = "model"  # the column of shared tables that says whose row it is
+
+
+def names(home: Path) -> list[str]:
+    """The models that are watched, those with tables of their own first. Raises RegistryError where the champions cannot be read."""
+    led = {name for name, entry in registry.champions(home).items() if entry.get("version") is not None}
+    return [*OWN, *sorted((led & set(tasks.declared())) - set(OWN))]
+
+
+def tables_of(name: str) -> tuple[Table, Table]:
+    """Where the rows that a model learned from, and those that it scored, are kept."""
+    return OWN.get(name, SHARED)
+
+
+def rows(home: Path, name: str, table: Table) -> pd.DataFrame:
+    """The model's rows of one of its tables.
+
+    A shared one has the columns of other models too. What none of the rows that a model learned from fills is no feature of it, and left
+    out; of the rows scored last, a column that is empty may be one that broke.
+    """
+    frame = tables.read(home, table)
+    if table not in SHARED:
+        return frame
+    mine = frame[frame[MODEL] == name].drop(columns=MODEL).reset_index(drop=True)
+    return mine.dropna(axis="columns", how="all") if table is tables.TRAINING_TASKS else mine
+
+
+def why_not_judged(home: Path, name: str, needed: Sequence[Table]) -> str | None:
+    """Why model `name` cannot be watched, with the reason that its training left; none if all tables hold rows of it."""
+    lacking = [table.name for table in needed if _count(home, name, table) == 0]
+    if not lacking:
+        return None
+    champion = registry.champions(home).get(name, {})
+    reason = f": {champion['why']}" if champion.get("why") and champion.get("version") is None else ""
+    whose = f" of {name}" if name not in OWN else ""
+    return f"{' and '.join(lacking)} hold{'s' if len(lacking) == 1 else ''} no rows{whose}{reason}"
+
+
+def reference_hash(home: Path, name: str, table: Table) -> str:
+    """What tells one training from another: a hash of the model's rows."""
+    if table not in SHARED:
+        return tables.content_hash(home, table)[:16]
+    hashed = pd.util.hash_pandas_object(rows(home, name, table), index=False)
+    return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
+
+
+def _count(home: Path, name: str, table: Table) -> int:
+    if table not in SHARED or not tables.exists(home, table):
+        return tables.count(home, table)
+    return int((tables.read(home, table, [MODEL])[MODEL] == name).sum())

@@ -1,0 +1,77 @@
+"""Stored events in ranges of a key, so that memory does not grow with the log; and what is made of a range, written as a table.
+
+In: an open DuckDB and an Ibis table of events. Out: tables whose rows are by key and time. Knows no feature.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from feature_repo.aggregates import Aggregates
+from pipelines import step_functions, tables
+from pipelines.tables import Table
+
+if TYPE_CHECKING:
+    import ibis
+
+MEMORY_LIMIT = "384MB"  # of DuckDB, which holds the sorted events and spills what is more; the arrays of a range come on top
+BUCKET_EVENTS = 60_000  # some 120 MB of change points of customers; two or three ranges are in memory, worked on and being written
+
+
+class Ranges:
+    """Events in ranges of a key, about BUCKET_EVENTS each, more where one key has more. Sorted once: a range is read without the others."""
+
+    def __init__(self, con: Any, events: "ibis.Table", key: str) -> None:
+        self._con = con
+        _view(con, "whole", _query(events))
+        con.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE ranged AS
+            SELECT whole.*, number FROM whole JOIN (
+                SELECT {key}, CAST(sum(n) OVER (ORDER BY {key}) // {BUCKET_EVENTS} AS INTEGER) AS number
+                FROM (SELECT {key}, count(*) AS n FROM whole WHERE {key} IS NOT NULL GROUP BY {key})
+            ) USING ({key}) ORDER BY number
+            """
+        ).fetchall()
+        self.part = _view(con, "part", "SELECT * EXCLUDE (number) FROM ranged WHERE number = getvariable('number')")
+
+    def write(self, home: Path, table: Table, rows: "ibis.Table", aggregates: Aggregates | None = None) -> int:
+        """Replace `table` by the change points of `aggregates` over `rows`, or by `rows` where none are given; returns how many.
+
+        rows: an expression over `part`. Same events, same bytes.
+        """
+        if aggregates is None:
+            return tables.write(home, table, self._run(rows.order_by(*table.key, "event_timestamp")))
+        made = (step_functions.changelog(part, aggregates) for part in self._run(rows.select(step_functions.columns_of(aggregates))))
+        return tables.write(home, table, made)
+
+    def drop(self) -> None:
+        """Give back the memory."""
+        self._con.execute("DROP TABLE ranged")
+
+    def _run(self, rows: "ibis.Table") -> Iterator[pa.Table]:
+        """What the expression gives for each range, one after the other."""
+        query = _query(rows)  # compiled once: that takes longer than running a small range
+        for (number,) in self._con.sql("SELECT DISTINCT number FROM ranged ORDER BY number").fetchall():
+            self._con.execute("SET VARIABLE number = ?", [number])
+            yield self._con.sql(query).to_arrow_table()
+
+
+def open_table(con: Any, home: Path, table: Table) -> "ibis.Table":
+    """The stored rows of a declared table, none where it was never written."""
+    return _view(con, table.name, tables.rows_sql(home, table))
+
+
+def _view(con: Any, name: str, query: str) -> "ibis.Table":
+    import ibis
+
+    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+    return ibis.duckdb.from_connection(con).table(name)
+
+
+def _query(expression: "ibis.Table") -> str:
+    import ibis
+
+    return str(ibis.to_sql(expression, dialect="duckdb"))

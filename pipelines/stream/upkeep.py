@@ -1,0 +1,74 @@
+"""What a worker has to do now and then that would hold up fresh calls: done beside them, or seldom.
+
+In: the SQLite files that the worker writes. Out: their write-ahead logs moved into them by a thread of its own; and a collector of
+garbage that looks at what is new only. Never decides what outlives a loss of power: `sync` of these files does.
+"""
+
+import gc
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+CHECKPOINT_S = 0.5  # between two looks at the files
+CHECKPOINT_BYTES = 2 << 20  # of a write-ahead log, from which on it is moved
+COLLECT_S = 600.0  # between two looks at everything that was made since
+_THRESHOLDS = (5_000, 10, 1_000_000)  # of Python's collector: young objects as ever, in some milliseconds, the old ones never by itself
+
+
+@contextmanager
+def checkpoints(paths: Sequence[Path]) -> Iterator[None]:
+    """Move what is committed to these files out of their write-ahead logs while the block runs; who writes them goes on meanwhile."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_run, args=(paths, stop), name="checkpoints", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+class Garbage:
+    """Python's own collector stops a worker that holds thousands of customers ready for tenths of a second, several times a minute."""
+
+    def __init__(self) -> None:
+        """What is there now is not looked at again."""
+        self._collected_s = 0.0
+        gc.set_threshold(*_THRESHOLDS)
+        self._collect()
+
+    def tidy(self) -> None:
+        """Collect what has gathered, seldom."""
+        if time.monotonic() - self._collected_s > COLLECT_S:
+            self._collect()
+
+    def close(self) -> None:
+        """Let Python tidy up at its end as ever."""
+        gc.unfreeze()
+
+    def _collect(self) -> None:
+        gc.collect()
+        gc.freeze()
+        self._collected_s = time.monotonic()
+
+
+def _run(paths: Sequence[Path], stop: threading.Event) -> None:
+    while not stop.wait(CHECKPOINT_S):
+        for path in paths:
+            checkpoint(path)
+
+
+def checkpoint(path: Path) -> bool:
+    """Move the file's write-ahead log into it, as far as nobody reads it; whether it was worth the while. Holds up no writer."""
+    try:
+        if path.with_name(f"{path.name}-wal").stat().st_size < CHECKPOINT_BYTES:
+            return False
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    except (OSError, sqlite3.Error):  # replaced meanwhile, or a full disk, which the worker's next commit tells of
+        return False
+    return True
