@@ -18,7 +18,8 @@ KILLS = int(os.environ.get("RAPPORT_KILLS", "4"))
 ALLOW, DENY = {"personalization": True}, {"personalization": False}
 DAY = 86_400.0
 
-# argv: home, what "now" is, the call after which to die, and which of them.
+# argv: home, what "now" is, the call after which to die, and which of them: then the log is told after every batch, so that how far a
+# life gets does not hang on how fast the machine is.
 WORK = """
 import os, signal, sys
 from datetime import datetime
@@ -35,6 +36,8 @@ from pipelines.vault import open_vault
 
 home, at, where, nth = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 worker.BATCH_EVENTS = 5
+if where:
+    worker.ACKNOWLEDGE_S = 0.0
 settings = Settings(home=home, as_of=datetime.fromisoformat(at))
 vault = open_vault(home)
 log = open_log(home, settings=settings, vault=vault, consumer="stream")
