@@ -38,7 +38,7 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
-ACKNOWLEDGE_S = 0.25  # between two times that the log is told, where calls may come: each costs several flushes of the disk
+ACKNOWLEDGE_S = 3.0  # between two times that the log is told, where calls may come: each costs several flushes, which hold up calls
 BATCH_EVENTS = 500  # of one transaction, where many wait
 FEW_EVENTS = 16  # where few do: the first of them is not to wait until the last is done
 
