@@ -158,8 +158,8 @@ def _boosted(given: Any, params: dict[str, Any], *, rounds: int, patience: int) 
     (features, label), (later, y_later) = given
     options = {key: params[key] for key in _TREE} | {"seed": params["random_state"], "num_threads": 1}
     options |= {"objective": "binary", "bagging_freq": 1, "deterministic": True, "force_row_wise": True, "verbosity": -1}
-    data, half = lgb.Dataset(features, label, params=options), len(later) // 2
-    judged = lgb.Dataset(later[:half], y_later[:half], reference=data, params=options)
+    data = lgb.Dataset(features, label, params=options)
+    judged = lgb.Dataset(later, y_later, reference=data, params=options)
     stop = lgb.early_stopping(patience, verbose=False)
     return lgb.train(options, data, num_boost_round=rounds, valid_sets=[judged], callbacks=[stop])
 
