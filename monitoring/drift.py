@@ -167,7 +167,7 @@ def run(home: Path, *, settings: Settings, as_of: datetime) -> DriftRun:
             not_judged[name] = why
             continue
         training, current = subjects.rows(home, name, trained), subjects.rows(home, name, scored)
-        references[name] = subjects.reference_hash(home, name, trained)
+        references[name] = subjects.reference_hash(home, trained, training)
         past = _windows_before(earlier, name, references[name], as_of)
         parts = _references(training, current, limits)
         reference = Reference(max(map(len, parts), default=0), {n: k for part in parts for n, k in build_reference(part).columns.items()})

@@ -54,11 +54,11 @@ def why_not_judged(home: Path, name: str, needed: Sequence[Table]) -> str | None
     return f"{' and '.join(lacking)} hold{'s' if len(lacking) == 1 else ''} no rows{whose}{reason}"
 
 
-def reference_hash(home: Path, name: str, table: Table) -> str:
-    """What tells one training from another: a hash of the model's rows."""
+def reference_hash(home: Path, table: Table, reference: pd.DataFrame) -> str:
+    """What tells one training from another: a hash of the model's rows. reference: `rows` of the table."""
     if table not in SHARED:
         return tables.content_hash(home, table)[:16]
-    hashed = pd.util.hash_pandas_object(rows(home, name, table), index=False)
+    hashed = pd.util.hash_pandas_object(reference, index=False)
     return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 

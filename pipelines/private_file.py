@@ -53,10 +53,15 @@ def transaction(
 def flush(path: Path, *, room: str) -> None:
     """What was committed to the SQLite file `path`, in WAL mode, outlives a loss of power from now on. Raises StoreError."""
     try:
-        handle = os.open(path.with_name(f"{path.name}-wal"), os.O_RDONLY)  # SQLite holds no lock on this one
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path.with_name(f"{path.name}-wal"))  # SQLite holds no lock on this one
     except OSError as error:
         raise StoreError(f"{room}: {path} could not be written ({error}); free space or mend its rights") from error
+
+
+def sync(path: Path) -> None:
+    """What was written to the file, or the names in the folder, outlive a loss of power from now on. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.errors import RegistryError, StoreError
+from pipelines.private_file import sync
 from pipelines.signing import signing_key
 
 MANIFEST = "manifest.json"
@@ -237,7 +238,7 @@ def _sign(home: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of what lies in the folder; all of it is on disk then."""
     for path in folder.rglob("*"):
         if path.is_file():
-            _flush(path)
+            sync(path)
     files = {_relative(path, folder): _digest(path) for path in _files(folder)}
     unsigned = {**json.loads(json.dumps(manifest, allow_nan=False)), "files": files}
     _replace(folder / MANIFEST, _signed(_key(home, create=True), unsigned))
@@ -292,11 +293,6 @@ def _key(home: Path, *, create: bool = False) -> bytes:
         return signing_key(home, create=create)
     except StoreError as error:
         raise RegistryError(f"registry: {error}, or train again") from error
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _replace(path: Path, content: bytes) -> None:

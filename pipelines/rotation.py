@@ -3,7 +3,6 @@
 Both keys are kept until the vault is under the new one, so a crash at any point loses neither: doing it again ends it.
 """
 
-import os
 import secrets
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import SecretStr
 
 from pipelines.errors import InputError, StoreError
 from pipelines.keyfile import kept
+from pipelines.private_file import sync
 from pipelines.settings import Settings
 from pipelines.vault import MASTER, open_vault
 
@@ -34,7 +34,7 @@ def rotate(home: Path, *, settings: Settings) -> int:
     count = _wrapped(home, given, new)
     if fresh is None:
         waiting.replace(file)
-        _flush(file.parent)
+        sync(file.parent)
     return count
 
 
@@ -46,11 +46,3 @@ def _wrapped(home: Path, given: SecretStr | None, new: SecretStr) -> int:
         return 0
     with closing(vault):
         return vault.rotate(new.get_secret_value().encode())
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

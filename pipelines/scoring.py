@@ -64,10 +64,11 @@ def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
     trained = {name: champion for name, champion in others.items() if champion is not None}
     if trained:
         champions |= trained
-        asked = {name: _occasions(home, discover()[name], points, as_of) for name in trained}
+        whole = _known_events(home, as_of, None)
+        occasions = {name: _occasions(discover()[name], whole, points, as_of) for name in trained}
         asked = {
             name: _allowed(some[some["customer_id"].isin(allowed["customer_id"])], consents, settings=settings)
-            for name, some in asked.items()
+            for name, some in occasions.items()
         }
         rows["task_scores"] = tables.write(home, tables.TASK_SCORES, _task_scores(home, allowed, trained))
         rows["scored_tasks"] = tables.write(home, tables.SCORED_TASKS, _scored_tasks(home, asked, trained))
@@ -139,15 +140,15 @@ def _task_scores(home: Path, allowed: pd.DataFrame, champions: dict[str, Champio
     return pd.concat(parts, ignore_index=True)
 
 
-def _occasions(home: Path, task: Task, points: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
+def _occasions(task: Task, events: pd.DataFrame, points: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
     """The instants at which the task's label would be asked now: those too young to have been in training, or of the last days.
 
-    points: the decision points of the last days, at which the tasks of intent ask. Columns customer_id, event_timestamp.
+    events: all columns; points: customer_id and event_timestamp of the last days' decision points, at which the tasks of intent ask.
     """
     if task.label is None:
         return points
     now = pd.Timestamp(as_of)
-    found = task.label(_known_events(home, as_of, None))
+    found = task.label(events)
     is_young = (found["matured_timestamp"] > now) | (found["event_timestamp"] > now - timedelta(days=INTENT_DAYS))
     return found.loc[is_young & (found["event_timestamp"] <= now), _KEYS].reset_index(drop=True)
 

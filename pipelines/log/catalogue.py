@@ -5,7 +5,6 @@ copied to `known`) -> closed (they are there); each step is one transaction that
 Locks are taken in one order: this file, then a segment.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from pipelines.errors import StoreError
 from pipelines.log.connection import Connect, reading, translated, writing
 from pipelines.log.segments import Segment, add_counts, create, known
+from pipelines.private_file import sync
 
 OPEN, CLOSING, CLOSED = "open", "closing", "closed"
 _COPIED_AT_ONCE = 2_000  # ids: a few milliseconds, which an append waits for
@@ -160,9 +160,7 @@ class Catalogue:
 
     def _begin(self, number: int, *, first: int) -> None:
         create(self._path(number), self._connect, first=first)
-        handle = os.open(self._folder, os.O_RDONLY)
-        os.fsync(handle)  # else a power cut may take the file's name, and its events with it
-        os.close(handle)
+        sync(self._folder)  # else a power cut may take the file's name, and its events with it
         self.db.execute("INSERT INTO segments (number, first, state) VALUES (?, ?, ?)", (number, first, OPEN))
 
     def _closing(self) -> tuple[int, bytes] | None:

@@ -199,8 +199,6 @@ def _take_lines(state: State, home: Path) -> None:
                 FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND created_timestamp IS NOT NULL"""
             ).fetchall()
     state.items.take_lines(lines)
-    if state.note(_CATALOGUE) is None:  # a state from before there were items in it
-        state.items.mark_all()
     state.put_note(_CATALOGUE, version)
 
 

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipelines.errors import StoreError
+from pipelines.private_file import sync
 from pipelines.tables.declared import Table
 from pipelines.tables.stored import Draft, draft, exists, files
 
@@ -64,10 +65,10 @@ class Changes:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(journal)
-        _sync_folder(journal.parent)
+        sync(journal.parent)
         for made in self._drafts.values():
             made.publish()
-        _sync_folder(journal.parent)
+        sync(journal.parent)
         journal.unlink()
 
     def _discard(self) -> None:
@@ -140,7 +141,7 @@ def _recover(home: Path) -> None:
         for name, version in json.loads(journal.read_text()).items():
             named.add(version)
             Draft(base / name, base / version, 0).publish()
-        _sync_folder(base)
+        sync(base)
         journal.unlink()
     current = {path.resolve().name for path in base.iterdir() if path.is_symlink()}
     for path in base.iterdir():
@@ -162,13 +163,5 @@ def _wait_for(handle: int, home: Path) -> None:
 
 def _sync(version: Path) -> None:
     for path in version.rglob("*"):
-        _sync_folder(path)
-    _sync_folder(version)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync(path)
+    sync(version)

@@ -14,7 +14,6 @@ from models.classifier import Classifier
 from models.evaluation import Metric
 from models.task import Task
 from pipelines import horizon, tracking
-from pipelines.labels import SPLITS
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import baselines, explanations, truth
@@ -28,6 +27,7 @@ from pipelines.training.publishing import (
     code_hash,
     consent_record,
     settings_fit,
+    share,
     signature_rows,
 )
 from pipelines.training.rows import PROTECTED, Rows, read_rows, with_protected
@@ -87,9 +87,11 @@ def _tested(
     train, label = rows.part("train")
     sample = signature_rows(test[rows.inputs])
     output = pd.DataFrame({"probability": learner.predict_proba(sample)[:, 1]})
-    unseen = [(stopped if split == "validation" else learner).predict_proba(rows.part(split)[0])[:, 1] for split in SPLITS]
-    places = np.concatenate([np.flatnonzero(rows.frame["split"] == split) for split in SPLITS])
-    evidence = with_protected(home, rows.frame).assign(probability=np.concatenate(unseen)[np.argsort(places)])
+    said = np.empty(len(rows.frame))
+    for split, those in (("train", learner.predict_proba(train)), ("validation", stopped.predict_proba(rows.part("validation")[0]))):
+        said[rows.frame["split"] == split] = those[:, 1]
+    said[rows.frame["split"] == "test"] = probability
+    evidence = with_protected(home, rows.frame).assign(probability=said)
 
     one = _json_columns(sample.head(1))
     sheet = Sheet(
@@ -164,8 +166,8 @@ def _quality(task: Task, metric: Metric, rows: Rows, probability: np.ndarray, ho
 def _of_optimum(best: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     """Free of the noise of labels: the share of the optimum's AUC above chance, and the excess over its Brier score as a share of that."""
     reached, most = evaluation.expected_auc(best, probability), evaluation.expected_auc(best, best)
-    excess = np.mean((probability - best) ** 2) / np.mean(best * (1.0 - best))
-    return {"share_of_optimum": (reached - 0.5) / (most - 0.5), "excess_brier": float(excess)}
+    excess, least = float(np.mean((probability - best) ** 2)), float(np.mean(best * (1.0 - best)))
+    return {"share_of_optimum": share(reached - 0.5, most - 0.5), "excess_brier": share(excess, least)}
 
 
 def _with_horizon(task: Task, rows: Rows, settings: Settings) -> Settings:

@@ -174,6 +174,11 @@ def consent_record(home: Path, customers: pd.Series, *, settings: Settings) -> d
     return {"purpose": purpose, "customers_by_policy": consent.policies(tables.read(home, tables.CONSENTS), customers, purpose=purpose)}
 
 
+def share(part: float, whole: float) -> float:
+    """NaN where there is nothing to have a share of."""
+    return part / whole if whole > 0 else math.nan
+
+
 def finite(value: float | None) -> float | None:
     """None for what JSON cannot hold."""
     return None if value is None or not math.isfinite(value) else float(value)

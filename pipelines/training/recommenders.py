@@ -30,7 +30,7 @@ from pipelines.training import listing, truth
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
-from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
+from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record, share
 from pipelines.training.ranking import Moment, Moments, led, ndcg_of
 from pipelines.training.rows import PROTECTED, with_protected
 from pipelines.training.study import storage_of
@@ -188,7 +188,7 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
     best = _best_lists(home, moment.ranking, every.people, k=k)
     most = None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k)
     if most is not None:
-        others["share_of_optimum"] = (others[f"ndcg@{k}"] - rivals[0].value) / (most - rivals[0].value)
+        others["share_of_optimum"] = share(others[f"ndcg@{k}"] - rivals[0].value, most - rivals[0].value)
     quality = Quality(
         metric=f"ndcg@{k}",
         value=others.pop(f"ndcg@{k}"),

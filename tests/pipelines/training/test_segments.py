@@ -1,6 +1,7 @@
 """Segments from features to the table, on the small shop of conftest.py."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_segments_are_told_in_words_and_name_nobody(segmented):
     assert all(row["description"].endswith("% of customers") and row["stability"] >= structure.UNSTABLE for row in told)
     stored = "".join(path.read_text() for path in registry.load_champion(home, "segments").folder.glob("*.json"))
     everybody = set(members(home).index)
-    assert not [name for name in everybody if name in stored]
+    assert not everybody & set(re.findall(r"[\w-]+", stored))  # whole words: a hash may hold "c068" by chance
     assert len(everybody) == 120  # control: there was somebody to name
 
 
