@@ -72,7 +72,7 @@ def test_any_order_of_arrival_gives_the_events_of_an_ordered_run(new_shop, sched
 
 
 @pytest.mark.slow
-@settings(max_examples=12, **QUICK | {"derandomize": False})
+@settings(max_examples=6, **QUICK | {"derandomize": False})
 @seed(20_260_301)
 @given(SCHEDULE)
 def test_any_order_of_arrival_gives_the_events_of_an_ordered_run_in_many_schedules(new_shop, schedule) -> None:

@@ -76,7 +76,7 @@ def test_any_order_and_any_cut_of_drains_gives_the_events_of_one_drain(new_shop,
 
 
 @pytest.mark.slow
-@settings(max_examples=15, **QUICK | {"derandomize": False})
+@settings(max_examples=7, **QUICK | {"derandomize": False})
 @seed(20_261_121)
 @given(SCHEDULE)
 def test_any_order_and_any_cut_of_drains_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:
@@ -123,7 +123,7 @@ def test_any_channel_of_a_word_gives_the_events_of_one_drain(new_shop, schedule)
 
 
 @pytest.mark.slow
-@settings(max_examples=10, **QUICK | {"derandomize": False})
+@settings(max_examples=5, **QUICK | {"derandomize": False})
 @seed(20_261_121)
 @given(SCHEDULE)
 def test_any_channel_of_a_word_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:
@@ -190,7 +190,7 @@ def test_with_a_declared_basis_any_order_and_any_cut_gives_the_events_of_one_dra
 
 
 @pytest.mark.slow
-@settings(max_examples=15, **QUICK | {"derandomize": False})
+@settings(max_examples=7, **QUICK | {"derandomize": False})
 @seed(20_261_121)
 @given(SCHEDULE)
 def test_with_a_declared_basis_any_order_and_any_cut_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:

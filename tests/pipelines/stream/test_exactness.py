@@ -91,7 +91,7 @@ def test_online_is_what_the_batch_says(new_world, tmp_path_factory, schedule) ->
 
 
 @pytest.mark.slow
-@settings(max_examples=25, **QUICK | {"derandomize": False})
+@settings(max_examples=12, **QUICK | {"derandomize": False})
 @seed(20_261_121)
 @given(SCHEDULE)
 def test_online_is_what_the_batch_says_for_many_schedules(new_world, tmp_path_factory, schedule) -> None:

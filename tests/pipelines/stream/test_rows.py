@@ -154,7 +154,7 @@ def test_rows_are_those_of_the_ingest(vault, tmp_path_factory, calls) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, **QUICK)
+@settings(max_examples=60, **QUICK)
 @given(CALLS)
 def test_rows_are_those_of_the_ingest_for_many_payloads(vault, tmp_path_factory, calls) -> None:
     check(calls, vault, tmp_path_factory.mktemp("home"))

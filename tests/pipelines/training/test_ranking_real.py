@@ -91,10 +91,9 @@ def test_retailrocket_is_ranked_above_popularity_and_neighbours_and_not_behind_t
     assert leads[listing.FIRST_STAGE].high > 0
 
 
-@pytest.mark.parametrize("seed", [7, 8, 9])
-def test_simulated_shop_is_ranked_near_the_observable_optimum(seed: int, tmp_path: Path) -> None:
+def test_simulated_shop_is_ranked_near_the_observable_optimum(tmp_path: Path) -> None:
     """Untuned, at least 0.75 of the way from popularity to what is known to be the best."""
-    settings = Settings(home=tmp_path, simulation=SimulationSettings(seed=seed), training=TrainingSettings(bootstrap_draws=200))
+    settings = Settings(home=tmp_path, simulation=SimulationSettings(seed=7), training=TrainingSettings(bootstrap_draws=200))
     job = flow.Job(settings)
     flow.run(tuple(step for step in flow.STEPS if step.name in {"simulate", "ingest", "labels"}), job)
     frame, items = tables.read(tmp_path, tables.INTERACTIONS), tables.read(tmp_path, tables.ITEMS)
