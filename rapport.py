@@ -26,10 +26,11 @@ monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias.")
 quarantine_app = typer.Typer(no_args_is_help=True, help="Rows that were set aside, and why.")
 identity_app = typer.Typer(no_args_is_help=True, help="Which identifiers are one person, and why.")
 activate_app = typer.Typer(no_args_is_help=True, help="Lists of customers for a destination outside: those alone who grant the purpose.")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys of callers: list, add, revoke; a running service follows within seconds.")
 release_app = typer.Typer(no_args_is_help=True, help="Aggregates that may be published, under differential privacy.")
 for name, group in (
     ("quarantine", quarantine_app), ("identity", identity_app), ("features", features_app), ("models", models_app),
-    ("monitor", monitor_app), ("activate", activate_app), ("release", release_app),
+    ("monitor", monitor_app), ("activate", activate_app), ("release", release_app), ("keys", keys_app),
 ):  # fmt: skip
     app.add_typer(group, name=name)
 
@@ -525,7 +526,7 @@ def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
     from pipelines import registry, verdicts
 
     settings = _settings()
-    registry.promote(settings.home, name, version)
+    registry.promote(settings.home, name, version, tracking_url=settings.training.tracking_url)
     _record(settings, "promote", model=name, version=version)
     _show({"model": name, "champion": version, "gate": verdicts.said(settings.home, name, version)}, as_json)
 
@@ -536,9 +537,27 @@ def models_rollback(name: str, as_json: AsJson = False) -> None:
     from pipelines import registry, verdicts
 
     settings = _settings()
-    champion = registry.rollback(settings.home, name)
+    champion = registry.rollback(settings.home, name, tracking_url=settings.training.tracking_url)
     _record(settings, "rollback", model=name, champion=champion)
     _show({"model": name, "champion": champion, "gate": verdicts.said(settings.home, name, champion)}, as_json)
+
+
+@models_app.command("shadow")
+def models_shadow(
+    name: str,
+    version: Annotated[int | None, typer.Argument(help="The challenger; none with --off.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Take the challenger back.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Let a version score the same requests as the champion, answering none. Example: rapport models shadow churn 3"""
+    from pipelines import challengers
+
+    if (version is None) != off:
+        raise typer.BadParameter("expected a version, or --off", param_hint="VERSION")
+    settings = _settings()
+    challengers.challenge(settings.home, name, version)
+    _record(settings, "shadow", model=name, version=version)
+    _show({"model": name, "challenger": version}, as_json)
 
 
 @app.command()
@@ -563,6 +582,50 @@ def serve(
         _until_interrupted(service)
 
 
+@keys_app.command("list")
+def keys_list(as_json: AsJson = False) -> None:
+    """The keys that were made here, by id; never a key itself. Example: rapport keys list"""
+    from serving import keyring
+
+    shown = ("id", "role", "made", "revoked")
+    _show_rows([{name: getattr(entry, name) or "" for name in shown} for entry in keyring.entries(_settings().home)], as_json)
+
+
+@keys_app.command("add")
+def keys_add(
+    role: Annotated[str, typer.Argument(help="collect, decide or admin.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a further key of a role and print it, once: only its hash is kept. Example: rapport keys add decide"""
+    from datetime import UTC, datetime
+
+    from serving import keyring
+    from serving.access import Role
+
+    if role not in list(Role):
+        raise typer.BadParameter(f"expected {', '.join(Role)}; found {role!r}", param_hint="ROLE")
+    settings = _settings()
+    entry, key = keyring.add(settings.home, role, at=datetime.now(UTC))
+    _record(settings, "key_add", role=role, id=entry.id)
+    _show({"id": entry.id, "role": role, "key": key}, as_json)
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    one: Annotated[str, typer.Argument(metavar="ID", help="As `rapport keys list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make a key invalid, in running services too. Example: rapport keys revoke 1f0c9a3e"""
+    from datetime import UTC, datetime
+
+    from serving import keyring
+
+    settings = _settings()
+    entry = keyring.revoke(settings.home, one, at=datetime.now(UTC))
+    _record(settings, "key_revoke", role=entry.role, id=entry.id)
+    _show({"id": entry.id, "role": entry.role, "revoked": entry.revoked}, as_json)
+
+
 @monitor_app.command("run")
 def monitor_run(
     report: Annotated[str, typer.Option(help="drift, bias or all.")] = "all",
@@ -578,6 +641,29 @@ def monitor_run(
     verdicts = {step.name: outcome.summary(step.name) for step in steps}
     _show(verdicts, as_json)
     if any(verdict["verdict"] == "alarm" for verdict in verdicts.values()):
+        raise typer.Exit(1)
+
+
+@monitor_app.command("drill")
+def monitor_drill(
+    seconds: Annotated[int, typer.Option(help="How long each fault lasts.")] = 10,
+    only: Annotated[list[str] | None, typer.Option(help="The name of a fault; may be given several times. None: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Break store, models and registry of a copy, under load, and tell what customers got; exit 1 where one got nothing of use.
+
+    Example: rapport monitor drill --seconds 10
+    """
+    from serving.drill import drill
+
+    rows = drill(_settings(), seconds=seconds, only=only or ())
+    if as_json:
+        print(json.dumps({"drill": [asdict(row) for row in rows]}))  # noqa: T201
+    else:
+        told = [{name: json.dumps(cell) if isinstance(cell, dict) else cell for name, cell in asdict(row).items()} for row in rows]
+        _show_rows(told, as_json=False)
+    if failed := [f"{row.fault} at {row.endpoint}" for row in rows if not row.is_passed]:
+        err.print(f"[red]rapport:[/red] drill: not as promised: {', '.join(failed)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1)
 
 
@@ -604,9 +690,11 @@ def status(as_json: AsJson = False) -> None:
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="ingest, features or training.")],
-    quick: Annotated[bool, typer.Option("--quick", help="features, training: smaller sizes.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="features: up to ten million events; training: up to five million rows.")] = False,
+    what: Annotated[str, typer.Argument(help="ingest, features, training or serve.")],
+    quick: Annotated[bool, typer.Option("--quick", help="features, training, serve: smaller sizes.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="features: up to ten million events; training: five million rows; serve: troubles of a minute.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """How fast it is here, each figure beside a named rival in the same run. Example: rapport bench ingest --json"""
@@ -616,6 +704,7 @@ def bench(
         "ingest": _bench_ingest,
         "features": lambda folder: _bench_features(folder, quick=quick, full=full),
         "training": lambda folder: _bench_training(folder, quick=quick, full=full),
+        "serve": lambda folder: _bench_serve(folder, quick=quick, full=full),
     }
     if what not in benches:
         raise typer.BadParameter(f"expected one of {', '.join(benches)}; found {what!r}", param_hint="WHAT")
@@ -669,6 +758,25 @@ def _bench_training(folder: Path, *, quick: bool, full: bool) -> list[dict[str, 
     sizes = measures.TRAINING_QUICK if quick else measures.TRAINING_FULL if full else measures.TRAINING_USUAL
     with _step("an epoch, a search, fits of more and more rows"):
         return [asdict(row) for row in measures.training_rows(folder, sizes=sizes)]
+
+
+def _bench_serve(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any]]:
+    from pipelines import bench as generated
+    from pipelines.settings import OnlineSettings, Settings
+    from serving.bench import serve as measures
+
+    shop = generated.SHOP_QUICK if quick else generated.SHOP_USUAL
+    sizes = measures.SERVE_QUICK if quick else measures.SERVE_FULL if full else measures.SERVE_USUAL
+    settings, troubled = Settings(home=folder / "shop"), None
+    with generated.redis_beside(folder / "redis") as url:
+        with _step(f"a shop of {shop.customers:,} customers and {shop.items:,} items"):
+            generated.fill_shop(settings, sizes=shop)
+            if url is not None:
+                troubled = Settings(home=folder / "troubled", online=OnlineSettings(redis_url=url))
+                generated.fill_shop(troubled, sizes=generated.SHOP_TINY)
+        with _step("four servers, asked in turns, then in trouble"):
+            customers = [f"c{n}" for n in range(generated.SHOP_TINY.customers)]
+            return measures.serve_rows(settings, folder, customers=customers, sizes=sizes, redis=troubled)
 
 
 # -- what the verbs share ----------------------------------------------------------------------------------------------
@@ -835,7 +943,7 @@ def _show_parity(report: Any, as_json: bool) -> None:
     if as_json:
         _show(report, as_json)
         return
-    stages = {name: stage for name, stage in report.stages.items() if name != "training"}
+    stages = report.stages
     _show_rows([{"looked at": name, **{key: stage[key] for key in ("checked", "mismatches")}} for name, stage in stages.items()], as_json)
     for name, stage in stages.items():
         for feature, wrong in stage.get("wrong", {}).items():
@@ -844,8 +952,10 @@ def _show_parity(report: Any, as_json: bool) -> None:
             out.print(f"  {name}: {feature} {behind}, {wrong['first']} to {wrong['last']}, fed to {models}", markup=False, soft_wrap=True)
     for feature, number in report.by_feature.items():
         out.print(f"  {feature}: {number:,} values differ", highlight=False)
-    for table, found in report.stages["training"].items():
-        out.print(f"  {table}: {found['differing_rows']:,} of {found['rows']:,} rows are other than the tables say now", highlight=False)
+    for part, found in stages["training"]["parts"].items():
+        if found["differing_rows"]:
+            what = f"{found['differing_rows']:,} of {found['rows']:,} rows are other than the tables say now; train it again"
+            out.print(f"  {part}: {what}", highlight=False, soft_wrap=True)
     for feature, number in report.repaired.items():
         out.print(f"  repaired {feature}: {number:,} values", highlight=False)
 
@@ -925,7 +1035,8 @@ def _show_demo(result: dict[str, Any], outcome: Any, settings: Any, *, as_json: 
     body = json.dumps({"customer_id": _known_customers(settings)[0], "k": 5})
     out.print(f"  {curl} -d '{body}'", markup=False, highlight=False, soft_wrap=True)
     out.print(f"  documentation {result['urls']['docs']}", highlight=False)
-    out.print(f"  experiments   mlflow ui --backend-store-uri sqlite:///{home}/mlflow/mlflow.db", highlight=False, soft_wrap=True)
+    runs = "$RAPPORT_TRAINING__TRACKING_URL" if settings.training.tracking_url else f"sqlite:///{home}/mlflow/mlflow.db"
+    out.print(f"  experiments   mlflow ui --backend-store-uri {runs}", highlight=False, soft_wrap=True)
 
 
 def _as_of(settings: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.linalg import lapack
 
 Singles = NDArray[np.float32]
 
@@ -97,6 +98,41 @@ def fold_in(interactions: Any, objective: Objective, items: Singles, *, gram: Si
             kernel._least_squares(gram, part.indptr, part.indices, part.data, solved, items, shared, num_threads)
             factors[rows] = solved
     return factors
+
+
+@dataclass(frozen=True)
+class Solved:
+    """One customer's exact solution, and what it is made of. touched (r, n_factors): the items' factors; c (r,): their confidence."""
+
+    cholesky: NDArray[np.float64]  # lower factor of the left side of the normal equations
+    touched: NDArray[np.float64]
+    c: NDArray[np.float64]
+
+    @property
+    def factors(self) -> Singles:
+        """(n_factors,)."""
+        return self._divided(self.c @ self.touched).astype(np.float32)
+
+    def shares(self, wanted: Singles) -> NDArray[np.float64]:
+        """What each interaction adds to the score of each item, given by its factors (k, n_factors): (k, r), rows add up to the scores.
+
+        x is linear in the interactions: y_j'x = sum_i y_j' W y_i c_i, W the inverse of the left side. Source: Hu et al., section 5.
+        """
+        return np.asarray(self._divided(wanted.T.astype(np.float64)).T @ self.touched.T * self.c)
+
+    def _divided(self, right: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(lapack.dpotrs(self.cholesky, right, lower=1)[0])
+
+
+def solve_one(places: NDArray[np.integer], weights: NDArray[np.floating], objective: Objective, items: Singles, *, gram: Singles) -> Solved:
+    """One customer's factors from the items touched (r,), each once, and their weights; as `fold_in`, in double precision."""
+    touched, c = items[places].astype(np.float64), 1.0 + np.asarray(weights, dtype=np.float64) / objective.alpha0
+    normal = gram + (touched.T * (c - 1.0)) @ touched
+    normal.flat[:: len(normal) + 1] += objective.ridge(np.array([len(c)]), objective.n_items)[0]
+    factor, failed = lapack.dpotrf(normal, lower=1)
+    if failed:
+        raise ValueError("als: the normal equations cannot be solved; factors or weights are not finite")
+    return Solved(factor, touched, c)
 
 
 def solve_rows(confidence: Any, fixed: Singles, gram: Singles, ridge: float | NDArray[np.float64]) -> Singles:

@@ -22,4 +22,10 @@ TASK = Task(
     rival=recency_rule,
     excluded=("age_band", "gender"),
     is_silence=True,
+    history={
+        "visits": "sessions_total",
+        "orders": "orders_total",
+        "first_age_days": "first_event_age_days",
+        "last_age_days": "last_event_age_days",
+    },
 )

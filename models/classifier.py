@@ -1,10 +1,12 @@
 """Features and 0/1 labels -> a calibrated, explained probability.
 
-LightGBM trees, stopped early on the validation rows; from these also Platt's two numbers and the threshold. Never resamples or
-re-weights classes: both would bend the probabilities that decisions are taken with.
+LightGBM trees, stopped early on the validation rows; from these also Platt's two numbers and the threshold. Where the label is a
+silence the trees may start from what a model of lifetimes foretells. Never resamples or re-weights classes: both would bend the
+probabilities that decisions are taken with.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from models import boosters, evaluation
 from models.learner import Learner, read_json, write_json
+from models.silence import ROLES, Silence
+from models.single_row import CONTRIBUTIONS, RAW_SCORE, SingleRow
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -27,6 +31,19 @@ MIN_SLOPE = 0.01  # a calibration may flatten the scores but never turn their or
 PRIOR_PRECISION = 25.0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Rows to learn from, and later ones (n,) to stop and calibrate on, encoded and binned once for many fits; the former only as bins."""
+
+    names: list[str]
+    categories: dict[str, tuple[str, ...]]
+    binned: "lgb.Dataset"
+    binned_later: "lgb.Dataset | None"
+    later: Floats
+    y_later: Floats
+    silence: Silence | None
+
+
 class Classifier(Learner):
     """Gradient-boosted trees for a 0/1 label with calibrated probabilities.
 
@@ -34,9 +51,12 @@ class Classifier(Learner):
     labels: the newest ones decide when to stop, how to calibrate and where to act.
     The same data and `random_state` give the same model, whatever `num_threads`. With `n_seeds` above 1 as many boosters, drawn apart,
     are averaged into one. monotone: column -> 1 where more of it never lowers the probability, -1 where it never raises it.
+    history: where label 1 is no order in `horizon_days`, the columns of `models.silence.ROLES`, by role: its logit is learned first, of
+    the same rows, and the trees learn what is left. It gives the columns of a history their direction, so `monotone` may not.
 
     Learned: `feature_names_`; `categories_` (values known of each text column, and none for a column without values);
-    `booster_`; `calibration_` (slope, intercept) on the logit; `base_`, the logit that contributions start from;
+    `booster_`; `silence_`, None without a history; `calibration_` (slope, intercept) on the logit, the sum of what these two say;
+    `base_`, the logit that contributions start from;
     `threshold_`, at and above which acting is cheaper given the two costs; `classes_`.
     """
 
@@ -55,6 +75,8 @@ class Classifier(Learner):
         cost_false_positive: float = 1.0,
         cost_false_negative: float = 4.0,
         monotone: Mapping[str, int] | None = None,
+        history: Mapping[str, str] | None = None,
+        horizon_days: float = 28.0,
         n_seeds: int = 1,
         random_state: int = 0,
         num_threads: int = 1,
@@ -71,6 +93,8 @@ class Classifier(Learner):
         self.cost_false_positive = cost_false_positive
         self.cost_false_negative = cost_false_negative
         self.monotone = monotone
+        self.history = history
+        self.horizon_days = horizon_days
         self.n_seeds = n_seeds
         self.random_state = random_state
         self.num_threads = num_threads
@@ -96,9 +120,13 @@ class Classifier(Learner):
         included; constant and empty columns do no harm. Raises ValueError on no rows, one class only, labels other than
         0/1, duplicate columns, or validation columns that differ.
         """
+        self._fitted(self.prepare(features, label, validation))
+        return self
+
+    def prepare(self, features: pd.DataFrame, label: ArrayLike, validation: Labelled | None = None) -> Prepared:
+        """What `fit` takes, ready for many fits of other hyper-parameters. Raises ValueError as `fit` does."""
         y = _check_training(features, label)
         names, categories = [str(name) for name in features.columns], _learn_categories(features)
-        constraints = _constraints(self.monotone or {}, names, categories)
         matrix = _encode(features, names, categories)
         if validation is None:
             is_tail = _tail(y)
@@ -106,13 +134,19 @@ class Classifier(Learner):
             matrix, y = matrix[~is_tail], y[~is_tail]
         else:
             _check_columns(validation[0], names, "validation")
-            later, y_later = _encode(validation[0], names, categories), _check_label(validation[1], len(validation[0]))
-        text_columns = [j for j, name in enumerate(names) if categories.get(name)]
-        booster = self._train(matrix, y, later, y_later, text_columns, constraints)
-        raw = np.asarray(booster.predict(later, raw_score=True, num_threads=self.num_threads)) if len(later) else np.empty(0)
-        calibration = _platt(raw, y_later)
-        threshold = _cheapest_threshold(_sigmoid(calibration, raw), y_later, self.cost_false_positive, self.cost_false_negative)
-        return self._learned(booster, names, categories, calibration, threshold)
+            y_later = _check_label(validation[1], len(validation[0]))
+        silence = self._silence(matrix, y, names, categories)
+        binned = self._binned(matrix, y, names, categories, silence)
+        del matrix  # before the later rows take their place
+        if validation is not None:
+            later = _encode(validation[0], names, categories)
+        binned_later = self._binned(later, y_later, names, categories, silence, like=binned) if len(later) else None
+        return Prepared(names, categories, binned, binned_later, later, y_later, silence)
+
+    def search_loss(self, prepared: Prepared) -> float:
+        """What `fit` and then `loss` of the same validation rows give, without looking at them twice; this one is fitted as by `fit`."""
+        raw = self._fitted(prepared)
+        return evaluation.log_loss(prepared.y_later, _sigmoid(self.calibration_, raw))
 
     def refitted(self, features: pd.DataFrame, label: ArrayLike) -> Self:
         """Another with the trees of all these rows, those that this one was stopped on among them: the newest are not left unlearned.
@@ -123,13 +157,12 @@ class Classifier(Learner):
         self._check_fitted("feature_names_")
         _check_columns(features, self.feature_names_, "features")
         y, names, categories = _check_training(features, label), self.feature_names_, _learn_categories(features)
-        constraints = _constraints(self.monotone or {}, names, categories)
-        text_columns = [j for j, name in enumerate(names) if categories.get(name)]
         rounds = max(1, round(self.booster_.num_trees() / self.n_seeds))
-        matrix, nothing = _encode(features, names, categories), np.empty((0, len(names)))
-        booster = self._train(matrix, y, nothing, np.empty(0), text_columns, constraints, rounds=rounds)
+        matrix = _encode(features, names, categories)
+        silence = self._silence(matrix, y, names, categories)
+        booster = self._train(self._binned(matrix, y, names, categories, silence), None, names, categories, rounds=rounds)
         again = type(self)(**self.get_params())
-        return again._learned(booster, names, categories, self.calibration_, self.threshold_)
+        return again._learned(booster, silence, names, categories, self.calibration_, self.threshold_)
 
     def predict_proba(self, features: pd.DataFrame) -> Floats:
         """Calibrated probabilities (n, 2) of label 0 and label 1. Raises ValueError if the columns are not those of `fit`."""
@@ -150,6 +183,10 @@ class Classifier(Learner):
         self._check_fitted("feature_names_")
         return _encode(columns, self.feature_names_, self.categories_)
 
+    def codes(self, name: str, values: Any) -> Floats:
+        """One text column (n,) as `encode` writes it: the place of each text among those of `fit`, NaN for others and for null."""
+        return _codes(values, self.categories_[name])
+
     def predict_values(self, matrix: Floats) -> Floats:
         """Probability of label 1 (n,) for an encoded matrix; the same bits as `predict_proba`, without pandas, on one thread."""
         return self._probability(matrix, 1)
@@ -157,7 +194,7 @@ class Classifier(Learner):
     def explain(self, features: pd.DataFrame) -> pd.DataFrame:
         """What each feature adds to the logit of the probability (n, d): a row's sum plus `base_` is that logit.
 
-        The contributions are the trees' exact Shapley values times the calibration's slope.
+        The contributions are the trees' exact Shapley values, and those of a history's columns, times the calibration's slope.
         Source: Lundberg et al., Nature Machine Intelligence 2020.
         """
         self._check_fitted("feature_names_")
@@ -166,8 +203,14 @@ class Classifier(Learner):
 
     def explain_values(self, matrix: Floats) -> Floats:
         """The same for an encoded matrix, as an array (n, d)."""
-        parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))
-        return np.asarray(parts[:, :-1] * self.calibration_[0])
+        if len(matrix) == 1:
+            parts = self._contributions(matrix[0])[None, :-1]
+        else:
+            parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
+        if self.silence_ is not None:
+            places = self._places(self.feature_names_)
+            parts[:, places] += self.silence_.contributions(matrix[:, places])
+        return np.asarray(parts * self.calibration_[0])
 
     def loss(self, validation: Labelled) -> float:
         """Log-loss of the calibrated probabilities on rows (features, label): what tuning minimises."""
@@ -186,6 +229,7 @@ class Classifier(Learner):
             "categories": {name: list(values) for name, values in self.categories_.items()},
             "calibration": list(self.calibration_),
             "threshold": self.threshold_,
+            "silence": None if self.silence_ is None else self.silence_.as_json(),
         }
         write_json(folder / "classifier.json", description)
 
@@ -200,20 +244,60 @@ class Classifier(Learner):
         if booster.num_feature() != len(names):
             raise ValueError(f"{folder}: model.lgb reads {booster.num_feature()} features, classifier.json names {len(names)}")
         categories = {name: tuple(values) for name, values in saved["categories"].items()}
-        return cls(**saved["params"])._learned(booster, names, categories, (slope, intercept), saved["threshold"])
+        silence = Silence.from_json(saved["silence"]) if saved.get("silence") else None
+        return cls(**saved["params"])._learned(booster, silence, names, categories, (slope, intercept), saved["threshold"])
+
+    def _fitted(self, prepared: Prepared) -> Floats:
+        """Learn; the uncalibrated logit of the later rows."""
+        names, categories, silence, y_later = prepared.names, prepared.categories, prepared.silence, prepared.y_later
+        if (silence is None) != (not self.history):
+            raise ValueError(f"Classifier: expected rows that were prepared for the history {self.history}; prepare them with the same")
+        booster = self._train(prepared.binned, prepared.binned_later, names, categories)
+        raw = self._raw(booster, silence, names, prepared.later, self.num_threads)
+        calibration = _platt(raw, y_later)
+        threshold = _cheapest_threshold(_sigmoid(calibration, raw), y_later, self.cost_false_positive, self.cost_false_negative)
+        self._learned(booster, silence, names, categories, calibration, threshold)
+        return raw
+
+    def _silence(self, matrix: Floats, y: Floats, names: list[str], categories: Mapping[str, tuple[str, ...]]) -> Silence | None:
+        """What the histories foretell, learned of the rows that the trees are learned of; None without a history."""
+        if not self.history:
+            return None
+        wrong = [role for role in ROLES if self.history.get(role) not in names or categories.get(self.history[role])]
+        if wrong or set(self.history) != set(ROLES):
+            raise ValueError(
+                f"Classifier: history expects a column of numbers among those of fit for each of {ROLES}; found {self.history}"
+            )
+        places = self._places(names)
+        return Silence.learn(matrix[:, places], y, horizon_days=self.horizon_days, random_state=self.random_state)
+
+    def _places(self, names: list[str]) -> list[int]:
+        return [names.index((self.history or {})[role]) for role in ROLES]
+
+    def _binned(
+        self, matrix: Floats, y: Floats, names: list[str], categories: Mapping[str, tuple[str, ...]], silence: Silence | None,
+        *, like: "lgb.Dataset | None" = None,
+    ) -> "lgb.Dataset":  # fmt: skip
+        """The matrix as LightGBM's bins, those of `like` where given, and what its trees start from; the matrix itself is not kept."""
+        import lightgbm as lgb
+
+        text_columns = [j for j, name in enumerate(names) if categories.get(name)]
+        params = {"num_threads": self.num_threads} | _FIXED_PARAMS
+        start = None if silence is None else silence.logit(matrix[:, self._places(names)])
+        return lgb.Dataset(matrix, y, reference=like, init_score=start, categorical_feature=text_columns, params=params).construct()
 
     def _train(
-        self, matrix: Floats, y: Floats, later: Floats, y_later: Floats, text_columns: list[int], constraints: list[int],
+        self, data: "lgb.Dataset", later: "lgb.Dataset | None", names: list[str], categories: Mapping[str, tuple[str, ...]],
         *, rounds: int | None = None,
     ) -> "lgb.Booster":  # fmt: skip
         """The trees up to the best round on the later rows, all rounds where there are none to judge by; the mean of all seeds."""
         import lightgbm as lgb
 
+        constraints = _constraints(self.monotone or {}, [*(self.history or {}).values()], names, categories)
         params = {name: getattr(self, name) for name in _TREE_PARAMS} | _FIXED_PARAMS
         if any(constraints):
             params |= {"monotone_constraints": constraints, "monotone_constraints_method": "intermediate"}
-        data = lgb.Dataset(matrix, y, categorical_feature=text_columns, params=params, free_raw_data=False)
-        judged = [lgb.Dataset(later, y_later, reference=data, categorical_feature=text_columns, params=params)] if len(later) else None
+        judged = None if later is None else [later]
         texts = []
         for seed in self._seeds():
             stop: list[Callable[..., Any]] = [lgb.early_stopping(self.early_stopping_rounds, verbose=False)] if judged else []
@@ -229,21 +313,31 @@ class Classifier(Learner):
     def _learned(
         self,
         booster: "lgb.Booster",
+        silence: Silence | None,
         names: list[str],
         categories: dict[str, tuple[str, ...]],
         calibration: tuple[float, float],
         threshold: float,
     ) -> Self:
-        self.booster_, self.feature_names_, self.categories_ = booster, names, categories
+        self.booster_, self.silence_, self.feature_names_, self.categories_ = booster, silence, names, categories
         self.calibration_, self.threshold_, self.classes_ = calibration, threshold, np.array([0, 1])
+        self._score, self._contributions = SingleRow(booster, RAW_SCORE), SingleRow(booster, CONTRIBUTIONS)
         start = np.asarray(booster.predict(np.full((1, len(names)), np.nan), pred_contrib=True, num_threads=1))[0, -1]
+        start += 0.0 if silence is None else silence.base()
         self.base_ = float(calibration[0] * start + calibration[1])
         return self
 
     def _probability(self, matrix: Floats, num_threads: int) -> Floats:
+        if len(matrix) == 1 and self.silence_ is None:
+            return _sigmoid(self.calibration_, self._score(matrix[0]))
+        return _sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
+
+    def _raw(self, booster: "lgb.Booster", silence: Silence | None, names: list[str], matrix: Floats, num_threads: int) -> Floats:
+        """The uncalibrated logit (n,)."""
         if not len(matrix):
             return np.empty(0)
-        return _sigmoid(self.calibration_, np.asarray(self.booster_.predict(matrix, raw_score=True, num_threads=num_threads)))
+        trees = np.asarray(booster.predict(matrix, raw_score=True, num_threads=num_threads))
+        return trees if silence is None else trees + silence.logit(matrix[:, self._places(names)])
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
@@ -257,6 +351,7 @@ _FIXED_PARAMS: dict[str, Any] = {
     "bagging_freq": 1,
     "deterministic": True,
     "force_row_wise": True,  # the automatic choice is made by timing, and so differs between runs
+    "feature_pre_filter": False,  # so that rows binned once serve any `min_data_in_leaf`
     "verbosity": -1,
 }
 
@@ -293,11 +388,14 @@ def _check_columns(features: pd.DataFrame, names: list[str], what: str) -> None:
         raise ValueError(f"Classifier: {what} must have the columns of fit, each once; missing {missing}, not known {extra}")
 
 
-def _constraints(monotone: Mapping[str, int], names: list[str], categories: Mapping[str, tuple[str, ...]]) -> list[int]:
-    """The direction of each column. Raises ValueError on a column that is not there or is text, or a direction that is none."""
-    wrong = [name for name, way in monotone.items() if name not in names or categories.get(name) or way not in (-1, 0, 1)]
+def _constraints(monotone: Mapping[str, int], taken: list[str], names: list[str], categories: Mapping[str, tuple[str, ...]]) -> list[int]:
+    """The direction of each column. Raises ValueError on a column that is not there, is text or `taken`, or a direction that is none."""
+    free = {name for name in names if not categories.get(name) and name not in taken}
+    wrong = [name for name, way in monotone.items() if name not in free or way not in (-1, 0, 1)]
     if wrong:
-        raise ValueError(f"Classifier: monotone expects -1, 0 or 1 for columns of numbers among those of fit; not so: {wrong}")
+        raise ValueError(
+            f"Classifier: monotone expects -1, 0 or 1 for columns of numbers among those of fit, none of a history; not so: {wrong}"
+        )
     return [int(monotone.get(name, 0)) for name in names]
 
 
@@ -322,6 +420,9 @@ def _is_text(column: pd.Series) -> bool:
 
 
 def _encode(columns: Mapping[str, Any] | pd.DataFrame, names: list[str], categories: Mapping[str, tuple[str, ...]]) -> Floats:
+    """A new matrix, or where a frame is one already, that one: to be read only."""
+    if isinstance(columns, pd.DataFrame) and list(columns) == names and not categories and (columns.dtypes == np.float64).all():
+        return columns.to_numpy()
     absent = [name for name in names if name not in columns]
     if absent:
         raise ValueError(f"Classifier: the columns {absent} are missing; expected {names}")
@@ -345,6 +446,9 @@ def _numbers(name: str, values: Any) -> Floats:
 
 
 def _codes(values: Any, known: tuple[str, ...]) -> Floats:
+    # a single row without pandas needs none of the tools for many
+    if len(values) == 1 and not isinstance(values, pd.Series) and (values[0] is None or type(values[0]) is str):
+        return np.array([known.index(values[0]) if values[0] in known else np.nan])
     position = {value: float(code) for code, value in enumerate(known)}
     codes, seen = pd.factorize(np.asarray(values, dtype=object))
     return np.array([*(position.get(str(value), np.nan) for value in seen), np.nan])[codes]  # null has code -1: the last

@@ -16,10 +16,10 @@ Slopes = tuple[Floats, tuple[Floats, ...]]  # log-likelihood of each row, and it
 
 SMALLEST, LARGEST = 1e-4, 1e5  # of a parameter: beyond it the likelihoods here are flat
 SCOUTS = 2_000  # rows that the starts are compared on
-NODES = 48  # of the integrals
+NODES, FEW_NODES = 48, 20  # of the integrals
 DEEP = 45.0  # an integrand that fell by e**-45 adds nothing to a double
 
-_LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(NODES)
+_MANY, _FEW = (np.polynomial.legendre.leggauss(count) for count in (NODES, FEW_NODES))
 
 
 def maximise(slopes: Callable[[Parameters, Floats], Slopes], rows: Floats, size: int, *, n_starts: int, rng: np.random.Generator) -> Any:
@@ -63,22 +63,15 @@ def power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: flo
     where it has fallen by `DEEP`, and what is left suits a Gauss-Legendre rule, whatever k is. The difference of two hypergeometric
     functions that is usually printed cancels where `lower` is near `upper`, and overflows for large k.
     """
-    small = min(alpha, beta)
-    start, full = np.log(small + lower), np.log(small + upper) - np.log(small + lower)
-    falls = (small + lower) * (k / (alpha + lower) + l / (beta + lower)) - 1  # of the log, at the lower end
-    length = np.minimum(full, DEEP / np.maximum(falls, 1e-300))
-    w = start[:, None] + length[:, None] * (_LEGENDRE_NODES + 1) / 2
-    grown = np.exp(w)
-    to_alpha, to_beta = grown + (alpha - small), grown + (beta - small)
-    log_alpha, log_beta = np.log(to_alpha), np.log(to_beta)
-    logs = w - k[:, None] * log_alpha - l * log_beta
-    top = logs.max(axis=1)
-    mass = np.exp(logs - top[:, None]) * _LEGENDRE_WEIGHTS
+    log_value, mass, to_alpha, to_beta, log_alpha, log_beta = _power_integral(lower, upper, k, alpha, l, beta, _MANY)
     total = mass.sum(axis=1)
-    with np.errstate(divide="ignore"):
-        log_value = top + np.log(total) + np.log(length / 2)
     mean = lambda values: np.asarray(np.einsum("ij,ij->i", mass, values) / total)  # noqa: E731
     return PowerIntegral(log_value, mean(log_alpha), mean(1 / to_alpha), mean(log_beta), mean(1 / to_beta))
+
+
+def log_power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: float, beta: float) -> Floats:  # noqa: E741
+    """Its log alone, to six digits and at half the work."""
+    return _power_integral(lower, upper, k, alpha, l, beta, _FEW)[0]
 
 
 def beta_rule(a: float, b: float) -> tuple[Floats, Floats]:
@@ -93,3 +86,27 @@ def beta_rule(a: float, b: float) -> tuple[Floats, Floats]:
     beside[0] = 4 * (1 + p) * (1 + q) / ((2 + p + q) ** 2 * (3 + p + q))
     roots, vectors = linalg.eigh_tridiagonal(middle, np.sqrt(beside))
     return np.clip((roots + 1) / 2, 1e-300, 1.0), vectors[0] ** 2
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _power_integral(
+    lower: Floats, upper: Floats, k: Floats, alpha: float, l: float, beta: float, rule: tuple[Floats, Floats]  # noqa: E741
+) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:  # fmt: skip
+    """Log of the integral (n,); the mass of each node, alpha + t and beta + t there, and the logs of both, (n, nodes)."""
+    nodes, weights = rule
+    small = min(alpha, beta)
+    start, full = np.log(small + lower), np.log(small + upper) - np.log(small + lower)
+    falls = (small + lower) * (k / (alpha + lower) + l / (beta + lower)) - 1  # of the log, at the lower end
+    length = np.minimum(full, DEEP / np.maximum(falls, 1e-300))
+    w = start[:, None] + length[:, None] * (nodes + 1) / 2
+    grown = np.exp(w)
+    to_alpha, to_beta = grown + (alpha - small), grown + (beta - small)
+    log_alpha, log_beta = np.log(to_alpha), np.log(to_beta)
+    logs = w - k[:, None] * log_alpha - l * log_beta
+    top = logs.max(axis=1)
+    mass = np.exp(logs - top[:, None]) * weights
+    with np.errstate(divide="ignore"):
+        log_value = top + np.log(mass.sum(axis=1)) + np.log(length / 2)
+    return log_value, mass, to_alpha, to_beta, log_alpha, log_beta

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from models import als, evaluation
-from models.als import Objective, Singles
+from models.als import Objective, Singles, Solved
 from models.candidates.source import checked
 from models.learner import Learner, read_json, write_json
 from models.lists import Ranked, best
@@ -37,7 +37,8 @@ class Recommender(Learner):
     repeat_weight: what the customer's strongest own item gains, the others in proportion to their weight; 0 = nothing.
 
     Learned: `customer_factors_`, `item_factors_`, `popularity_` (n_items,) the items' total weight, `history_` csr of own
-    weights over the row's largest, `lifts_` csr of what `put_first` adds to a score, `objective_`.
+    weights over the row's largest, `largest_` (n_customers,) that largest weight, NaN where a version of before it was kept was
+    loaded, `lifts_` csr of what `put_first` adds to a score, `objective_`.
     """
 
     objective_: Objective
@@ -45,6 +46,7 @@ class Recommender(Learner):
     item_factors_: Singles
     popularity_: NDArray[np.float64]
     history_: Any
+    largest_: Singles
     lifts_: Any
 
     def __init__(
@@ -96,7 +98,13 @@ class Recommender(Learner):
         )
         popularity = np.asarray(weights.sum(axis=0), dtype=np.float64).ravel()
         return self._learned(
-            objective, customers, items, popularity, _over_largest(weights), sparse.csr_matrix(weights.shape, dtype=np.float32)
+            objective,
+            customers,
+            items,
+            popularity,
+            _over_largest(weights),
+            _largest(weights),
+            sparse.csr_matrix(weights.shape, dtype=np.float32),
         )
 
     def put_first(self, items: ArrayLike) -> Self:
@@ -130,7 +138,15 @@ class Recommender(Learner):
         """Forget every customer but those in these rows of `fit`, which are numbered anew in the order given."""
         kept = self._check_customers(rows)
         self.customer_factors_, self.history_, self.lifts_ = self.customer_factors_[kept], self.history_[kept], self.lifts_[kept]
+        self.largest_ = self.largest_[kept]
         return self
+
+    def weights_of(self, customers: ArrayLike) -> Any:
+        """The weights that these rows of `fit` (m,) were trained on, csr (m, n_items); NaN where the version does not tell them."""
+        rows = self._check_customers(customers)
+        own = _take(self.history_, rows)
+        own.data = own.data * np.repeat(self.largest_[rows], np.diff(own.indptr))
+        return own
 
     def score(self, customers: ArrayLike, items: ArrayLike) -> Singles:
         """The score of each pair (m,) of customer and item; -1 is an unknown customer. Comparable within a customer only.
@@ -165,6 +181,11 @@ class Recommender(Learner):
         weights = checked(interactions, len(self.item_factors_))
         return als.fold_in(weights, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
 
+    def solve(self, items: Indices, weights: NDArray[np.floating]) -> Solved:
+        """One customer's factors from the items touched (r,), each once, and their weights, above 0; and what each of them adds."""
+        self._check_fitted("item_factors_")
+        return als.solve_one(items, weights, self.objective_, self.item_factors_, gram=self._gram)
+
     def recommend_factors(self, factors: Singles, interactions: Any, k: int, exclude: Any = None) -> Ranked:
         """As `recommend`, for customers given by their factors (m, n_factors) and the weights (m, n_items) behind them."""
         self._check_fitted("item_factors_")
@@ -195,6 +216,7 @@ class Recommender(Learner):
             np.save(folder / f"{name.rstrip('_')}.npy", getattr(self, name), allow_pickle=False)
         for name, part in itertools.product(("history", "lifts"), _CSR):
             np.save(folder / f"{name}_{part}.npy", getattr(getattr(self, f"{name}_"), part), allow_pickle=False)
+        np.save(folder / "largest.npy", self.largest_, allow_pickle=False)
         write_json(folder / "recommender.json", {"kind": "recommender", "params": self.get_params(), "objective": vars(self.objective_)})
 
     @classmethod
@@ -203,17 +225,26 @@ class Recommender(Learner):
         saved = read_json(folder / "recommender.json", "recommender")
         customers, items, popularity = (_read(folder / f"{name.rstrip('_')}.npy", is_mapped) for name in _ARRAYS)
         parts = {name: tuple(_read(folder / f"{name}_{part}.npy", is_mapped) for part in _CSR) for name in ("history", "lifts")}
-        is_whole = all(len(indptr) == len(customers) + 1 for _, _, indptr in parts.values())
+        told = folder / "largest.npy"
+        largest = _read(told, is_mapped) if told.exists() else np.full(len(customers), np.nan, dtype=np.float32)
+        is_whole = all(len(indptr) == len(customers) + 1 for _, _, indptr in parts.values()) and len(largest) == len(customers)
         if not is_whole or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
             raise ValueError(f"{folder}: the arrays do not belong together; save the model again")
         history, lifts = (sparse.csr_matrix(parts[name], (len(customers), len(items)), copy=False) for name in ("history", "lifts"))
-        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history, lifts)
+        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history, largest, lifts)
 
     def _learned(
-        self, objective: Objective, customers: Singles, items: Singles, popularity: NDArray[np.float64], history: Any, lifts: Any
+        self,
+        objective: Objective,
+        customers: Singles,
+        items: Singles,
+        popularity: NDArray[np.float64],
+        history: Any,
+        largest: Singles,
+        lifts: Any,
     ) -> Self:
         self.objective_, self.customer_factors_, self.item_factors_ = objective, customers, items
-        self.popularity_, self.history_, self.lifts_ = popularity, history, lifts
+        self.popularity_, self.history_, self.largest_, self.lifts_ = popularity, history, largest, lifts
         self._gram = items.T @ items
         self._popularity_share = (popularity / popularity.max()).astype(np.float32)
         place = np.empty(len(popularity), dtype=np.float32)
@@ -287,6 +318,14 @@ def _checked_shape(exclude: Any, shape: tuple[int, int]) -> Any:
         matrix = matrix.copy()
         matrix.eliminate_zeros()
     return matrix
+
+
+def _largest(weights: Any) -> Singles:
+    """Each row's largest weight, 0 for an empty one."""
+    counts, found = np.diff(weights.indptr), np.zeros(weights.shape[0], dtype=np.float32)
+    if weights.nnz:
+        found[counts > 0] = np.maximum.reduceat(weights.data, weights.indptr[:-1][counts > 0])
+    return found
 
 
 def _over_largest(weights: Any) -> Any:

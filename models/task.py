@@ -26,6 +26,7 @@ class Task:
     label: clean events (columns of the events table) -> rows `LABELLED`: the instant that a score is asked for, 0 or 1, and when that
     is known. Rows that are not yet known belong to the frame as well: who calls it drops them. None: the label of that name is
     made where the pipeline's settings say how (churn, intent). rival: feature rows -> (n,) finite scores, higher = likelier positive.
+    Raises ValueError on a history where label 1 is no silence: the model of lifetimes foretells nothing else.
     """
 
     name: str
@@ -38,7 +39,12 @@ class Task:
     horizon_hours: float | None = None  # of a label that the pipeline makes; none: as its settings say
     is_silence: bool = False  # label 1: no order in the horizon; models of customers' lifetimes are then baselines
     monotone: Mapping[str, int] = field(default_factory=dict)  # column -> 1: more of it never lowers the probability; -1: never raises it
+    history: Mapping[str, str] = field(default_factory=dict)  # of a silence: columns by role of models.silence.ROLES, to start from
     suggest: Callable[[Any], dict[str, Any]] | None = None  # search space of an Optuna trial; none: the learner's own
+
+    def __post_init__(self) -> None:
+        if self.history and not self.is_silence:
+            raise ValueError(f"task {self.name}: a history foretells silence; declare is_silence, or no history")
 
 
 def follows(rows: pd.DataFrame, events: pd.DataFrame, *, within: pd.Timedelta) -> NDArray[np.int64]:

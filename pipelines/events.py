@@ -8,6 +8,7 @@ TYPES = (
 )  # fmt: skip
 ITEM_TYPES = ("view", "cart_add", "cart_remove", "wishlist", "purchase")  # mean nothing without an item
 ORDER_TYPES = ("purchase", "return")  # carry revenue; without an item they are those of a whole order
+WEIGHTS = {"purchase": 1.0, "cart_add": 0.5, "view": 0.15}  # how much an event says about taste; a purchase is the unit
 
 # https://segment.com/docs/connections/spec/ecommerce/v2/ ; compared without regard to case. Unknown names are `custom`.
 SEGMENT_NAMES = {

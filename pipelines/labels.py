@@ -16,11 +16,11 @@ from scipy import sparse
 from models.task import LABELLED, TICK, Task, follows
 from pipelines import consent, horizon, tables
 from pipelines.errors import NotTrainable
+from pipelines.events import WEIGHTS
 from pipelines.settings import LabelSettings, Settings
 from pipelines.windows import NOT_BEHAVIOUR
 
 SPLITS = ("train", "validation", "test")
-WEIGHTS = {"purchase": 1.0, "cart_add": 0.5, "view": 0.15}  # how much an event says about taste; a purchase is the unit
 EVERYBODY_BUYS = 0.99  # above this share of buyers a log with views was drawn by purchase: its rate is not the shop's
 
 _EVENT_COLUMNS = ["event_id", "type", "event_timestamp", "created_timestamp", "customer_id", "item_id", "session_id"]

@@ -18,7 +18,7 @@ from pipelines.private_file import flush, transaction
 BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
 CACHE_KB = 32 * 1024  # a batch of a load stays in it
 WAL_PAGES = 1_000  # of the write-ahead log, from which on a commit moves it into the file
-LONG_WAL_PAGES = 16_384  # where somebody else is to move it (`stream.upkeep`), and the writer only if that one cannot keep up
+LONG_WAL_PAGES = 65_536  # where somebody else is to move it (`stream.upkeep`), and the writer only if that one cannot keep up
 _MEND = f"{online_schema.MEND}, or free space on its disk"
 
 Self = TypeVar("Self", bound="OnlineFile")
@@ -37,12 +37,20 @@ class OnlineFile:
         self._db: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
         self._made_for: tuple[int, Schema] = (-1, {})  # as of the file's schema version
+        self._is_fixed = False  # nobody else can change that until the transaction ends
+        self._marked: set[str] = set()  # views that this connection knows to be streamed
 
     @contextmanager
     def transaction(self: Self) -> Iterator[Self]:
         """Everything written inside is kept and visible at its end, or not at all. Raises StoreError where the store refuses."""
-        with transaction(self._connection(), self.path, room="online store", mend=_MEND):
-            yield self
+        try:
+            with transaction(self._connection(), self.path, room="online store", mend=_MEND):
+                yield self
+        except BaseException:
+            self._marked.clear()
+            raise
+        finally:
+            self._is_fixed = False
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -52,9 +60,11 @@ class OnlineFile:
     @property
     def schema(self) -> Schema:
         """What the store was made for, as it is now."""
-        (version,) = self.db.execute("PRAGMA schema_version").fetchone()
-        if self._made_for[0] != version:
-            self._made_for = (version, online_schema.get(self.db))
+        if not self._is_fixed:
+            (version,) = self.db.execute("PRAGMA schema_version").fetchone()
+            if self._made_for[0] != version:
+                self._made_for = (version, online_schema.get(self.db))
+            self._is_fixed = self.db.in_transaction
         return self._made_for[1]
 
     def has(self, view: str) -> bool:
@@ -76,7 +86,8 @@ class OnlineFile:
         if self._db is not None:
             self._db.close()
         self._db = self._inode = None
-        self._made_for = (-1, {})
+        self._made_for, self._is_fixed = (-1, {}), False
+        self._marked.clear()
 
     def _connection(self) -> sqlite3.Connection:
         """The connection; a new one when the file is another one than it was opened on."""

@@ -47,6 +47,7 @@ CUSTOMER = "customer_id"  # the join key, alone or with others, of what is known
 K = TypeVar("K", bound=Key)
 
 _AT_A_TIME = 500
+_LOW = 4_096  # most values are counts below
 _STREAMED = "CREATE TABLE IF NOT EXISTS streamed_views (view TEXT PRIMARY KEY) WITHOUT ROWID"
 
 
@@ -77,7 +78,7 @@ class OnlineWriter(OnlineFile):
                 self._kinds(view, row.values, join_key)
             values = online_schema.checked(view, kinds, row.values)
             key, stamps = encode(row.key), _stamps(row.event_us, row.created_us)
-            cells += [(key, name, encoded_value(view, name, value), as_text(value), *stamps) for name, value in values.items()]
+            cells += [(key, name, *_cell(view, name, value), *stamps) for name, value in values.items()]
         if cells:
             self._mark(view)
         return self.db.executemany(_upsert(view), cells).rowcount if cells else 0
@@ -213,9 +214,12 @@ class OnlineWriter(OnlineFile):
         return [view for view in views if self.has(view)]
 
     def _mark(self, view: str) -> None:
+        if view in self._marked:
+            return
         if not self.is_streamed(view):
             self.db.execute(_STREAMED)
             self.db.execute("INSERT OR IGNORE INTO streamed_views VALUES (?)", (view,))
+        self._marked.add(view)
 
     def _delete(self, view: str, keys: Sequence[bytes]) -> int:
         statement = f'DELETE FROM "{table_of(view)}" WHERE entity_key = ?'
@@ -276,6 +280,18 @@ def encoded_value(view: str, feature: str, value: Value) -> bytes:
         return encode_value(value)
     except (OverflowError, UnicodeEncodeError) as error:
         raise InputError(f"online store: {view}:{feature}: {error}; nothing was written, mend the writer") from error
+
+
+def _cell(view: str, feature: str, value: Value) -> tuple[bytes, str | None]:
+    """Both forms in which a value is stored."""
+    if type(value) is int and 0 <= value < _LOW:
+        return _low(value)
+    return encoded_value(view, feature, value), as_text(value)
+
+
+@cache
+def _low(value: int) -> tuple[bytes, str | None]:
+    return encode_value(value), as_text(value)
 
 
 def as_text(value: Value) -> str | None:

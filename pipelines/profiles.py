@@ -1,4 +1,5 @@
-"""What is known of one person, for those who look after them: names masked, consent, traits, and why their identifiers are one.
+"""What is known of one person, for those who look after them: names masked, consent, traits, newest events, and why their identifiers
+are one.
 
 In: a name as the shop has it. Out: plain data, ready to be shown; nothing in it names the person in full. Features and scores are not
 in it: whoever serves them has them newer. Never changes anything: asking is not an export.
@@ -24,11 +25,15 @@ from pipelines.stream import consents, identities
 from pipelines.tables import Table
 from pipelines.vault import IDENTIFIERS, Vault
 
+TIMELINE = 50  # events shown, newest first
+_SHOWN = ["event_timestamp", "type", "name", "item_id", "order_id", "quantity", "revenue_cents", "source"]  # no free text of theirs
+
 
 def describe(home: Path, who: str, *, settings: Settings, vault: Vault) -> dict[str, Any]:
     """The person: customer_id, identifiers, consent, traits, links. Raises InputError where nobody, or several, are known by this name.
 
     who: a customer_id, a user id, an address. consent: purpose -> is_allowed, and what the newest statement in the tables said of it.
+    segment: their tier, state and segment, None where they have none. timeline: their newest events in the tables, at most TIMELINE.
     """
     person = people.find(home, who, vault=vault)
     now = _live(home, person, settings=settings)
@@ -42,6 +47,8 @@ def describe(home: Path, who: str, *, settings: Settings, vault: Vault) -> dict[
         "traits": _traits(home, now.identifiers)
         | {fact.kind: {"value": masked(fact.kind, fact.value), "source": fact.source} for fact in facts if fact.kind not in IDENTIFIERS},
         "links": _links(home, person.customer_id),
+        "segment": _segment(home, person.customer_id),
+        "timeline": _timeline(home, person.customer_id),
     }
 
 
@@ -94,6 +101,16 @@ def _links(home: Path, customer: str) -> dict[str, Any] | None:
         return asdict(graph.explain(home, customer))
     except InputError:
         return None
+
+
+def _segment(home: Path, customer: str) -> dict[str, Any] | None:
+    columns = ["segment", "rfm_tier", "lifecycle", "version", "event_timestamp"]
+    return max(_rows(home, tables.CUSTOMER_SEGMENTS, "customer_id", [customer], columns), key=_time, default=None)
+
+
+def _timeline(home: Path, customer: str) -> list[dict[str, Any]]:
+    newest_first = sorted(_rows(home, tables.EVENTS, "customer_id", [customer], _SHOWN), key=_time, reverse=True)
+    return [{name: value for name, value in row.items() if value is not None} for row in newest_first[:TIMELINE]]
 
 
 def _rows(home: Path, table: Table, column: str, values: list[str], columns: list[str]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ CREATE INDEX IF NOT EXISTS by_age ON served (noted_us);
 """
 _COLUMNS = "customer_id, service, version, served_us, read_us, row"
 _EVER = -(2**63)
+SHADOW = "shadow"  # in the place of a service: what a challenger foretold, and what the champion did
 _DIGEST = 8  # bytes: one customer, one instant, one version are never asked for so often that two rows meet
 
 
@@ -70,10 +71,16 @@ class Served:
             return db.executemany("INSERT OR IGNORE INTO served VALUES (?, ?, ?, ?, ?, ?, ?, ?)", cells).rowcount if cells else 0
 
     def rows(self, *, since_us: int | None = None) -> Iterator[Row]:
-        """The rows, by customer and instant; only those noted since."""
+        """What models were fed, by customer and instant; only what was noted since."""
         since = _EVER if since_us is None else since_us
-        found = self._db.execute(f"SELECT {_COLUMNS} FROM served WHERE noted_us >= ? ORDER BY customer_id, served_us", (since,))
-        yield from (_row(*cells) for cells in found)
+        query = f"SELECT {_COLUMNS} FROM served WHERE noted_us >= ? AND service <> ? ORDER BY customer_id, served_us"
+        yield from (_row(*cells) for cells in self._db.execute(query, (since, SHADOW)))
+
+    def challenged(self, model: str) -> Iterator[Row]:
+        """What challengers of the model foretold, by customer and instant: `probability`, `champion_probability` and `champion`."""
+        query = f"SELECT {_COLUMNS} FROM served WHERE service = ? ORDER BY customer_id, served_us"
+        found = (_row(*cells) for cells in self._db.execute(query, (SHADOW,)))
+        yield from (row for row in found if row.version.rpartition(" ")[0] == model)
 
     def of(self, customers: Sequence[str]) -> list[Row]:
         """The rows of these customers, by instant."""

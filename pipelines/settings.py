@@ -154,7 +154,10 @@ class TrainingSettings(_Group):
     timeout_s: float | None = Field(None, gt=0, description="stop tuning a model after this long")
     workers: int = Field(1, ge=1, le=64, description="processes that try parameters, one thread each; another number, another search")
     study_url: SecretStr | None = Field(
-        None, description="postgresql+psycopg://...: trials are kept there, for workers of several machines; none: in a file of the home"
+        None, description="postgresql+pg8000://...: trials are kept there, for workers of several machines; none: in a file of the home"
+    )
+    tracking_url: SecretStr | None = Field(
+        None, description="postgresql+pg8000://...: MLflow's runs and registry are kept there, in another database; none: in the home"
     )
     heartbeat_s: int = Field(10, ge=1, le=600, description="between two signs of life of a worker on such a server; after three it is dead")
     seed: int = Field(7, ge=0, description="one seed for tuning, fitting and bootstrap")
@@ -165,6 +168,12 @@ class TrainingSettings(_Group):
     folds: int = Field(2, ge=1, le=8, description="origins that a trial is judged at, the validation rows and as many earlier ones as fit")
     ranking_cutoffs: int = Field(6, ge=1, le=24, description="earlier cut-offs that the second stage of recommendation learns from")
     seeds: int = Field(3, ge=1, le=20, description="boosters of the winner's parameters that are averaged into the model")
+
+    @model_validator(mode="after")
+    def _databases_differ(self) -> "TrainingSettings":
+        if self.study_url is not None and self.study_url == self.tracking_url:
+            raise ValueError("expected study_url and tracking_url to name two databases, since the tables of each are in the other's way")
+        return self
 
 
 class GateSettings(_Group):
@@ -204,12 +213,22 @@ class ServingSettings(_Group):
     workers: int = Field(1, ge=1, le=64, description="processes")
     deadline_ms: int = Field(250, ge=5, le=10_000, description="time within which every valid request is answered")
     max_body_bytes: int = Field(64 * 1024, ge=1_024, description="larger request bodies get 413")
+    rate_per_s: float = Field(10_000, gt=0, description="requests a second that one key may make for long; beyond it 429")
+    burst: int = Field(20_000, ge=1, description="requests that a key may make at once")
+    tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain: the service speaks https; none: http")
+    tls_key: Path | None = Field(None, description="PEM file of its private key")
     max_feature_age_hours: int = Field(24 * 3650, ge=1, description="older online rows count as missing")
     audit_share: float = Field(
         0.01, ge=0, le=1, description="share of customers whose served values are kept for `features parity`; 0: none"
     )
     audit_days: int = Field(30, ge=1, description="days that they are kept")
     audit_rows: int = Field(100_000, ge=1, description="rows that are kept; the oldest go first")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "ServingSettings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("expected both tls_cert and tls_key, or neither; found one of them")
+        return self
 
 
 class MonitoringSettings(_Group):

@@ -1,4 +1,4 @@
-"""What was tried and what came of it, kept in MLflow: SQLite and files under the home, no server.
+"""What was tried and what came of it, kept in MLflow: in SQLite under the home, or on a PostgreSQL server. Files stay under the home.
 
 One parent run per search, one nested run per trial, one registered version per stored model version. Everything is looked up
 before it is written, so a run that was killed and started again is counted once. Nothing that decides or serves reads MLflow.
@@ -11,14 +11,17 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from pydantic import SecretStr
 
+from pipelines.errors import StoreError
 from pipelines.registry import MANIFEST, Champion
 from pipelines.settings import silence_telemetry
 
@@ -43,9 +46,9 @@ class Run:
     trials: set[int]  # numbers that already have a nested run
 
 
-def open_run(home: Path, name: str, *, study: str, tags: Mapping[str, str]) -> Run:
-    """The parent run of `study`, found or created, with its tags set anew."""
-    client = connect(home)
+def open_run(home: Path, name: str, *, study: str, tags: Mapping[str, str], server: SecretStr | None = None) -> Run:
+    """The parent run of `study`, found or created, with its tags set anew. Raises StoreError where a server cannot be used."""
+    client = connect(home, server)
     experiment = client.get_experiment_by_name(name)
     folder = (home / "mlflow" / "artifacts").resolve()
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=folder.as_uri())
@@ -57,19 +60,38 @@ def open_run(home: Path, name: str, *, study: str, tags: Mapping[str, str]) -> R
 
 
 def log_trial(run: Run, trial: "optuna.trial.FrozenTrial") -> None:
-    """One nested run with the trial's parameters and loss, in three calls; nothing if it has one already."""
+    """One nested run with the trial's parameters and losses, in three calls; nothing if it has one already.
+
+    Its tag `state` says whether the trial is complete, pruned, or failed for want of a finite loss.
+    """
     from mlflow.entities import Metric, Param
 
     if trial.number in run.trials:
         return
     now = int(time.time() * 1000)
-    tags = {"mlflow.parentRunId": run.run_id, "trial": str(trial.number)}
+    tags = {"mlflow.parentRunId": run.run_id, "trial": str(trial.number), "state": state(trial)}
     nested = run.client.create_run(run.experiment_id, run_name=f"trial-{trial.number}", tags=tags)
     params = [Param(key, str(value)) for key, value in trial.user_attrs.get("params", trial.params).items()]
     metrics = [] if trial.value is None else [Metric("loss", trial.value, now, trial.number)]
+    metrics += [Metric("loss_so_far", value, now, step) for step, value in trial.intermediate_values.items()]
     run.client.log_batch(nested.info.run_id, metrics=metrics, params=params)
     run.client.set_terminated(nested.info.run_id)
     run.trials.add(trial.number)
+
+
+def state(trial: "optuna.trial.FrozenTrial") -> str:
+    """What became of a trial: complete; pruned, being behind at an origin; failed, its loss not being a number."""
+    if trial.value is not None:
+        return "complete"
+    return "pruned" if trial.intermediate_values else "failed"
+
+
+def tell_search(run: Run, trials: Sequence["optuna.trial.FrozenTrial"]) -> str:
+    """What became of a search's trials, as a tag of its run: "12 trials: 8 complete, 4 pruned"."""
+    states = Counter(state(trial) for trial in trials)
+    told = f"{len(trials)} trials: {', '.join(f'{states[name]} {name}' for name in ('complete', 'pruned', 'failed') if states[name])}"
+    run.client.set_tag(run.run_id, "search", told)
+    return told
 
 
 def close_run(run: Run, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
@@ -107,29 +129,28 @@ def add_version(run: Run, stored: Champion, *, features: pd.DataFrame, output: p
     return str(version.version)
 
 
-def move_alias(home: Path, name: str, version: int, *, alias: str = "champion") -> bool:
+def move_alias(home: Path, name: str, version: int, *, alias: str = "champion", server: SecretStr | None = None) -> bool:
     """Point the alias at the registered version that shows `version`; False if MLflow does not have it."""
-    client = connect(home)
+    client = connect(home, server)
     found = _version(client, name, "rapport.version", str(version))
     if found is not None:
         client.set_registered_model_alias(name, alias, found)
     return found is not None
 
 
-def connect(home: Path) -> "MlflowClient":
-    """A client of the home's database, which is created on first use; no global MLflow state is touched."""
-    silence_telemetry()
-    from mlflow import MlflowClient
+def connect(home: Path, server: SecretStr | None = None) -> "MlflowClient":
+    """A client of the server, else of the home's database, which is created on first use; no global MLflow state is touched.
 
+    Raises StoreError where the server cannot be used.
+    """
+    silence_telemetry()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # stderr belongs to the command line
+    if server is not None:
+        return _on_server(server)
     path = home / "mlflow" / "mlflow.db"
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    uri = f"sqlite:///{path.resolve()}"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*noload", category=DeprecationWarning)  # of MLflow's own mapping
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)  # the first call makes the tables where there are none
+    client = _client(f"sqlite:///{path.resolve()}")
     if is_new:
         with closing(sqlite3.connect(path)) as db:
             db.execute("PRAGMA journal_mode=WAL")  # stays with the file; writers then wait less for each other
@@ -145,6 +166,36 @@ def commit() -> dict[str, str]:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _client(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*noload", category=DeprecationWarning)  # of MLflow's own mapping
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)  # the first call makes the tables where there are none
+    return client
+
+
+def _on_server(server: SecretStr) -> "MlflowClient":
+    import sqlalchemy
+    from alembic.util.exc import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = sqlalchemy.create_engine(server.get_secret_value())
+        engine.connect().close()  # MLflow would try for an hour
+        engine.dispose()
+        return _client(server.get_secret_value())
+    except ImportError as error:
+        raise StoreError(f"tracking: training.tracking_url needs a driver that is not installed ({error}); install it") from error
+    except CommandError:
+        wanted = "a database of MLflow's own, another than that of training.study_url"
+        raise StoreError(f"tracking: the database of training.tracking_url holds another program's tables; name {wanted}") from None
+    except (SQLAlchemyError, MlflowException) as error:  # their words may hold the password
+        raise StoreError(f"tracking: the server of training.tracking_url could not be used ({type(error).__name__}); see its log") from None
 
 
 def _logged_trials(client: "MlflowClient", experiment_id: str, parent: str) -> set[int]:

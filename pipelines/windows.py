@@ -9,7 +9,7 @@ moment it had happened and was known, until `exit` = floor(event_timestamp / hop
 enter >= exit. The value at T is the state strictly before T. Counts and cents are integers, so equality is exact.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -54,6 +54,7 @@ __all__ = [
     "SPANS",
     "WINDOWS",
     "Aggregates",
+    "Derived",
     "Ratio",
     "Span",
     "changelog",
@@ -114,19 +115,39 @@ def derive_columns(
         if unknown := sorted(set(request) - set(REQUEST)):
             raise ValueError(f"a request may tell {REQUEST}, found {unknown}; declare them in feature_repo/aggregates.py")
         columns = {**columns, **request}
-    plan = _plan(tuple(columns), tuple(column.dtype.kind for column in columns.values()))
-    # One matrix, one operation for all columns of a kind: a single row costs a few dozen array operations, not hundreds.
+    plan = _plan(tuple(columns), tuple(name for name, column in columns.items() if column.dtype.kind not in "iuf" and name not in NUMBERS))
     n = next((len(column) for column in columns.values()), 0)
-    given = np.array([columns[name] for name in plan.numbers], dtype=np.float64).reshape(len(plan.numbers), n)
-    spans = (given[plan.span_ends] - given[plan.span_starts]) / plan.span_units
-    counts = given[plan.counts]
-    given[plan.counts] = np.where(np.isnan(counts), 0.0, counts)
-    given[plan.instants] = (at - given[plan.instants]) / DAY_US
-    values = np.concatenate([given, spans])
-    for wave in plan.waves:
-        below = values[wave.denominators] + wave.over
-        values = np.concatenate([values, (values[wave.numerators] + wave.plus) / np.where(below > 0, below, np.nan)])
+    values = plan.values(np.array([columns[name] for name in plan.numbers], dtype=np.float64).reshape(len(plan.numbers), n), at)
     return {name: columns[name] if row is None else values[row] for name, row in plan.rows.items()}
+
+
+class Derived(Mapping[str, np.ndarray]):
+    """What `derive_columns` gives for the same values, kept as one matrix: `numbers` takes columns of it at once.
+
+    columns: lists of n values, numbers or None; `texts`: those of them that hold text. What a request tells comes as numbers.
+    """
+
+    def __init__(self, columns: Mapping[str, Sequence[object]], at: int, *, texts: Sequence[str], request: Mapping[str, float]) -> None:
+        self.plan = _plan((*columns, *REQUEST), tuple(texts))
+        self._columns = columns
+        self.n = n = len(next(iter(columns.values()), ()))
+        told = {name: [request.get(name, np.nan)] * n for name in REQUEST}
+        given = np.array([columns[name] if name in columns else told[name] for name in self.plan.numbers], dtype=np.float64)
+        self._values = self.plan.values(given.reshape(len(self.plan.numbers), n), at)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        row = self.plan.rows[name]
+        return np.array(self._columns[name], dtype=object) if row is None else self._values[row]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.plan.rows)
+
+    def __len__(self) -> int:
+        return len(self.plan.rows)
+
+    def numbers(self, rows: np.ndarray) -> np.ndarray:
+        """The columns that stand in these rows of the plan (n, len(rows)), a fresh array."""
+        return np.ascontiguousarray(self._values[rows].T)
 
 
 def derived_names(columns: Sequence[str]) -> list[str]:
@@ -143,8 +164,8 @@ def derived_names(columns: Sequence[str]) -> list[str]:
 class _Wave:
     """Ratios that hang on nothing but earlier rows of the matrix."""
 
-    numerators: list[int]
-    denominators: list[int]
+    numerators: np.ndarray
+    denominators: np.ndarray
     plus: np.ndarray
     over: np.ndarray
 
@@ -154,18 +175,31 @@ class _Plan:
     """Where everything stands in the matrix of `derive_columns`: the given numbers, then spans, then ratios wave by wave."""
 
     numbers: tuple[str, ...]
-    counts: list[int]
-    instants: list[int]
-    span_starts: list[int]
-    span_ends: list[int]
+    counts: np.ndarray
+    instants: np.ndarray
+    span_starts: np.ndarray
+    span_ends: np.ndarray
     span_units: np.ndarray
     waves: tuple[_Wave, ...]
     rows: dict[str, int | None]  # by name, in the order of `derived_names`; None: passed on as it is
 
+    def values(self, given: np.ndarray, at: np.ndarray | int) -> np.ndarray:
+        """The matrix (rows, n) from the given numbers, which are changed."""
+        # One operation for all columns of a kind: a single row costs a few dozen array operations, not hundreds.
+        spans = (given[self.span_ends] - given[self.span_starts]) / self.span_units
+        counts = given[self.counts]
+        given[self.counts] = np.where(np.isnan(counts), 0.0, counts)
+        given[self.instants] = (at - given[self.instants]) / DAY_US
+        values = np.concatenate([given, spans])
+        for wave in self.waves:
+            below = values[wave.denominators] + wave.over
+            values = np.concatenate([values, (values[wave.numerators] + wave.plus) / np.where(below > 0, below, np.nan)])
+        return values
+
 
 @cache
-def _plan(columns: tuple[str, ...], kinds: tuple[str, ...]) -> _Plan:
-    numbers = tuple(n for n, kind in zip(columns, kinds, strict=True) if kind in "iuf" or n in NUMBERS)
+def _plan(columns: tuple[str, ...], others: tuple[str, ...]) -> _Plan:
+    numbers = tuple(name for name in columns if name not in others)
     at = {name: row for row, name in enumerate(numbers)}
     spans = [span for span in SPANS if span.start in at and span.end in at]
     rows = {_age(name) if name.endswith("_at") else name: row for name, row in at.items()}
@@ -175,8 +209,8 @@ def _plan(columns: tuple[str, ...], kinds: tuple[str, ...]) -> _Plan:
         ready = [ratio for ratio in left if ratio.numerator in rows and ratio.denominator in rows]
         waves.append(
             _Wave(
-                numerators=[rows[ratio.numerator] for ratio in ready],
-                denominators=[rows[ratio.denominator] for ratio in ready],
+                numerators=_places(rows[ratio.numerator] for ratio in ready),
+                denominators=_places(rows[ratio.denominator] for ratio in ready),
                 plus=np.array([ratio.plus for ratio in ready]).reshape(-1, 1),
                 over=np.array([ratio.over for ratio in ready]).reshape(-1, 1),
             )
@@ -185,14 +219,18 @@ def _plan(columns: tuple[str, ...], kinds: tuple[str, ...]) -> _Plan:
         left = [ratio for ratio in left if ratio not in ready]
     return _Plan(
         numbers=numbers,
-        counts=[row for name, row in at.items() if name in COUNTS],
-        instants=[row for name, row in at.items() if name.endswith("_at")],
-        span_starts=[at[span.start] for span in spans],
-        span_ends=[at[span.end] for span in spans],
+        counts=_places(row for name, row in at.items() if name in COUNTS),
+        instants=_places(row for name, row in at.items() if name.endswith("_at")),
+        span_starts=_places(at[span.start] for span in spans),
+        span_ends=_places(at[span.end] for span in spans),
         span_units=np.array([span.unit_us for span in spans], dtype=np.float64).reshape(-1, 1),
         waves=tuple(waves),
         rows={name: rows.get(name) for name in derived_names(columns)},
     )
+
+
+def _places(rows: Iterable[int]) -> np.ndarray:
+    return np.array([*rows], dtype=np.intp)  # as an array once, not on every use
 
 
 def _age(name: str) -> str:

@@ -1,20 +1,19 @@
 """Keys -> roles -> what a caller may do. Deny by default: a path that is not declared here does not exist.
 
-In: settings, the `Authorization` header, the path. Out: a role, or the reason for a refusal. Keys come from the settings,
-else they are generated once into `keys/<role>.key` of the home folder. Never logs or returns a key except to whoever
-generated it, and never compares keys in a time that depends on them. A write key is public, for web pages carry it: it
-opens collection and nothing else.
+In: settings, the `Authorization` header, the path. Out: a role, or the reason for a refusal. Keys come from the settings, else they are
+generated once; of those the service reads the digests alone (`keyring`). Copies for this machine's own programs are put into
+`keys/<role>.key` of the home folder, and may be taken away from there. Never logs or returns a key except to whoever generated it, and
+never compares keys in a time that depends on them. A write key is public, for web pages carry it: it opens collection and nothing else.
 """
 
-import hashlib
 import hmac
 import ipaddress
-import os
 import secrets
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +21,10 @@ from urllib.parse import unquote_to_bytes
 
 from pydantic import SecretStr
 
+from pipelines.errors import PipelineError
 from pipelines.settings import Settings
+from serving import keyring
+from serving.keyring import digest
 
 N = TypeVar("N", bound=str)
 
@@ -43,6 +45,7 @@ class Need(StrEnum):
     DECIDE = "decide"
     ADMIN = "admin"
     COLLECT = "collect"  # the key may also stand in the body or the query: a web page's beacon can set no header
+    CONSOLE = "console"  # what it shows needs an admin's key, or the session that one began; who has none is asked for it
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ PIXEL = "/v1/pixel.gif"
 PROFILE = "/profile/{customer_id}"
 EXPORT, ERASURE = f"{PROFILE}/export", f"{PROFILE}/erasure"
 SCORE = "/score/{model}"
+CONSOLE = "/console"
+SIGN_IN, SIGN_OUT, CUSTOMER, STYLE = f"{CONSOLE}/sign-in", f"{CONSOLE}/sign-out", f"{CONSOLE}/customer", f"{CONSOLE}/style.css"
 ROUTES: Mapping[str, Route] = {
     "/recommend": Route(("POST",), Need.DECIDE),
     "/churn": Route(("POST",), Need.DECIDE),
@@ -82,6 +87,11 @@ ROUTES: Mapping[str, Route] = {
     PROFILE: Route(("GET", "DELETE"), Need.ADMIN),
     EXPORT: Route(("GET",), Need.ADMIN),
     ERASURE: Route(("GET",), Need.ADMIN),
+    CONSOLE: Route(_READ, Need.CONSOLE),
+    SIGN_IN: Route(("POST",), Need.CONSOLE),
+    SIGN_OUT: Route(("POST",), Need.CONSOLE),
+    CUSTOMER: Route(("POST", "GET"), Need.CONSOLE),
+    STYLE: Route(_READ, Need.CONSOLE),
     **dict.fromkeys(COLLECTION, _EVENTS),
     PIXEL: Route(("GET", "OPTIONS"), Need.COLLECT),
 }
@@ -97,7 +107,12 @@ _ALLOWED: Mapping[Need, frozenset[Role]] = {
     Need.DECIDE: frozenset({Role.DECIDE, Role.ADMIN}),
     Need.ADMIN: frozenset({Role.ADMIN}),
     Need.COLLECT: frozenset({Role.COLLECT, Role.ADMIN}),
+    Need.CONSOLE: frozenset({Role.ADMIN}),
 }
+
+
+class KeyMissing(PipelineError, FileNotFoundError):
+    """The key itself is not here: it was taken away, or revoked."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ FORBIDDEN = Refusal(403, "forbidden", "this key's role may not do this; use a ke
 
 @dataclass(frozen=True)
 class Keys:
-    """The digest of each role's key; strongest role first, so that a shared key means the stronger one. `sources`: of their write keys."""
+    """Digests of each role's keys, strongest role first, so that a shared key means the stronger one; `sources`: of their write keys."""
 
     digests: tuple[tuple[Role, bytes], ...]
     sources: tuple[tuple[str, bytes], ...] = ()
@@ -128,6 +143,10 @@ class Keys:
         """The role of a key; None if it is not valid."""
         of_sources = ((Role.COLLECT, expected) for _, expected in self.sources)
         return _matching(key, (*self.digests, *of_sources))
+
+    def of(self, role: Role) -> tuple[bytes, ...]:
+        """The digests of the role's keys."""
+        return tuple(expected for other, expected in self.digests if other is role)
 
     def source_of(self, key: bytes) -> str:
         """Whose events come with this valid key."""
@@ -204,35 +223,86 @@ def is_loopback(host: str | None) -> bool:
 
 
 def ensure_keys(settings: Settings) -> dict[Role, str]:
-    """Generate the keys that neither the settings nor the home folder hold; returns the new ones, to be shown once."""
-    new = {role: secrets.token_urlsafe(32) for role in Role if not _given(settings, role)}
-    return {role: key for role, key in new.items() if _create(_path(settings, role), key)}
+    """Generate a key for each role that neither the settings nor the ring know one of; returns the new ones, to be shown once.
+
+    A key that somebody put into a role's file takes the place of the one that was generated. Raises StoreError.
+    """
+    ring, asked = keyring.entries(settings.home), [role for role in Role if not _given(settings, role)]
+    if all(_is_known(ring, role, _copy(settings, role)) for role in asked):
+        return {}
+    new: dict[Role, str] = {}
+    with keyring.changing(settings.home) as entries:
+        for role in asked:
+            key = _copy(settings, role)
+            if _is_known(entries, role, key):
+                continue
+            if not key:
+                key = new[role] = secrets.token_urlsafe(32)
+                keyring.write_private(_path(settings, role), f"{key}\n".encode())
+            at = datetime.now(UTC)
+            former = [i for i, entry in enumerate(entries) if entry.role == role and entry.copy and not entry.revoked]
+            for i in former:
+                entries[i] = replace(entries[i], revoked=at.isoformat(timespec="seconds"))
+            entries.append(keyring.made(role, key, at=at, copy=True))
+    return new
 
 
 def read_key(settings: Settings, role: Role) -> str:
-    """The key of the role. Raises FileNotFoundError where there is none yet (see `ensure_keys`)."""
-    return _given(settings, role) or _path(settings, role).read_text().strip()
+    """The key of the role, as the settings or its file have it. Raises KeyMissing."""
+    key = _given(settings, role) or _copy(settings, role)
+    if not key:
+        raise KeyMissing(
+            f"keys: {_path(settings, role)} holds no key of the role {role}; give RAPPORT_{role.upper()}_KEY, or make one: "
+            f"`rapport keys add {role}`"
+        )
+    return key
 
 
 def load_keys(settings: Settings) -> Keys:
-    """The keys to compare callers with. Raises FileNotFoundError where one is missing (see `ensure_keys`)."""
-    strongest_first = (Role.ADMIN, Role.DECIDE, Role.COLLECT)
+    """The keys to compare callers with: those of the settings, and those of the ring. Raises StoreError."""
+    ring = keyring.entries(settings.home)
+    found: list[tuple[Role, bytes]] = []
+    for role in (Role.ADMIN, Role.DECIDE, Role.COLLECT):
+        given = _given(settings, role)
+        if given:
+            found.append((role, digest(given.encode())))
+        valid = [entry for entry in keyring.of_role(ring, role) if not entry.revoked and not (given and entry.copy)]
+        found += [(role, bytes.fromhex(entry.digest)) for entry in valid]
     written = {name: secret.get_secret_value().strip() for name, secret in settings.sources.items()}
-    return Keys(
-        tuple((role, _digest(read_key(settings, role).encode())) for role in strongest_first),
-        tuple((name, _digest(key.encode())) for name, key in written.items() if key),
-    )
+    return Keys(tuple(found), tuple((name, digest(key.encode())) for name, key in written.items() if key))
 
 
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+class Valid:
+    """The keys that are valid now: none before `open`. What is added or revoked is so in every worker at its next `refresh`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stamp: tuple[int, int] | None = None
+        self.keys = Keys(())
+
+    def open(self) -> None:
+        """Generate what is missing, and read them. Raises StoreError."""
+        ensure_keys(self._settings)
+        self.keys = load_keys(self._settings)
+
+    def refresh(self) -> None:
+        """Read the ring again if it changed. Raises StoreError, and what was read before stays."""
+        stamp = keyring.stamp(self._settings.home)
+        if stamp != self._stamp:
+            self.keys, self._stamp = load_keys(self._settings), stamp
 
 
 def _matching(key: bytes, expected: Iterable[tuple[N, bytes]]) -> N | None:
     """The first name whose key this is. All of them are compared, always: the time says nothing."""
-    digest = _digest(key)
-    found = [name for name, other in expected if hmac.compare_digest(digest, other)]
+    mine = digest(key)
+    found = [name for name, other in expected if hmac.compare_digest(mine, other)]
     return found[0] if found and key else None
+
+
+def _is_known(ring: Iterable[keyring.Entry], role: Role, copy: str) -> bool:
+    """Whether the role has, or had, a key of its own; with a copy in its file, whether it is that one."""
+    mine = [entry.digest for entry in ring if entry.role == role]
+    return digest(copy.encode()).hex() in mine if copy else bool(mine)
 
 
 def _given(settings: Settings, role: Role) -> str:
@@ -240,20 +310,12 @@ def _given(settings: Settings, role: Role) -> str:
     return secret.get_secret_value().strip() if secret else ""
 
 
-def _path(settings: Settings, role: Role) -> Path:
-    return settings.home / "keys" / f"{role}.key"
-
-
-def _create(path: Path, key: str) -> bool:
-    """Write the key for its owner's eyes only; False if another process was first. A file in place is always whole."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(key + "\n")
+def _copy(settings: Settings, role: Role) -> str:
     try:
-        os.link(draft, path)
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink()
-    return True
+        return _path(settings, role).read_text().strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _path(settings: Settings, role: Role) -> Path:
+    return keyring.copy_path(settings.home, role)

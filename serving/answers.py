@@ -9,28 +9,35 @@ import contextlib
 import functools
 import gc
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
-from serving import access, catalogue, fallbacks
+from serving import access, breaker, candidates, catalogue, fallbacks, metrics, store_guard
 from serving.candidates import Recommendations
 from serving.catalogue import Catalogue
-from serving.champions import Champions, Rehearse
+from serving.champions import RECOMMENDER, TASKS, Champions, Rehearse
 from serving.clock import Clock
 from serving.fallbacks import Deadline, trace
 from serving.online_store import StoreFailure
-from serving.profile import Guard, Profiles, open_profiles
-from serving.scores import Scoring
+from serving.profile import Profiles, open_profiles
+from serving.scores import INLINE_CUSTOMERS, Scoring
 from serving.served import Sample
+from serving.shadow import Shadow
+from serving.store_guard import PLACES, Guard
 from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, decode, encode
 
 log = logging.getLogger("rapport.serving")
 
-INLINE_CUSTOMERS = 16  # more are scored beside the event loop, so that a single request never waits for a batch
-GRACE_S = 0.02  # the batch looks at its own deadline; this is for the one that could not
+T = TypeVar("T")
+
+GRACE_S = 0.02  # the work looks at its own deadline; this is for the one that could not
+SPARE = 2  # threads that find all places at the store taken, and answer without it
+PASSED = Deadline(0.0)
 
 
 class Answers:
@@ -46,12 +53,17 @@ class Answers:
         self.catalogue: Catalogue = catalogue.EMPTY
         self._open_store = open_store
         self._stamps: dict[str, object] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="scores")
+        self._told: dict[str, str] = {}  # the version of each model, as the metrics have it
+        self._batches = ThreadPoolExecutor(1, thread_name_prefix="scores")
+        self._waiting = ThreadPoolExecutor(PLACES + SPARE, thread_name_prefix="slow-store")
         self.recommendations = Recommendations(
             guard=self.guard, bundle=lambda: self.champions.bundle, catalogue=lambda: self.catalogue, clock=self.clock
         )
         self.sample = Sample(settings, vault=lambda: self.vault)
-        self.scoring = Scoring(guard=self.guard, bundle=lambda: self.champions.bundle, clock=self.clock, sample=self.sample)
+        self.shadow = Shadow(settings, sample=self.sample, rehearse=rehearse)
+        self.scoring = Scoring(
+            guard=self.guard, bundle=lambda: self.champions.bundle, clock=self.clock, sample=self.sample, shadow=self.shadow
+        )
 
     @functools.cached_property
     def vault(self) -> Vault:
@@ -65,6 +77,7 @@ class Answers:
                 part.result()
         self.refresh_catalogue()
         self.warm_up()
+        self._tell_versions()
         _settle()
 
     def refresh(self) -> None:
@@ -72,10 +85,12 @@ class Answers:
         before = (self.champions.bundle, self.catalogue, self.guard.profiles)
         self.clock.refresh()
         self.champions.refresh()
+        self.shadow.refresh()
         self.refresh_catalogue()
         self.refresh_store()
         after = (self.champions.bundle, self.catalogue, self.guard.profiles)
         if any(old is not new for old, new in zip(before, after, strict=True)):  # they hold arrays, which have no one answer to "equal?"
+            self._tell_versions()
             _settle()
 
     def refresh_catalogue(self) -> None:
@@ -116,22 +131,45 @@ class Answers:
 
     def close(self) -> None:
         """Let the threads go; what waits to be noted is."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._batches, self._waiting):
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.shadow.close()
         self.sample.close()
 
     async def recommend(self, request: RecommendRequest, deadline: Deadline) -> Recommendation:
-        """See Recommendations.answer."""
-        return self.recommendations.answer(request, deadline)
+        """See Recommendations.answer; where the store lets it wait too long, the answer is one without the store."""
+        started = time.perf_counter()
+        try:
+            if self.guard.is_slow:
+                answer = await self._in(self._waiting, lambda: self.recommendations.answer(request, deadline), deadline)
+            else:
+                answer = self.recommendations.answer(request, deadline)
+        except TimeoutError:
+            answer = self.recommendations.answer(request, PASSED)
+        metrics.answer(candidates.ENDPOINT, answer.source).observe(time.perf_counter() - started)
+        return answer
 
     async def score(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
-        """See Scoring.answer; a batch that cannot be had in time is answered with what needs no time."""
-        if len(request.customer_ids) <= INLINE_CUSTOMERS:
-            return self.scoring.answer(task, request, deadline)
-        batch = self._pool.submit(self.scoring.answer, task, request, deadline)
+        """See Scoring.answer; what cannot be had in time is answered with what needs no time."""
+        started = time.perf_counter()
+        is_batch = len(request.customer_ids) > INLINE_CUSTOMERS
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(batch), max(deadline.left_s(), 0.0) + GRACE_S)
+            if is_batch or self.guard.is_slow:
+                pool = self._batches if is_batch else self._waiting
+                answer = await self._in(pool, lambda: self.scoring.answer(task, request, deadline), deadline)
+            else:
+                answer = self.scoring.answer(task, request, deadline)
         except TimeoutError:
-            return self.scoring.without_looking(task, request, fallbacks.DEADLINE)
+            answer = self.scoring.without_looking(task, request, fallbacks.DEADLINE)
+        path = access.score_path(task)
+        metrics.answer(path, answer.source).observe(time.perf_counter() - started)
+        if answer.feature_age_s is not None:
+            metrics.feature_age(path).observe(answer.feature_age_s)
+        return answer
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], T], deadline: Deadline) -> T:
+        """What the work gives, done beside the event loop. Raises TimeoutError once the deadline is past."""
+        return await asyncio.wait_for(asyncio.wrap_future(pool.submit(work)), max(deadline.left_s(), 0.0) + GRACE_S)
 
     async def recommend_body(self, body: bytes, deadline: Deadline) -> bytes:
         """JSON in, JSON out. Raises BadRequest."""
@@ -144,6 +182,18 @@ class Answers:
             return encode(await self.score(task, decode(ScoreRequest, body), deadline))
 
         return handle  # type: ignore[return-value]
+
+    def _tell_versions(self) -> None:
+        """What answers now, to whoever reads the metrics."""
+        metrics.breaker(store_guard.NAME).set(breaker.OPEN if self.guard.breaker.is_open else breaker.CLOSED)
+        bundle = self.champions.bundle
+        for name in (*TASKS, RECOMMENDER):
+            before, now = self._told.get(name), bundle.version(name)
+            if before is not None and before != now:
+                metrics.model_workers(name, before).set(0)
+            if now is not None:
+                metrics.model_workers(name, now).set(1)
+                self._told[name] = now
 
     @contextlib.contextmanager
     def _logged(self, part: str):  # type: ignore[no-untyped-def]

@@ -1,33 +1,56 @@
 """/recommend: a request -> ranked items, from the best rung of the ladder that can answer.
 
-With `item_id`: items like it ("folded_in", nothing about the customer is used). Else: the customer's own ("personal"), what
-is popular ("popular"), and a list that was prepared beforehand and needs nothing ("static"). A customer without consent, or
-whom nobody knows, gets no personal answer: that is a cause, not a degradation. Never reads behaviour before consent.
+    personal    what suits the customer; `folded_in` where what they did since the training, or all that they ever did, was solved for
+    folded_in   with `item_id`: items like it and items bought together with it, the same for everybody
+    stale       the last good answer to this customer
+    segment     what is popular among customers like them
+    popular     what is popular in the shop;  static: a list that was prepared beforehand and needs nothing
+
+A customer without consent, or whom nobody knows, gets no answer that behaviour went into: that is a cause, not a degradation. Never
+reads behaviour before consent.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from functools import cached_property
 from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
-from serving import fallbacks
-from serving.catalogue import Catalogue
+from serving import arrivals, fallbacks, likeness, recent
+from serving.catalogue import Catalogue, Criteria, Offers
 from serving.champions import RECOMMENDER, Bundle, Recommending
 from serving.clock import Clock
-from serving.fallbacks import Deadline, Declined, Rung, Unavailable, descend
-from serving.profile import STRANGER, Guard, Person
-from serving.wire import Item, Recommendation, RecommendRequest
+from serving.fallbacks import Deadline, Declined, Rung, Unanswered, Unavailable, descend
+from serving.interest import Interest
+from serving.profile import STRANGER, Person, Profiles
+from serving.recent import Act
+from serving.remembered import Answered, Remembered
+from serving.selection import best_of, capped, first_of
+from serving.store_guard import Guard
+from serving.taste import Taste
+from serving.wire import Item, Recommendation, RecommendRequest, ranked
 
 ENDPOINT = "/recommend"
-PERSONAL, FOLDED_IN, POPULAR, STATIC = "personal", "folded_in", "popular", "static"
+PERSONAL, FOLDED_IN, STALE, SEGMENT, POPULAR, STATIC = "personal", "folded_in", "stale", "segment", "popular", "static"
+KEPT = 50  # items of an answer that is remembered: what is left of them once the next request has filtered
+
+IN_SHOP, SUITS, SUITED = "popular in this shop", "suits what you did", "suited what you did when last looked at"
+VIEWED, BOUGHT, EITHER = "viewed", "bought", "viewed or bought"
 
 Flags = NDArray[np.bool_]
-Picks = list[Item]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Items, best first; `source`: the rung's own name where it is not the rung that says it; `version`: of the model that ranked them."""
+
+    items: list[Item]
+    source: str | None = None
+    version: str | None = None
 
 
 @dataclass
@@ -40,117 +63,224 @@ class _Case:
     at: datetime
     deadline: Deadline
     person: Person = field(default=STRANGER)
+    bought: Sequence[str] = ()
+    failure: Unanswered | None = None  # why the customer's own answer could not be given
 
     @property
-    def categories(self) -> list[str] | None:
-        return self.request.filters.category
+    def name(self) -> tuple[str, str]:
+        """Kind and text of what the customer is asked for by."""
+        if self.request.customer_id is not None:
+            return "customer_id", self.request.customer_id
+        return "anonymous_id", self.request.anonymous_id or ""
+
+    @cached_property
+    def asked(self) -> Criteria:
+        """What the request allows, whoever it is about."""
+        filters, barred = self.request.filters, self.request.item_id
+        price = filters.price
+        band = None if price is None else (100 * (price.min or 0.0) - 0.5, np.inf if price.max is None else 100 * price.max + 0.5)
+        exclude = self.request.exclude if barred is None else [*self.request.exclude, barred]
+        return Criteria(exclude, filters.category, filters.in_stock, band)
+
+    @property
+    def criteria(self) -> Criteria:
+        """And without what the customer bought, where that is asked for and known."""
+        return replace(self.asked, exclude=[*self.asked.exclude, *self.bought]) if self.bought else self.asked
 
 
 class Recommendations:
     """Answers /recommend with whatever is loaded at the moment of the request."""
 
-    def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], catalogue: Callable[[], Catalogue], clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        guard: Guard,
+        bundle: Callable[[], Bundle],
+        catalogue: Callable[[], Catalogue],
+        clock: Clock,
+        remembered: Remembered | None = None,
+    ) -> None:
         self._guard, self._bundle, self._catalogue, self._clock = guard, bundle, catalogue, clock
-        self._aligned: tuple[Recommending, Catalogue, NDArray[np.int64]] | None = None
+        self.remembered = remembered or Remembered()
+        self._aligned: tuple[Recommending, Catalogue, Offers] | None = None
 
     def answer(self, request: RecommendRequest, deadline: Deadline) -> Recommendation:
         """The best answer there is; never raises for a part that fails."""
         case = _Case(request, self._bundle(), self._catalogue(), self._clock.now(), deadline)
         rungs = [
             Rung(PERSONAL, lambda: self._personal(case)),
+            Rung(STALE, lambda: self._stale(case)),
+            Rung(SEGMENT, lambda: self._segment(case)),
             Rung(POPULAR, lambda: self._popular(case)),
             Rung(STATIC, lambda: self._static(case)),
         ]
         if request.item_id is not None:
-            rungs.insert(0, Rung(FOLDED_IN, lambda: self._similar(case)))
+            rungs.insert(0, Rung(FOLDED_IN, lambda: self._like(case)))
         outcome = descend(ENDPOINT, rungs)
-        is_modelled = outcome.source in (PERSONAL, FOLDED_IN)
         return Recommendation(
             decision_id=str(uuid4()),
             customer_id=case.person.customer_id or request.customer_id,
-            items=outcome.value,
-            model_version=case.bundle.version(RECOMMENDER) if is_modelled else None,
-            source=outcome.source,
+            items=outcome.value.items,
+            model_version=outcome.value.version,
+            source=outcome.value.source or outcome.source,
             degraded=outcome.is_degraded,
             causes=list(outcome.causes),
             as_of=case.at,
         )
 
+    # -- rungs
+
     def _personal(self, case: _Case) -> Picks:
-        case.person = self._who(case)
-        if case.person.customer_id is None:
-            raise Declined(fallbacks.UNKNOWN_CUSTOMER)
-        if not case.person.is_allowed:
-            raise Declined(fallbacks.CONSENT)
+        try:
+            return self._own(case)
+        except Unanswered as reason:
+            case.failure = reason
+            raise
+
+    def _own(self, case: _Case) -> Picks:
+        customer = self._identify(case)
         model = _model(case)
-        rows = self._rows(case, model, case.person.customer_id)
+        rows, acts = self._guard.ask(lambda profiles: _history(profiles, case, model, customer))
         case.deadline.check()
-        barred = np.flatnonzero(~self._eligible(case, model))
-        exclude = sparse.csr_matrix((np.ones(barred.size, np.int8), barred, [0, barred.size]), (1, model.item_ids.size))
-        if len(rows) == 1:
-            items, scores = model.learner.recommend(rows, case.request.k, exclude)
-        else:  # parts of one person that the model met as several: what they did counts together, their tastes alike
-            factors = model.learner.customer_factors_[rows].mean(axis=0, keepdims=True)
-            history = sparse.csr_matrix(model.learner.history_[rows].sum(axis=0))
-            items, scores = model.learner.recommend_factors(factors, history, case.request.k, exclude)
-        return _picks(model.item_ids, items[0], scores[0], "suits what this customer did")
-
-    def _rows(self, case: _Case, model: Recommending, customer: str) -> NDArray[np.int64]:
-        """Where the model holds the customer, and what was merged into them since it was trained. Raises Declined where it does not."""
-        formers = self._guard.ask(lambda profiles: profiles.formers(customer, deadline=case.deadline))
-        rows = [model.customers[name] for name in (customer, *formers) if name in model.customers]
-        if not rows:
+        taste = Taste.of(model, rows, acts, case.at)
+        if taste is None:
             raise Declined(fallbacks.NOT_IN_MODEL)
-        return np.array(rows)
+        offers = self._offers(model, case.catalogue)
+        allowed, scores = offers.allowed(case.criteria, case.at), taste.scores(model.learner)
+        k = case.request.k
+        best = best_of(scores, allowed, max(k, KEPT), category=offers.category, most=case.request.max_per_category)
+        names, values = [model.item_ids[place] for place in best.tolist()], scores[best].tolist()
+        if not names:
+            raise Declined(fallbacks.NO_MATCH)
+        if not case.bought and case.request.filters == NO_FILTERS and not case.request.exclude and case.request.max_per_category is None:
+            self.remembered.keep(customer, names, values, model.version)
+        strongest = taste.strongest(model.learner, best[:k])
+        done = {act.item_id: BOUGHT if act.is_bought else VIEWED for act in acts}
+        reasons = [
+            SUITS if place < 0 else _because(model.item_ids[place], done, of=name)
+            for place, name in zip(strongest.tolist(), names[:k], strict=True)
+        ]
+        items = ranked(names[:k], values[:k], reasons)
+        return Picks(self._joined(case, items), FOLDED_IN if taste.is_folded else PERSONAL, model.version)
 
-    def _similar(self, case: _Case) -> Picks:
-        model = _model(case)
-        asked = model.items.get(case.request.item_id or "")
-        if asked is None or not model.directions[asked].any():
+    def _like(self, case: _Case) -> Picks:
+        model, catalogue, asked = case.bundle.recommender, case.catalogue, case.request.item_id or ""
+        source = None if model is None else (model, self._offers(model, catalogue))
+        if not likeness.is_known(asked, model, catalogue):
+            if model is None:
+                _model(case)
             raise Declined(fallbacks.UNKNOWN_ITEM)
         case.deadline.check()
-        scores = model.directions @ model.directions[asked]
-        scores[~self._eligible(case, model)] = -np.inf
-        scores[asked] = -np.inf
-        best = _best(scores, case.request.k)
-        return _picks(model.item_ids, best, scores[best], f"goes with {case.request.item_id}")
+        items = likeness.like(asked, source, catalogue, case.asked, at=case.at, k=case.request.k, most=case.request.max_per_category)
+        if not items:
+            raise Declined(fallbacks.NO_MATCH)
+        return Picks(items, version=case.bundle.version(RECOMMENDER))
+
+    def _stale(self, case: _Case) -> Picks:
+        answered = self._remembered(case)
+        offers = case.catalogue.offers
+        places = case.catalogue.positions(answered.item_ids)
+        allowed = np.flatnonzero((places >= 0) & offers.allowed(case.criteria, case.at)[places]) if offers.index else np.empty(0, np.int64)
+        kept = allowed[capped(offers.category[places[allowed]], case.request.max_per_category)][: case.request.k].tolist()
+        if not kept:
+            raise Declined(fallbacks.NO_MATCH)
+        names = [answered.item_ids[i] for i in kept]
+        return Picks(ranked(names, [answered.scores[i] for i in kept], [SUITED] * len(kept)), version=answered.version)
+
+    def _segment(self, case: _Case) -> Picks:
+        self._identify(case)
+        customer = case.person.customer_id or ""
+        name = self._guard.ask(lambda profiles: recent.segment(profiles, customer, at=case.at, deadline=case.deadline))
+        interest = case.catalogue.segments.get(name or "")
+        if interest is None:
+            raise Declined(fallbacks.NO_SEGMENT)
+        return self._listed(case, interest, f"popular in {name}")
 
     def _popular(self, case: _Case) -> Picks:
-        catalogue, request = case.catalogue, case.request
-        if not catalogue.index:
+        catalogue = case.catalogue
+        if not catalogue.offers.index:
             raise Unavailable(fallbacks.NO_CATALOGUE)
-        allowed = catalogue.allowed(exclude=_barred(request), categories=case.categories, at=case.at)
-        best = catalogue.order[allowed[catalogue.order]][: request.k]
-        share = catalogue.popularity[best] / max(float(catalogue.popularity.max()), 1.0)
-        return _picks(catalogue.item_ids, best, share, "popular in this shop")
+        return self._listed(case, catalogue.popular, IN_SHOP)
 
     def _static(self, case: _Case) -> Picks:
-        names = case.catalogue.shelf.take(case.request.k, exclude=_barred(case.request), categories=case.categories)
-        return [Item(name, 0.0, rank, "popular in this shop") for rank, name in enumerate(names, start=1)]
+        names = case.catalogue.shelf.take(case.request.k, case.criteria, most=case.request.max_per_category)
+        return Picks(ranked(names, [0.0] * len(names), [IN_SHOP] * len(names)))
+
+    # -- parts of them
+
+    def _listed(self, case: _Case, interest: Interest, reason: str) -> Picks:
+        offers = case.catalogue.offers
+        allowed = offers.allowed(case.criteria, case.at)
+        most = case.request.max_per_category
+        best = first_of(interest.order, allowed, case.request.k, category=offers.category, most=most)
+        if not best.size:
+            raise Declined(fallbacks.NO_MATCH)
+        names = [str(name) for name in case.catalogue.item_ids[best]]
+        return Picks(self._joined(case, ranked(names, interest.share[best].tolist(), [reason] * len(names))))
+
+    def _joined(self, case: _Case, items: list[Item]) -> list[Item]:
+        return arrivals.joined(items, case.catalogue, case.criteria, at=case.at, most=case.request.max_per_category)
+
+    def _identify(self, case: _Case) -> str:
+        """The customer, who allows it. Raises Declined for anybody else, whose answers are then forgotten."""
+        if case.failure is None:
+            case.person = self._who(case)
+        elif not case.person.is_allowed:
+            raise case.failure  # it was asked already
+        customer = case.person.customer_id
+        if customer is None or not case.person.is_allowed:
+            if customer is not None:
+                self.remembered.forget(customer)
+            raise Declined(fallbacks.UNKNOWN_CUSTOMER if customer is None else fallbacks.CONSENT)
+        if case.request.new_only and case.failure is None:
+            bought = self._guard.ask(lambda profiles: recent.bought(profiles, customer, deadline=case.deadline))
+            if bought is None:
+                raise Unavailable(fallbacks.NO_HISTORY)
+            case.bought = bought
+        return customer
 
     def _who(self, case: _Case) -> Person:
-        request, at, deadline = case.request, case.at, case.deadline
-        if request.customer_id is not None:
-            names = [request.customer_id]
-            return self._guard.ask(lambda profiles: profiles.people(names, at=at, deadline=deadline)[0])
-        device = request.anonymous_id or ""
-        return self._guard.ask(lambda profiles: profiles.owners("anonymous_id", [device], at=at, deadline=deadline)[0])
+        (kind, name), at, deadline = case.name, case.at, case.deadline
+        if kind == "customer_id":
+            return self._guard.ask(lambda profiles: profiles.people([name], at=at, deadline=deadline)[0])
+        return self._guard.ask(lambda profiles: profiles.owners(kind, [name], at=at, deadline=deadline)[0])
 
-    def _eligible(self, case: _Case, model: Recommending) -> Flags:
-        """Which of the model's items the request may get (n_items,)."""
-        if not case.catalogue.index:  # no catalogue to check against: only what needs none can be honoured
-            return np.array([case.categories is None and item not in case.request.exclude for item in model.item_ids])
-        allowed = case.catalogue.allowed(exclude=case.request.exclude, categories=case.categories, at=case.at)
-        places = self._places(model, case.catalogue)
-        eligible: Flags = allowed[places] & (places >= 0)
-        return eligible
+    def _remembered(self, case: _Case) -> Answered:
+        """What was answered before. Raises what the customer's own answer failed with where that is nothing, or where nobody could be asked
+        whether they still allow it.
+        """
+        found = self.remembered.of(case.person.customer_id or "") if case.person.is_allowed else None
+        if found is None:
+            raise Declined((case.failure or Unavailable(fallbacks.MODEL_FAILED)).cause)
+        return found
 
-    def _places(self, model: Recommending, catalogue: Catalogue) -> NDArray[np.int64]:
-        """Where the model's items are in the catalogue, -1 for those it no longer lists; computed once for each pair."""
+    def _offers(self, model: Recommending, catalogue: Catalogue) -> Offers:
+        """The catalogue in the model's order of items; computed once for each pair."""
         aligned = self._aligned
         if aligned is None or aligned[0] is not model or aligned[1] is not catalogue:
-            aligned = self._aligned = (model, catalogue, catalogue.positions(model.item_ids))
+            n = len(model.item_ids)
+            if catalogue.offers.index:
+                offers = catalogue.offers.take(catalogue.positions(model.item_ids), model.items)
+            else:  # no catalogue to check against: only what needs none can be honoured
+                unknown = (np.full(n, -np.inf), np.full(n, -1), np.full(n, np.nan), np.zeros(n, dtype=bool))
+                offers = Offers(model.items, *unknown, {})
+            aligned = self._aligned = (model, catalogue, offers)
         return aligned[2]
+
+
+NO_FILTERS = RecommendRequest(customer_id="nobody").filters
+
+
+def _history(profiles: Profiles, case: _Case, model: Recommending, customer: str) -> tuple[list[int], list[Act]]:
+    """Where the model holds the customer and what was merged into them since, and what they did that it does not know."""
+    formers = profiles.formers(customer, deadline=case.deadline)
+    rows = [model.customers[name] for name in (customer, *formers) if name in model.customers]
+    since_us = 0 if not rows else model.trained_us
+    acts: list[Act] | None = []
+    if since_us is not None:
+        half_life = model.half_life_days
+        acts = recent.acts(profiles, customer, since_us=since_us, half_life_days=half_life, at=case.at, deadline=case.deadline)
+    return rows, acts or []
 
 
 def _model(case: _Case) -> Recommending:
@@ -159,20 +289,6 @@ def _model(case: _Case) -> Recommending:
     return case.bundle.recommender
 
 
-def _barred(request: RecommendRequest) -> Sequence[str]:
-    """What must not come back: what the caller excludes, and the item that similar ones are wanted for."""
-    return request.exclude if request.item_id is None else [*request.exclude, request.item_id]
-
-
-def _best(scores: NDArray[np.floating], k: int) -> NDArray[np.intp]:
-    """Positions of the k highest scores, best first."""
-    some = np.argpartition(scores, -k)[-k:] if k < scores.size else np.arange(scores.size)
-    return some[np.lexsort((some, -scores[some]))]
-
-
-def _picks(names: NDArray[Any], positions: NDArray[np.integer], scores: NDArray[np.floating], reason: str) -> Picks:
-    """The items in order, without the places that could not be filled. Raises Declined where that is all of them."""
-    found = [(str(names[p]), float(s)) for p, s in zip(positions, scores, strict=True) if p >= 0 and s > -np.inf]
-    if not found:
-        raise Declined(fallbacks.NO_MATCH)
-    return [Item(name, score, rank, reason) for rank, (name, score) in enumerate(found, start=1)]
+def _because(item: str, done: dict[str, str], *, of: str) -> str:
+    how = done.get(item, EITHER)
+    return f"because you {how} it before" if item == of else f"because you {how} {item}"

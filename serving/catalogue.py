@@ -1,7 +1,7 @@
-"""The items of the shop in memory: what exists, what kind it is, since when, and what is popular.
+"""The items of the shop in memory: what exists, what kind it is, since when, what is popular with whom, and what goes with what.
 
-In: the tables `items` and `interactions`. Out: masks and lists over item positions. `Shelf` is the part that cannot fail:
-plain lists, prepared when the catalogue is loaded. Never looks at a customer.
+In: the tables `items`, `interactions` and `customer_segments`. Out: masks and lists over item positions. `Shelf` is the part that
+cannot fail: plain lists, prepared when the catalogue is loaded. Never looks at a single customer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,101 +14,191 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines import tables
+from serving.baskets import Together, together
+from serving.interest import Interest, read_interest
 
 SHELF_LENGTH = 2_000  # items kept for the answer of last resort, over all categories
+NEW_DAYS = 7  # an item is a new arrival for so long
+NEW_SHARE = 0.2  # of the items: where more are new, the shop was just listed, and "new" says nothing
 
 Flags = NDArray[np.bool_]
+Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """What a request allows. Prices in cents."""
+
+    exclude: Sequence[str] = ()
+    categories: Sequence[str] | None = None
+    in_stock: bool = False
+    price_cents: tuple[float, float] | None = None
+
+    def allows(self, one: "Shelved") -> bool:
+        """Whether an item passes; `exclude` is the caller's to look at."""
+        low, high = self.price_cents or (0.0, np.inf)
+        is_priced = self.price_cents is None or (one.price_cents is not None and low <= one.price_cents <= high)
+        return is_priced and not (self.in_stock and one.is_sold_out) and (self.categories is None or one.category in self.categories)
+
+
+@dataclass(frozen=True)
+class Shelved:
+    """An item of the shelf."""
+
+    item_id: str
+    category: str | None = None
+    price_cents: float | None = None
+    is_sold_out: bool = False
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """The most popular items, first to last, each with its category: the answer of last resort."""
+    """The most popular items, first to last: the answer of last resort."""
 
-    items: Sequence[tuple[str, str | None]] = ()
+    items: Sequence[Shelved] = ()
 
-    def take(self, k: int, *, exclude: Iterable[str], categories: Iterable[str] | None) -> list[str]:
-        """The first `k` that the request allows."""
-        barred, wanted = set(exclude), None if categories is None else set(categories)
-        allowed = (item for item, category in self.items if item not in barred and (wanted is None or category in wanted))
-        return [item for item, _ in zip(allowed, range(k), strict=False)]
+    def take(self, k: int, criteria: Criteria, *, most: int | None = None) -> list[str]:
+        """The first `k` that the request allows, at most `most` of a category."""
+        barred, count, found = set(criteria.exclude), dict[str, int](), list[str]()
+        for one in self.items:
+            if len(found) == k:
+                break
+            if one.item_id in barred or not criteria.allows(one):
+                continue
+            if one.category is not None and most is not None:
+                if count.get(one.category, 0) >= most:
+                    continue
+                count[one.category] = count.get(one.category, 0) + 1
+            found.append(one.item_id)
+        return found
+
+
+@dataclass(frozen=True)
+class Offers:
+    """Items by position, in one order: arrays (n,). `category`: code, -1 where unknown; `price_cents`: NaN where unknown."""
+
+    index: Mapping[str, int]
+    since: NDArray[np.float64]  # seconds since 1970 from which an item can be had
+    category: NDArray[np.int64]
+    price_cents: NDArray[np.float64]
+    is_sold_out: Flags
+    codes: Mapping[str, int]  # of the categories
+
+    def allowed(self, criteria: Criteria, at: datetime) -> Flags:
+        """Which items a request may get (n,): to be had at that moment, and within its criteria."""
+        flags: Flags = self.since <= at.timestamp()
+        if criteria.categories is not None:
+            wanted = np.zeros(len(self.codes) + 1, dtype=bool)  # the last one: unknown
+            wanted[[self.codes[name] for name in criteria.categories if name in self.codes]] = True
+            flags &= wanted[self.category]
+        if criteria.price_cents is not None:
+            low, high = criteria.price_cents
+            flags &= (self.price_cents >= low) & (self.price_cents <= high)
+        if criteria.in_stock:
+            flags &= ~self.is_sold_out
+        flags[[self.index[item] for item in criteria.exclude if item in self.index]] = False
+        return flags
+
+    def take(self, places: Places, index: Mapping[str, int]) -> "Offers":
+        """The same for another list of items; `places`: where each is here, -1 for one that is not, and so cannot be had."""
+        gone = places < 0
+        return Offers(
+            index,
+            np.where(gone, np.inf, self.since[places]),
+            np.where(gone, -1, self.category[places]),
+            np.where(gone, np.nan, self.price_cents[places]),
+            gone | self.is_sold_out[places],
+            self.codes,
+        )
+
+
+NO_OFFERS = Offers({}, np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty(0, bool), {})
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items by position. `popularity`: (n,) weight of recent interest, 0 where there was none; `order`: most popular first."""
+    """All items. `popular`: to everybody, those in which there was no interest last."""
 
     item_ids: NDArray[np.object_]
-    index: Mapping[str, int]
-    members: Mapping[str, Flags]  # by category: (n,)
-    since: NDArray[np.floating]  # seconds since 1970 from which an item can be had
-    popularity: NDArray[np.float64]
-    order: NDArray[np.int64]
+    offers: Offers
+    popular: Interest
     shelf: Shelf = field(default_factory=Shelf)
+    listed: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))  # when items were listed, ascending, seconds since 1970
+    listing: Places = field(default_factory=lambda: np.empty(0, np.int64))  # and which these are
+    segments: Mapping[str, Interest] = field(default_factory=dict)
+    goes_with: Together | None = None
 
-    def allowed(self, *, exclude: Sequence[str], categories: Sequence[str] | None, at: datetime) -> Flags:
-        """Which items a request may get (n,): to be had at that moment, of the categories, not excluded."""
-        flags: Flags = self.since <= at.timestamp()
-        if categories is not None:
-            wanted = np.zeros_like(flags)
-            for category in categories:
-                if category in self.members:
-                    wanted |= self.members[category]
-            flags &= wanted
-        flags[[self.index[item] for item in exclude if item in self.index]] = False
-        return flags
-
-    def positions(self, item_ids: NDArray[np.str_]) -> NDArray[np.int64]:
+    def positions(self, item_ids: Iterable[str]) -> Places:
         """Where each item is, -1 where it is not in the catalogue."""
-        return np.array([self.index.get(str(item), -1) for item in item_ids], dtype=np.int64)
+        return np.array([self.offers.index.get(str(item), -1) for item in item_ids], dtype=np.int64)
+
+    def arrivals(self, at: datetime) -> Places:
+        """What was listed within the last days, newest first; none where that is a large part of everything."""
+        now = at.timestamp()
+        first, last = np.searchsorted(self.listed, [now - NEW_DAYS * 86_400, now], side="right")
+        few = last - first <= NEW_SHARE * len(self.item_ids)
+        return self.listing[first:last][::-1] if few else self.listing[:0]
 
 
-EMPTY = Catalogue(np.empty(0, object), {}, {}, np.empty(0), np.empty(0), np.empty(0, np.int64))
+EMPTY = Catalogue(np.empty(0, object), NO_OFFERS, Interest(np.empty(0, np.int64), np.empty(0, np.float32)))
 
 
 def load(home: Path, *, at: datetime) -> Catalogue:
     """The catalogue as the tables hold it now; empty where nothing was ingested."""
-    items = tables.read(home, tables.ITEMS, ["item_id", "category", "event_timestamp"]).drop_duplicates("item_id", keep="last")
-    interest = _interest(home)
+    items = tables.read(home, tables.ITEMS).drop_duplicates("item_id", keep="last")
+    rows = read_interest(home)
     ids = items["item_id"].tolist()
-    ids += sorted(set(interest.index) - set(ids))  # sold, though no catalogue lists it
-    count = len(items)
-    category = np.concatenate([items["category"].to_numpy(dtype=object), np.full(len(ids) - count, None, dtype=object)])
-    since = np.full(len(ids), -np.inf)
-    since[:count] = items["event_timestamp"].astype("int64").to_numpy() / 1e6
-    since[np.isin(np.array(ids, dtype=object), interest.index)] = -np.inf  # somebody had it: whatever the listing says, it is there
-    popularity = interest.reindex(ids).fillna(0.0).to_numpy(dtype=np.float64)
+    ids += sorted(set(rows.item_ids) - set(ids))  # sold, though no catalogue lists it
+    index = {item: i for i, item in enumerate(ids)}
+    seen = rows.seen(index)
+    offers = _offers(items, ids, index, seen)
+    popularity = rows.totals(index)
     order = np.argsort(-popularity, kind="stable")
+    listed = items["event_timestamp"].astype("int64").to_numpy() / 1e6
+    listing = np.argsort(listed, kind="stable")
     return Catalogue(
         np.array(ids, dtype=object),
-        {item: i for i, item in enumerate(ids)},
-        {name: category == name for name in pd.unique(category) if isinstance(name, str)},
-        since,
-        popularity,
-        order,
-        _shelf(ids, category, order[since[order] <= at.timestamp()]),
+        offers,
+        Interest(order, (popularity / popularity.max(initial=1e-12)).astype(np.float32)),
+        _shelf(ids, offers, order[offers.since[order] <= at.timestamp()]),
+        listed[listing],
+        listing,
+        rows.by_segment(index, tables.read(home, tables.CUSTOMER_SEGMENTS, ["customer_id", "event_timestamp", "segment", "lifecycle"])),
+        together(rows, index),
     )
 
 
 def stamp(home: Path) -> tuple[str, ...]:
     """Changes whenever `load` would read other rows."""
-    return tuple(str(tables.folder(home, table).resolve()) for table in (tables.ITEMS, tables.INTERACTIONS))
+    read = (tables.ITEMS, tables.INTERACTIONS, tables.CUSTOMER_SEGMENTS)
+    return tuple(str(tables.folder(home, table).resolve()) for table in read)
 
 
-def _interest(home: Path) -> "pd.Series":
-    """Weight of all interactions by item; purchases and views of the log where there is no such table yet."""
-    if tables.count(home, tables.INTERACTIONS):
-        rows = tables.read_arrow(home, tables.INTERACTIONS, ["item_id", "weight"])
-        totals: pd.DataFrame = rows.group_by("item_id").aggregate([("weight", "sum")]).to_pandas()
-        return totals.dropna().set_index("item_id")["weight_sum"].astype(float)
-    if tables.count(home, tables.EVENTS):
-        rows = tables.read_arrow(home, tables.EVENTS, ["item_id"])
-        seen: pd.DataFrame = rows.group_by("item_id").aggregate([([], "count_all")]).to_pandas()
-        return seen.dropna().set_index("item_id")["count_all"].astype(float)
-    return pd.Series(dtype=float)
+def _offers(items: pd.DataFrame, ids: Sequence[str], index: Mapping[str, int], seen: Flags) -> Offers:
+    count, n = len(items), len(ids)
+    codes, names = pd.factorize(items["category"], use_na_sentinel=True)
+    category, price, since = np.full(n, -1, dtype=np.int64), np.full(n, np.nan), np.full(n, -np.inf)
+    category[:count], price[:count] = codes, items["price_cents"].to_numpy(dtype=float, na_value=np.nan)
+    since[:count] = items["event_timestamp"].astype("int64").to_numpy() / 1e6
+    since[seen] = -np.inf  # somebody had it: whatever the listing says, it is there
+    sold_out = np.zeros(n, dtype=bool)
+    sold_out[:count] = items["in_stock"].to_numpy(dtype=object, na_value=True) == False  # noqa: E712  (null: nobody said)
+    return Offers(index, since, category, price, sold_out, {str(name): code for code, name in enumerate(names)})
 
 
-def _shelf(ids: Sequence[str], category: NDArray[np.object_], order: NDArray[np.int64]) -> Shelf:
+def _shelf(ids: Sequence[str], offers: Offers, order: Places) -> Shelf:
     """The most popular items overall, and the best of each category, so that a filter finds something."""
-    best = pd.Series(order).groupby(category[order], dropna=False).cumcount().to_numpy() < 50
+    best = pd.Series(order).groupby(offers.category[order]).cumcount().to_numpy() < 50
     kept = order[best | (np.arange(len(order)) < SHELF_LENGTH // 2)][: SHELF_LENGTH * 5]
-    return Shelf([(ids[i], category[i]) for i in kept])
+    names = {code: name for name, code in offers.codes.items()}
+    return Shelf(
+        [
+            Shelved(
+                ids[i],
+                names.get(int(offers.category[i])),
+                None if np.isnan(offers.price_cents[i]) else float(offers.price_cents[i]),
+                bool(offers.is_sold_out[i]),
+            )
+            for i in kept
+        ]
+    )

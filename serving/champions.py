@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from models.recommender import Recommender
 from pipelines import registry
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
+from serving import metrics
 from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE, trace
 
 log = logging.getLogger("rapport.serving")
@@ -32,6 +34,7 @@ log = logging.getLogger("rapport.serving")
 TASKS = tasks.declared()  # what can be scored: a file of models/ is enough
 RECOMMENDER = "recommender"
 REHEARSAL_TIMEOUT_S = 60.0
+HALF_LIFE_DAYS = 90.0  # of interactions, where a recommender's manifest does not tell
 PRIOR = 0.5  # what is said where nothing at all is known
 
 Golden = tuple[float, ...]
@@ -51,14 +54,19 @@ class Scorer:
 
 @dataclass(frozen=True)
 class Recommending:
-    """A loaded recommender with the meaning of its rows: customers and items by position."""
+    """A loaded recommender with the meaning of its rows: customers and items by position.
+
+    trained_us: up to when it knows what people did, microseconds since 1970; None where its manifest does not tell.
+    """
 
     version: str
     learner: Recommender
     customers: Mapping[str, int]
-    item_ids: NDArray[np.str_]
+    item_ids: Sequence[str]
     items: Mapping[str, int]
     directions: NDArray[np.float32]  # (n_items, n_factors) item factors of length 1; zeros where an item has none
+    half_life_days: float
+    trained_us: int | None
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,16 @@ class Bundle:
 class Champions:
     """The bundle in use. Handlers read `bundle` once per request; one watcher calls `refresh`."""
 
-    def __init__(self, home: Path, *, rehearse: Rehearse | None = None) -> None:
-        self.home = home
+    def __init__(
+        self,
+        home: Path,
+        *,
+        rehearse: Rehearse | None = None,
+        entries: Callable[[Path], dict[str, dict[str, Any]]] = registry.champions,
+        role: str = "champions",
+    ) -> None:
+        """`entries`: which version of each model it is, as `registry.champions` tells it; `role`: what the log calls them."""
+        self.home, self._entries, self._role = home, entries, role
         self.bundle = Bundle()
         self.refused: set[tuple[str, int]] = set()
         self._amended: dict[str, int] = {}  # how often each version in use had been amended when it was loaded
@@ -89,9 +105,9 @@ class Champions:
     def refresh(self) -> None:
         """Look at the registry and load what changed. Raises nothing: what fails is logged and the last good stays."""
         try:
-            entries = registry.champions(self.home)
+            entries = self._entries(self.home)
         except RegistryError as error:
-            log.error("champions: %s; keeping what is loaded", error)
+            log.error("%s: %s; keeping what is loaded", self._role, error)
             return
         bundle = replace(self.bundle, why={**self.bundle.why}, priors={**self.bundle.priors})
         pending: list[Champion] = []
@@ -120,7 +136,7 @@ class Champions:
             except RegistryError as error:
                 self._refuse(name, version, str(error))
             except OSError as error:
-                log.error("champions: %s version %s could not be read, the next look tries again: %s", name, version, error)
+                log.error("%s: %s version %s could not be read, the next look tries again: %s", self._role, name, version, error)
         return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
 
     def _rehearsed(self, pending: list[Champion]) -> Mapping[str, Golden] | None:
@@ -130,7 +146,7 @@ class Champions:
         try:
             return self._rehearse([(champion.name, champion.folder) for champion in pending])
         except Exception as error:
-            log.error("champions: the rehearsal could not be held, the next look tries again: %s", trace(error))
+            log.error("%s: the rehearsal could not be held, the next look tries again: %s", self._role, trace(error))
             return None
 
     def _take(self, bundle: Bundle, champion: Champion, told: Golden | None) -> Bundle:
@@ -147,7 +163,7 @@ class Champions:
             self._refuse(name, version, trace(error))
             return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
         self._amended[name] = len(champion.manifest.get("amendments", []))
-        log.warning("champions: %s version %s answers now", name, version)
+        log.warning("%s: %s version %s is in use now", self._role, name, version)
         why = {other: cause for other, cause in bundle.why.items() if other != name}
         if isinstance(loaded, Recommending):
             return replace(bundle, recommender=loaded, why=why)
@@ -155,7 +171,8 @@ class Champions:
 
     def _refuse(self, name: str, version: int, reason: str) -> None:
         self.refused.add((name, version))
-        log.error("champions: %s version %s was refused, and is not tried again: %s", name, version, reason)
+        metrics.model_refused(name).inc()
+        log.error("%s: %s version %s was refused, and is not tried again: %s", self._role, name, version, reason)
 
 
 def rehearse_in_child(pending: Sequence[tuple[str, Path]]) -> dict[str, Golden]:
@@ -228,13 +245,16 @@ def _load(champion: Champion) -> Scorer | Recommending:
 def _recommending(champion: Champion, learner: Recommender) -> Recommending:
     customer_ids, item_ids = (np.load(champion.folder / f"{name}.npy", allow_pickle=False) for name in ("customer_ids", "item_ids"))
     length = np.linalg.norm(learner.item_factors_, axis=1, keepdims=True)
+    names, trained = [str(item) for item in item_ids], champion.manifest.get("as_of")
     return Recommending(
         str(champion.version),
         learner,
         {str(customer): i for i, customer in enumerate(customer_ids)},
-        item_ids,
-        {str(item): i for i, item in enumerate(item_ids)},
+        names,
+        {item: i for i, item in enumerate(names)},
         np.divide(learner.item_factors_, length, out=np.zeros_like(learner.item_factors_), where=length > 0),
+        float(champion.manifest.get("half_life_days", HALF_LIFE_DAYS)),
+        None if trained is None else int(datetime.fromisoformat(trained).timestamp() * 1e6),
     )
 
 

@@ -33,6 +33,7 @@ from serving.access import Keys, Need, Route
 from serving.commits import Commits
 from serving.fallbacks import trace
 from serving.gateway import Answer, Arrival, Refused
+from serving.rates import Bucket
 
 log = logging.getLogger("rapport.serving")
 
@@ -160,7 +161,7 @@ class Collector:
             raise Refused(429, "rate_limited", "this source sent more than it may; go on later", header=_retry(wait_s))
         return source
 
-    def _bucket(self, source: str) -> "Bucket":
+    def _bucket(self, source: str) -> Bucket:
         if source not in self._buckets:
             share = self.settings.serving.workers  # a connection stays with one worker, so each has its share
             self._buckets[source] = Bucket(self.limits.rate_per_s / share, self.limits.burst / share, time.monotonic())
@@ -227,24 +228,6 @@ class Collector:
             return await asyncio.get_running_loop().run_in_executor(self._pool, read)
         except CallError as error:
             raise Refused(error.status, error.code, str(error), error.field) from None
-
-
-class Bucket:
-    """A token bucket with debt: whoever has any token left may send a whole batch, and then waits until it is paid back."""
-
-    def __init__(self, rate_per_s: float, burst: float, at_s: float) -> None:
-        self._rate_per_s, self._burst = rate_per_s, burst
-        self._tokens, self._at_s = burst, at_s
-
-    def wait_s(self, at_s: float) -> float:
-        """Seconds until events are taken again; 0 where they are now."""
-        self._tokens = min(self._burst, self._tokens + (at_s - self._at_s) * self._rate_per_s)
-        self._at_s = at_s
-        return max(0.0, (1 - self._tokens) / self._rate_per_s)
-
-    def take(self, n_events: int) -> None:
-        """These were sent."""
-        self._tokens -= n_events
 
 
 def _unpacked(body: bytes, encoding: bytes, *, limit: int) -> bytes:

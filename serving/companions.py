@@ -24,7 +24,7 @@ PATIENCE_S = 10.0  # with one who was asked to end
 STEADY_S = 60.0  # who lived this long begins with the first pause again
 
 # Runs a module, and ends it when the process that started it is gone.
-_RUN = """
+RUN = """
 import os, runpy, signal, sys, threading, time
 
 def watch(parent):
@@ -82,7 +82,7 @@ class Companion:
         with contextlib.ExitStack() as stack:
             sink = stack.enter_context(self.output.open("ab")) if self.output else None
             child = self._child = subprocess.Popen(
-                [sys.executable, "-c", _RUN, self.module, str(os.getpid())],
+                [sys.executable, "-c", RUN, self.module, str(os.getpid())],
                 cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

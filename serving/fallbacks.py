@@ -9,13 +9,14 @@ Unanswered
 `-- Unavailable    the rung should have answered and could not
 """
 
-import functools
 import logging
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from serving import metrics
 
 log = logging.getLogger("rapport.serving")
 
@@ -27,8 +28,11 @@ UNKNOWN_ITEM = "unknown_item"
 NOT_IN_MODEL = "customer_not_in_model"
 NO_FEATURES = "features_missing"
 NO_MATCH = "no_item_matches"
+NO_SEGMENT = "segment_missing"
+NO_HISTORY = "history_unreadable"
 NO_CATALOGUE = "catalogue_missing"
 STORE = "store_unavailable"
+BUSY = "store_busy"
 MODEL_MISSING = "model_missing"
 MODEL_REFUSED = "model_refused"
 NOT_TRAINABLE = "model_not_trainable"
@@ -93,37 +97,6 @@ class Deadline:
             raise Unavailable(DEADLINE)
 
 
-class Breaker:
-    """Stops asking a failing dependency: open after `limit` failures in a row, one probe each `pause_s` seconds.
-
-    Not locked: the worst of a race is one probe more.
-    """
-
-    def __init__(self, *, limit: int = 3, pause_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limit, self.pause_s, self.clock = limit, pause_s, clock
-        self._failures, self._retry_at = 0, 0.0
-
-    def allows(self) -> bool:
-        """Whether a call may be tried now. While open, one caller per pause gets a yes."""
-        if self._failures < self.limit:
-            return True
-        now = self.clock()
-        if now < self._retry_at:
-            return False
-        self._retry_at = now + self.pause_s
-        return True
-
-    def succeeded(self) -> None:
-        """Record a success: closed again."""
-        self._failures = 0
-
-    def failed(self) -> None:
-        """Record a failure; the one that reaches the limit opens it."""
-        self._failures += 1
-        if self._failures == self.limit:
-            self._retry_at = self.clock() + self.pause_s
-
-
 def descend(endpoint: str, rungs: Sequence[Rung[T]]) -> Outcome[T]:
     """The first rung's answer that comes, from best to last. The last one must not fail; if it does, that is raised."""
     causes: list[str] = []
@@ -152,17 +125,4 @@ def trace(error: BaseException) -> str:
 
 def count(endpoint: str, rung: str, cause: str) -> None:
     """One step down: `rung` did not answer, for `cause`."""
-    _child(endpoint, rung, cause).inc()
-
-
-@functools.cache
-def _child(endpoint: str, rung: str, cause: str):  # type: ignore[no-untyped-def]
-    return _counter().labels(endpoint, rung, cause)
-
-
-@functools.cache
-def _counter():  # type: ignore[no-untyped-def]
-    # imported here: the client chooses its multi-process mode on import, from an environment that the server sets
-    from prometheus_client import Counter
-
-    return Counter("rapport_fallback", "Steps down the ladder: the rung that did not answer, and why", ["endpoint", "rung", "cause"])
+    metrics.fallback(endpoint, rung, cause).inc()

@@ -9,14 +9,18 @@ identifier.
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving import access, wire
+from serving import access, metrics, wire
 from serving.access import Keys, Route
+from serving.crowd import Crowd, priority_of
 from serving.fallbacks import Deadline, trace
+from serving.keyring import digest
+from serving.rates import Rates
 
 log = logging.getLogger("rapport.serving")
 
@@ -28,13 +32,23 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Handler = Callable[[bytes, Deadline], Awaitable[bytes]]
 
 BODY_TIMEOUT_S = 5.0
-MAX_IN_FLIGHT = 128
-BUCKETS = (0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 _JSON = b"application/json"
-_READ = frozenset((b"authorization", b"content-length", b"content-encoding", b"origin", b"access-control-request-method"))
+_READ = frozenset(
+    (b"authorization", b"content-length", b"content-encoding", b"origin", b"access-control-request-method", b"cookie", b"sec-fetch-site")
+)
 # The page that BentoML serves would load a tracker; the policy keeps a browser from going anywhere else.
-_PAGE_POLICY = (b"content-security-policy", b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:")
+_PAGE_POLICY = (
+    b"content-security-policy",
+    b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'",
+)
+# On every answer, whoever made it: browsers neither guess its kind, nor frame it, nor tell others where they were.
+_GUARDS = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
+_TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
+
+
+_TOO_MANY = wire.encode_problem("overloaded", "more requests come than can be answered in time; try again later")
+_LATER = (b"retry-after", b"1")
 
 
 class ClientLeft(Exception):
@@ -64,11 +78,12 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What collection answers."""
+    """What somebody behind the gateway answers. `headers`: beside those that every answer has."""
 
     status: int
     body: bytes
     kind: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 class Door(Protocol):
@@ -88,9 +103,16 @@ class Desk(Protocol):
         """Answer for the person of this name; raises Refused."""
 
 
+class Pages(Protocol):
+    """Where people of the shop look."""
+
+    async def answer(self, arrival: Arrival, keys: Keys) -> Answer:
+        """The page; raises Refused."""
+
+
 class Gateway:
     """Wraps BentoML's app. `handlers`: the decision endpoints by path, one for each model that scores; `pages`: GET answers of our own,
-    by path; `door`: for events; `people`: for requests about one person.
+    by path; `door`: for events; `people`: for requests about one person; `rates`: how much each key may ask for, None: anything.
     """
 
     def __init__(
@@ -105,12 +127,16 @@ class Gateway:
         is_loopback_only: bool,
         max_body_bytes: int,
         deadline_ms: int,
+        console: Pages | None = None,
+        rates: Rates | None = None,
+        is_tls: bool = False,
     ) -> None:
         self.app, self.handlers, self.pages, self.keys = app, handlers, pages, keys
-        self.door, self.people = door, people
+        self.door, self.people, self.console, self.rates = door, people, console, rates
+        self._guards = [*_GUARDS, _TLS_ONLY] if is_tls else _GUARDS
         self.is_loopback_only, self.max_body_bytes, self.deadline_ms = is_loopback_only, max_body_bytes, deadline_ms
         self._models = sorted(path.rpartition("/")[2] for path in handlers if access.is_score(path))
-        self._in_flight = 0
+        self._crowd = Crowd(deadline_ms / 1000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection: HTTP is answered, websockets are closed, the lifespan is BentoML's."""
@@ -122,10 +148,15 @@ class Gateway:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.perf_counter()
-        reply = _Reply(send)
+        started, waited_s = time.perf_counter(), self._crowd.arrive()
+        reply = _Reply(send, self._guards)
+        priority = priority_of(scope["path"])
         try:
-            await self._answer(scope, receive, reply)
+            if priority and self._crowd.refuses(priority, waited_s):
+                metrics.shed(priority).inc()
+                await reply.send(503, _TOO_MANY, _LATER)
+            else:
+                await self._answer(scope, receive, reply, waited_s)
         except Refused as refused:
             await reply.send(refused.status, refused.body, refused.header)
         except ClientLeft:
@@ -135,9 +166,9 @@ class Gateway:
             if not reply.is_started:
                 await reply.send(500, wire.encode_problem("internal", "the service failed on this request; its log has the trace"))
         finally:
-            _observe(self._endpoint(scope), reply.status, time.perf_counter() - started)
+            metrics.request(self._endpoint(scope), str(reply.status)).observe(time.perf_counter() - started)
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply", waited_s: float) -> None:
         person = access.person_in(_raw_path(scope))
         path = person[0] if person else scope["path"]
         route = access.route_of(path)
@@ -147,13 +178,16 @@ class Gateway:
         if route.need is access.Need.COLLECT:
             await self._collect(scope, receive, reply, headers)
             return
+        if route.need is access.Need.CONSOLE:
+            await self._show(scope, route, receive, reply, headers)
+            return
         self._admit(scope, route, headers.get(b"authorization"))
         _expect_method(scope, route)
         if person:
             answer = await self.people.answer(path, scope["method"], person[1], scope["query_string"])
             await reply.send(answer.status, answer.body, kind=answer.kind)
         elif path in self.handlers:
-            await self._decide(path, receive, reply, headers)
+            await self._decide(path, receive, reply, headers, waited_s)
         elif access.is_score(path):
             raise Refused(404, "not_found", f"no such model; there are: {', '.join(self._models)}", "model")
         elif path in self.pages:
@@ -164,19 +198,13 @@ class Gateway:
         else:
             await self.app(scope, receive, reply.forward)
 
-    async def _decide(self, path: str, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes]) -> None:
-        if self._in_flight >= MAX_IN_FLIGHT:
-            raise Refused(
-                429, "too_many_requests", f"{MAX_IN_FLIGHT} requests are being answered; try again", header=(b"retry-after", b"1")
-            )
-        self._in_flight += 1
+    async def _decide(self, path: str, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes], waited_s: float) -> None:
+        body = await self._body(receive, headers, self.max_body_bytes)
         try:
-            body = await self._body(receive, headers, self.max_body_bytes)
-            answer = await self.handlers[path](body, Deadline.after_ms(self.deadline_ms))
+            with self._crowd:  # not before the body is here: those who only drip must not keep others out
+                answer = await self.handlers[path](body, Deadline.after_ms(self.deadline_ms - 1_000 * waited_s))
         except wire.BadRequest as bad:
             raise Refused(400, bad.code, bad.message, bad.field) from None
-        finally:
-            self._in_flight -= 1
         await reply.send(200, answer)
 
     async def _collect(self, scope: Scope, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes]) -> None:
@@ -185,6 +213,16 @@ class Gateway:
         read = functools.partial(self._body, receive, headers)
         answer = await self.door.answer(Arrival(scope["path"], scope["method"], headers, scope["query_string"], read), self.keys())
         await reply.send(answer.status, answer.body, kind=answer.kind)
+
+    async def _show(self, scope: Scope, route: Route, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes]) -> None:
+        _expect_method(scope, route)
+        if self.console is None:
+            raise Refused(404, "not_found", "this service has no console")
+        read = functools.partial(self._body, receive, headers)
+        arrival = Arrival(scope["path"], scope["method"], headers, scope["query_string"], read)
+        answer = await self.console.answer(arrival, self.keys())
+        reply.extra = list(answer.headers)
+        await reply.send(answer.status, answer.body, kind=answer.kind, is_head=scope["method"] == "HEAD")
 
     def _endpoint(self, scope: Scope) -> str:
         """The declared path, so that nobody's name becomes a metric's label or a line of the log."""
@@ -198,10 +236,17 @@ class Gateway:
         if route.need is access.Need.NOTHING:
             return
         is_local = self.is_loopback_only and access.is_loopback((scope.get("client") or ("", 0))[0])
-        refusal = access.refuse(route, self.keys().role_of(authorization), is_local=is_local)
+        key = access.key_in(authorization)
+        role = self.keys().role_of_key(key)
+        refusal = access.refuse(route, role, is_local=is_local)
         if refusal:
             header = (b"www-authenticate", b"Bearer") if refusal.status == 401 else None
             raise Refused(refusal.status, refusal.code, refusal.message, header=header)
+        wait_s = self.rates.wait_s(digest(key), time.monotonic()) if self.rates and role else 0.0
+        if role and wait_s:
+            metrics.rate_limited(role).inc()
+            retry = b"%d" % max(1, math.ceil(wait_s))
+            raise Refused(429, "rate_limited", "this key asked for more than it may; go on later", header=(b"retry-after", retry))
 
     async def _body(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
         declared = headers.get(b"content-length", b"0")
@@ -217,15 +262,15 @@ class Gateway:
 class _Reply:
     """Sends one answer, and remembers whether and with which status it began."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, guards: list[tuple[bytes, bytes]]) -> None:
+        self._send, self._guards = send, guards
         self.status, self.is_started = 500, False
         self.extra: list[tuple[bytes, bytes]] = []
 
     async def send(
         self, status: int, body: bytes, header: tuple[bytes, bytes] | None = None, *, is_head: bool = False, kind: bytes = _JSON
     ) -> None:
-        headers = [(b"cache-control", b"no-store"), *self.extra]
+        headers = [(b"cache-control", b"no-store"), *self._guards, *self.extra]
         if status != 204:
             headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
         self.status, self.is_started = status, True
@@ -235,8 +280,7 @@ class _Reply:
     async def forward(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status, self.is_started = message["status"], True
-            if self.extra:
-                message = {**message, "headers": [*message.get("headers", []), *self.extra]}
+            message = {**message, "headers": [*message.get("headers", []), *self._guards, *self.extra]}
         await self._send(message)
 
 
@@ -271,20 +315,3 @@ def _too_large(limit: int) -> Refused:
 def _raw_path(scope: Scope) -> bytes:
     raw: bytes | None = scope.get("raw_path")  # servers need not give it
     return scope["path"].encode() if raw is None else raw
-
-
-def _observe(endpoint: str, status: int, seconds: float) -> None:
-    _child(endpoint, str(status)).observe(seconds)
-
-
-@functools.cache
-def _child(endpoint: str, code: str) -> Any:
-    return _histogram().labels(endpoint, code)
-
-
-@functools.cache
-def _histogram() -> Any:
-    # imported here: the client chooses its multi-process mode on import, from an environment that the server sets
-    from prometheus_client import Histogram
-
-    return Histogram("rapport_request_seconds", "Seconds from the first byte to the answer", ["endpoint", "code"], buckets=BUCKETS)

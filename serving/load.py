@@ -85,8 +85,8 @@ def measure_collect(settings: Settings, *, seconds: float = 5.0) -> list[dict[st
 def offer(service: Process, *, connections: int, batch: int, seconds: float) -> Load:
     """Send to a running service from a process of its own. Raises ServiceError for any answer but 200."""
     plan = Plan(service.host, service.port, read_key(service.settings, Role.COLLECT), connections, batch, seconds)
-    pids = _family(service.child.pid)
-    before = _cpu_s(pids)
+    pids = family(service.child.pid)
+    before = cpu_s(pids)
     done = subprocess.run(
         [sys.executable, "-m", "serving.load"],
         input=json.dumps(asdict(plan)).encode(),
@@ -100,7 +100,7 @@ def offer(service: Process, *, connections: int, batch: int, seconds: float) -> 
     load = Load(**json.loads(done.stdout))
     if set(load.statuses) != {"200"}:
         raise ServiceError(f"load: 200 alone is expected, {load.statuses} was answered; look at the service's log")
-    after = _cpu_s(pids)
+    after = cpu_s(pids)
     cpu_us = None if before is None or after is None else (after - before) * 1e6 / load.acked
     return Load(**{**asdict(load), "cpu_us": cpu_us})
 
@@ -219,15 +219,15 @@ def _rows(what: str, load: Load, rival: float) -> list[dict[str, Any]]:
     return rows + [{"name": f"{what}: {name}", "value": round(value, 1), "unit": unit, **nothing} for name, value, unit in figures if value]
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
     """The process and everything that it started; only itself where the system does not tell."""
     with contextlib.suppress(OSError):
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *(one for child in children for one in _family(int(child)))]
+        return [pid, *(one for child in children for one in family(int(child)))]
     return [pid]
 
 
-def _cpu_s(pids: list[int]) -> float | None:
+def cpu_s(pids: list[int]) -> float | None:
     """Seconds of user and system time of these processes; None where the system does not tell."""
     try:
         fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]

@@ -5,6 +5,7 @@
 checked before a direct read is trusted. Never writes, never judges the age of a row.
 """
 
+import functools
 import os
 import sqlite3
 import threading
@@ -13,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.feast_format import JoinKey, Key, Value, decode_value, key_decoder, key_encoder, read_seconds
+from pipelines.feast_format import (
+    JoinKey,
+    Key,
+    Value,
+    decode_value,
+    key_decoder,
+    key_encoder,
+    key_prefix,
+    read_seconds,
+    stored_seconds,
+)
 from serving.fallbacks import Deadline
 
 MAX_BOUND = 500  # keys in one statement
@@ -56,6 +67,11 @@ class Source(Protocol):
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """The keys whose row holds this text; none where the store cannot find them quickly. Raises StoreFailure."""
 
+    def keys_under(self, view: View, first: str, column: str, deadline: Deadline, *, since_s: float, limit: int) -> list[Key] | None:
+        """Of a view with two join keys, keys whose first text, in Feast's order, is this one, whose `column` is not null, and whose row
+        changed since; the newest first, at most so many. None where the store cannot find them quickly. Raises StoreFailure.
+        """
+
 
 class Fast(Source, Protocol):
     """A source that reads the store's own bytes."""
@@ -89,8 +105,19 @@ class SqliteSource:
         return [found.get(key, nothing) for key in encoded]
 
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
-        """See Source."""
-        return [self.fetch(view, keys, deadline) for view in views]
+        """See Source. One key is one statement over all views; of many each view has its own."""
+        if len(keys) != 1 or len({view.join_key for view in views}) != 1:
+            return [self.fetch(view, keys, deadline) for view in views]
+        key, decode = key_encoder(views[0].join_key)(keys[0]), self._decode
+        found: list[tuple[float, dict[str, Value]] | None] = [None] * len(views)
+        wanted = [frozenset(view.columns) for view in views]
+        for place, name, value, then in self._execute(_of_one(tuple(view.table for view in views)), [key] * len(views), deadline):
+            row = found[place]
+            if row is None:
+                row = found[place] = (read_seconds(then), {})
+            if name in wanted[place]:
+                row[1][name] = decode(value)
+        return [[row or (None, {})] for row in found]
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
@@ -111,6 +138,17 @@ class SqliteSource:
         statement = f'SELECT entity_key FROM "{view.table}" INDEXED BY "{index}" WHERE value_text = ?'
         return [str(decode(key)) for (key,) in self._execute(statement, (text,), deadline)]
 
+    def keys_under(self, view: View, first: str, column: str, deadline: Deadline, *, since_s: float, limit: int) -> list[Key] | None:
+        """See Source. One walk over the part of the index that begins with this text."""
+        decode, start = key_decoder(view.join_key), key_prefix(view.join_key, first)
+        since = stored_seconds(int(max(since_s, 0.0) * 1e6))
+        statement = (
+            f'SELECT entity_key FROM "{view.table}" WHERE entity_key >= ? AND entity_key < ? AND feature_name = ? '
+            "AND value NOT IN (x'', x'980100') AND event_ts >= ? ORDER BY event_ts DESC, entity_key LIMIT ?"
+        )
+        found = self._execute(statement, (start, start + b"\xff", column, since, limit), deadline)
+        return [decode(key) for (key,) in found]
+
     def some_keys(self, view: View, n: int) -> list[bytes]:
         """Encoded keys of up to `n` rows."""
         statement = f'SELECT entity_key FROM "{view.table}" GROUP BY entity_key LIMIT {int(n)}'
@@ -121,7 +159,7 @@ class SqliteSource:
         statement = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key IN ({marks})'
         return self._execute(statement, keys, deadline)
 
-    def _execute(self, statement: str, values: Sequence[bytes | str], deadline: Deadline) -> list[Any]:
+    def _execute(self, statement: str, values: Sequence[bytes | str | int], deadline: Deadline) -> list[Any]:
         deadline.check()
         try:
             connection = self._connection()
@@ -156,6 +194,14 @@ class SqliteSource:
             connection.close()
 
 
+@functools.cache
+def _of_one(tables: tuple[str, ...]) -> str:
+    """The rows of one key in these tables, each with its table's place."""
+    return " UNION ALL ".join(
+        f'SELECT {place}, feature_name, value, event_ts FROM "{table}" WHERE entity_key = ?' for place, table in enumerate(tables)
+    )
+
+
 class FeastSource:
     """The same rows through `get_online_features`: slower, and right whatever the encoding."""
 
@@ -184,6 +230,10 @@ class FeastSource:
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """See Source: Feast cannot."""
         return []
+
+    def keys_under(self, view: View, first: str, column: str, deadline: Deadline, *, since_s: float, limit: int) -> list[Key] | None:
+        """See Source: Feast cannot."""
+        return None
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""

@@ -1,10 +1,14 @@
-"""The OpenAPI description of what the gateway answers itself and BentoML therefore does not describe: collection, and people.
+"""The OpenAPI description of what the gateway answers itself and BentoML therefore does not describe: collection, and people; and of what
+BentoML leaves out: which fields may be null.
 
 In: a document. Out: the same with their paths and bodies. Describes; decides nothing.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
+from serving import wire
 from serving.access import ERASURE, EXPORT, PIXEL, PROFILE
 
 _TEXT: dict[str, Any] = {"type": "string"}
@@ -41,6 +45,25 @@ _CODES = {
 }
 _SUCCESS = {"type": "object", "required": ["success"], "properties": {"success": {"type": "boolean", "enum": [True]}}}
 _SECURITY: list[dict[str, list[str]]] = [{"writeKey": []}, {"key": []}]
+
+
+def describe_nulls(document: dict[str, Any]) -> None:
+    """Mark the fields of requests and answers that may be null, as their types say."""
+    shapes = {kind.__name__: kind for kind in vars(wire).values() if isinstance(kind, type) and kind.__module__ == wire.__name__}
+    for schema in _schemas(document):
+        kind = shapes.get(schema.get("title", ""))
+        for name, hint in get_type_hints(kind).items() if kind else ():
+            if NoneType in get_args(hint) and name in schema["properties"]:
+                schema["properties"][name]["nullable"] = True
+
+
+def _schemas(part: Any) -> Iterator[dict[str, Any]]:
+    """Every object's schema in this part of a document."""
+    inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    if isinstance(part, dict) and isinstance(part.get("properties"), dict):
+        yield part
+    for child in inner:
+        yield from _schemas(child)
 
 
 def describe_collection(document: dict[str, Any]) -> None:

@@ -25,7 +25,8 @@ from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable
 from serving.gateway import Answer, Refused
 from serving.online_store import Value
-from serving.profile import Guard, Profiles
+from serving.profile import Profiles
+from serving.store_guard import Guard
 
 BY = "an admin key over HTTP"
 WAIT_S = 20.0  # that a caller is kept waiting; then 202
@@ -80,7 +81,7 @@ class People:
         told: dict[str, Any] = json.loads(_told(result))
         with contextlib.suppress(Unavailable):  # the store is down: what the worker knows is still an answer
             told |= self._guard.ask(lambda profiles: self._live(profiles, str(told["customer_id"])))
-        return Answer(200, json.dumps(told | {"segment": None, "as_of": self._clock.now().isoformat()}, default=str).encode())
+        return Answer(200, json.dumps({"segment": None} | told | {"as_of": self._clock.now().isoformat()}, default=str).encode())
 
     def _live(self, profiles: Profiles, customer: str) -> dict[str, Any]:
         at, deadline = self._clock.now(), Deadline.after_ms(READ_MS)

@@ -8,13 +8,14 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +54,8 @@ class Process:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        scheme = "https" if self.settings.serving.tls_cert else "http"
+        return f"{scheme}://[{self.host}]:{self.port}" if ":" in self.host else f"{scheme}://{self.host}:{self.port}"
 
     def wait_ready(self, timeout_s: float = 180.0) -> None:
         """Return once it answers /readyz. Raises ServiceError, with the end of its log, when it ended or the time is up."""
@@ -133,7 +135,9 @@ class Process:
         return f"; the end of {self.output}:\n" + "\n".join(lines) if lines else ""
 
 
-def start(settings: Settings, port: int | None = None, *, to_console: bool = False, is_alone: bool = False) -> Process:
+def start(
+    settings: Settings, port: int | None = None, *, to_console: bool = False, is_alone: bool = False, service: str | None = None
+) -> Process:
     """Start the service. `port`: the setting's where None; 0 picks a free one. Returns at once: see `Process.wait_ready`.
 
     Its log goes to `serving/service.log` under the home, or with `to_console` to this process's own output. Beside it run the stream
@@ -147,10 +151,11 @@ def start(settings: Settings, port: int | None = None, *, to_console: bool = Fal
     folder.mkdir(parents=True, exist_ok=True)
     output = None if to_console else folder / "service.log"
     variables = environment(settings, folder)
+    command = (sys.executable, "-m", "bentoml", "serve", service or SERVICE)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(output.open("wb")) if output else None
         child = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", SERVICE, "--working-dir", str(_root()), "--host", host, "--port", str(chosen)],
+            [*command, "--working-dir", str(_root()), "--host", host, "--port", str(chosen), *_tls(settings)],
             cwd=_root(),
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -244,13 +249,33 @@ def _usable_port(host: str, port: int) -> int:
         return chosen
 
 
+def _tls(settings: Settings) -> list[str]:
+    """What BentoML is told where the service speaks https. Raises ServiceError where the files are no certificate and its key."""
+    certificate, key = settings.serving.tls_cert, settings.serving.tls_key
+    if certificate is None or key is None:
+        return []
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:
+        raise ServiceError(
+            f"serve: {certificate} and {key} are no certificate and its key ({error}); give PEM files that belong together"
+        ) from error
+    return ["--ssl-certfile", str(certificate.resolve()), "--ssl-keyfile", str(key.resolve())]
+
+
 def _reachable(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
 @contextlib.contextmanager
 def _connection(process: Process, *, timeout_s: float):  # type: ignore[no-untyped-def]
-    connection = HTTPConnection(_reachable(process.host), process.port, timeout=timeout_s)
+    where, certificate = (_reachable(process.host), process.port), process.settings.serving.tls_cert
+    if certificate is None:
+        connection = HTTPConnection(*where, timeout=timeout_s)
+    else:  # it is ours whatever name it is for: that very certificate is expected
+        context = ssl.create_default_context(cafile=str(certificate))
+        context.check_hostname = False
+        connection = HTTPSConnection(*where, timeout=timeout_s, context=context)
     try:
         yield connection
     finally:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -21,15 +21,14 @@ from pipelines import online_schema
 from pipelines.errors import PipelineError
 from pipelines.feast_format import Key, Value, key_decoder, key_encoder
 from pipelines.redis_server import feast_connection
-from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
+from serving.fallbacks import Deadline
 from serving.online_store import EncodingChanged, Fast, FeastSource, Source, SqliteSource, StoreFailure, View, difference
 
 log = logging.getLogger("rapport.serving")
 
-T = TypeVar("T")
 Pseudonym = Callable[[str, str], str]  # kind, raw name -> what the store knows it by
 
-VIEWS = ("identifier_customer", "customer_consent", "customer_scores", "task_scores")
+VIEWS = ("identifier_customer", "customer_consent", "customer_scores", "task_scores", "customer_segments", "customer_item")
 AGELESS = ("identifier_customer", "customer_consent")  # true until revoked, however long ago
 SELF_CHECK_ROWS = 3
 NAMES_REMEMBERED = 10_000
@@ -76,6 +75,10 @@ class Profiles:
                 if rows[i] and then is not None and then > (changed[i] or 0.0):
                     changed[i] = then
         return Rows(columns, changed)
+
+    def check(self, deadline: Deadline) -> None:
+        """Look for nobody's consent: whether the store answers at all. Raises StoreFailure."""
+        self.source.present(self.views["customer_consent"][0], ["nobody"], deadline)
 
     def people(self, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
         """Who each name is: a customer_id, one of before a merge, or else the shop's own user id. Raises StoreFailure."""
@@ -129,31 +132,6 @@ def _as_former(name: str) -> str | None:
 
 
 STRANGER = Person(None, is_allowed=False)
-
-
-class Guard:
-    """The profiles in use, behind a breaker: a store that keeps failing is left alone for a while. Safe from several threads."""
-
-    def __init__(self, *, profiles: Profiles | None = None, breaker: Breaker | None = None) -> None:
-        self.profiles = profiles
-        self.breaker = breaker or Breaker()
-
-    def ask(self, question: Callable[[Profiles], T]) -> T:
-        """The answer. Raises Unavailable when there is no store, it fails, or the breaker is open."""
-        profiles = self.profiles
-        if profiles is None or not self.breaker.allows():
-            raise Unavailable(STORE)
-        try:
-            answer = question(profiles)
-        except StoreFailure as error:
-            self.breaker.failed()
-            log.warning("%s", error)
-            raise Unavailable(STORE) from error
-        except Unavailable:
-            self.breaker.failed()  # too slow
-            raise
-        self.breaker.succeeded()
-        return answer
 
 
 def open_profiles(home: Path, *, max_age_hours: float, pseudonym: Pseudonym, redis_url: SecretStr | None = None) -> Profiles:

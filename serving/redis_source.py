@@ -21,6 +21,7 @@ from pipelines.feast_format import (
     entity_of,
     key_decoder,
     key_encoder,
+    key_prefix,
     redis_field,
     redis_key,
     redis_time_field,
@@ -29,7 +30,8 @@ from serving.fallbacks import Deadline
 from serving.online_store import Decoder, EncodingChanged, Row, StoreFailure, View
 
 CONNECT_S = 0.1  # for each step of it: a server that hangs costs a request no more than its deadline
-LONGEST_S = 30.0
+LOOK_EVERY = 16  # replies between two looks at the deadline
+SILENCE_S = 0.05  # a server that says nothing for so long is not waited for, however much time the request has
 
 
 class RedisSource:
@@ -72,6 +74,20 @@ class RedisSource:
         names = sorted(str(decode(entity_of(key))) for key in noted)
         return [name for name, (_, row) in zip(names, self.fetch(view, names, deadline), strict=True) if row.get(column) == text]
 
+    def keys_under(self, view: View, first: str, column: str, deadline: Deadline, *, since_s: float, limit: int) -> list[Key] | None:
+        """See Source. The writer notes by customer the keys of what is about them and something else."""
+        (noted,) = self._ask([("SMEMBERS", f"{PROJECT}:pairs:{first}")], deadline)
+        start, decode = key_prefix(view.join_key, first), key_decoder(view.join_key)
+        keys = sorted(key for key in noted if key.startswith(start))
+        fields = (redis_time_field(view.name), redis_field(view.name, column))
+        replies = self._ask([("HMGET", key, *fields) for key in keys], deadline)
+        found = [
+            (-_seconds(then), key)
+            for key, (then, value) in zip(keys, replies, strict=True)
+            if then and value and self._decode(value) is not None
+        ]
+        return [decode(entity_of(key)) for at, key in sorted(found)[:limit] if -at >= int(since_s)]
+
     def some_keys(self, view: View, n: int) -> list[bytes]:
         """Encoded keys of up to `n` rows: of those that one look at the server finds."""
         deadline, field = Deadline.after_ms(1_000), redis_time_field(view.name)
@@ -93,9 +109,15 @@ class RedisSource:
         connection = None
         try:
             connection = self._connection()
-            connection._sock.settimeout(min(max(deadline.left_s(), 0.001), LONGEST_S))
+            connection._sock.settimeout(_patience_s(deadline))
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            return [connection.read_response() for _ in commands]
+            replies = []
+            for i in range(len(commands)):
+                if i % LOOK_EVERY == LOOK_EVERY - 1:  # one that only drips must not outlast the deadline either
+                    deadline.check()
+                    connection._sock.settimeout(_patience_s(deadline))
+                replies.append(connection.read_response())
+            return replies
         except (redis.RedisError, OSError) as error:
             self._close()
             deadline.check()
@@ -119,6 +141,10 @@ class RedisSource:
         self._local.connection = None
         if connection is not None:
             connection.disconnect()
+
+
+def _patience_s(deadline: Deadline) -> float:
+    return min(max(deadline.left_s(), 0.001), SILENCE_S)
 
 
 def _fields(view: View) -> list[bytes]:

@@ -9,28 +9,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import windows
-from serving import fallbacks
+from models.classifier import Classifier
+from pipelines.windows import Derived
+from serving import fallbacks, metrics
 from serving.access import score_path
 from serving.champions import PRIOR, Bundle, Scorer
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable, count
-from serving.profile import Guard, Rows
+from serving.profile import Rows
 from serving.served import Sample
+from serving.shadow import Asked, Shadow
+from serving.store_guard import Guard
 from serving.wire import Prediction, Reason, ScoreRequest, Scores
 
 PERSONAL, STALE, STATIC = "personal", "stale", "static"
-N_REASONS = 3
+INLINE_CUSTOMERS = 16  # more are scored beside the event loop, so that a single request never waits for a batch
+PLANS_REMEMBERED = 100
 EXPLAINED_AT_ONCE = 32  # rows; between two lots the deadline is looked at
 CUTS_UNKNOWN = (1 / 3, 2 / 3)  # bands where no model says from when acting pays
 WITH_COLUMNS = ("churn", "intent")  # tasks that have columns of their own in customer_scores
-
-Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass
@@ -43,6 +44,7 @@ class _Case:
     at: datetime
     deadline: Deadline
     context: Mapping[str, float]  # what only the request tells
+    n_reasons: int
     predictions: list[Prediction | None] = field(default_factory=list)
     causes: list[str] = field(default_factory=list)
     is_degraded: bool = False
@@ -55,6 +57,10 @@ class _Case:
             self.causes.append(cause)
         self.is_degraded |= is_failure
         count(score_path(self.task), source, cause)
+
+    @property
+    def is_batch(self) -> bool:
+        return len(self.names) > INLINE_CUSTOMERS
 
     @property
     def cuts(self) -> tuple[float, float]:
@@ -70,8 +76,11 @@ class _Case:
 class Scoring:
     """Answers for any declared task with whatever is loaded at the moment of the request."""
 
-    def __init__(self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None) -> None:
-        self._guard, self._bundle, self._clock, self._sample = guard, bundle, clock, sample
+    def __init__(
+        self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None, shadow: Shadow | None = None
+    ) -> None:
+        self._guard, self._bundle, self._clock, self._sample, self._shadow = guard, bundle, clock, sample, shadow
+        self._places: dict[tuple[int, int], tuple[Classifier, object, NDArray[np.intp], list[tuple[int, str]]]] = {}
 
     def answer(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
         """The best answer there is, one prediction for each id in order; never raises for a part that fails."""
@@ -90,12 +99,17 @@ class Scoring:
     def _case(self, task: str, request: ScoreRequest, deadline: Deadline) -> _Case:
         bundle = self._bundle()
         names = request.customer_ids
-        return _Case(task, names, bundle, self._clock.now(), deadline, request.context, [None] * len(names), version=bundle.version(task))
+        version = bundle.version(task)
+        return _Case(
+            task, names, bundle, self._clock.now(), deadline, request.context, request.reasons, [None] * len(names), version=version
+        )
 
     def _allowed(self, case: _Case) -> dict[int, str]:
         """The customers by place whose data may be used."""
         try:
-            people = self._guard.ask(lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline))
+            people = self._guard.ask(
+                lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline), is_batch=case.is_batch
+            )
         except Unavailable as reason:
             case.step_down(PERSONAL, reason.cause, is_failure=True)
             return {}
@@ -111,7 +125,8 @@ class Scoring:
             raise Unavailable(case.bundle.why.get(case.task, fallbacks.MODEL_MISSING))
         service, ids = scorer.service, list(customers.values())
         rows = self._guard.ask(
-            lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None
+            lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None,
+            is_batch=case.is_batch,
         )
         if rows is None:
             fallbacks.log.error("%s: the store has no service %s about customers alone", score_path(case.task), service)
@@ -124,13 +139,18 @@ class Scoring:
                 service, f"{case.task} {scorer.version}", {j: ids[j] for j in present}, rows.columns,
                 served_us=_micros(case.at), read_us=_micros(self._clock.now()),
             )  # fmt: skip
-        told = {name: np.full(len(present), case.context.get(name, np.nan)) for name in windows.REQUEST}
-        derived = windows.derive_columns(_arrays(rows, present), _micros(case.at), request=told)
-        matrix = scorer.learner.encode(derived)
+        derived = _derived(rows, present, case)
+        matrix = self._matrix(scorer.learner, derived)
         case.deadline.check()
         probabilities = scorer.learner.predict_values(matrix)
         if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
             raise Unavailable(fallbacks.MODEL_FAILED)
+        if self._shadow is not None:
+            who, when = [ids[j] for j in present], _micros(case.at)
+            self._shadow.offer(Asked(case.task, service, who, derived, probabilities, scorer.version, when))
+        foretold = metrics.score(case.task)
+        for probability in probabilities:
+            foretold.observe(probability)
         reasons = _reasons(case, scorer, matrix, derived)
         case.oldest = min(then for then in rows.changed_at if then is not None)
         places = list(customers)
@@ -139,13 +159,31 @@ class Scoring:
             for j, p, why in zip(present, probabilities, reasons, strict=True)
         }
 
+    def _matrix(self, learner: Classifier, derived: Derived) -> NDArray[np.float64]:
+        """`learner.encode(derived)`, with what can be known beforehand of these columns known beforehand."""
+        key = (id(learner), id(derived.plan))
+        known = self._places.get(key)
+        if known is None or known[0] is not learner or known[1] is not derived.plan:
+            names, rows = learner.feature_names_, derived.plan.rows
+            texts = [(j, name) for j, name in enumerate(names) if name in learner.categories_]
+            if any(name not in rows or (rows[name] is None and name not in learner.categories_) for name in names):
+                return learner.encode(derived)  # which says what is missing
+            if len(self._places) > PLANS_REMEMBERED:
+                self._places.clear()
+            known = self._places[key] = (learner, derived.plan, np.array([rows[name] or 0 for name in names]), texts)
+        _, _, places, texts = known
+        matrix = derived.numbers(places)
+        for j, name in texts:
+            matrix[:, j] = learner.codes(name, derived[name])
+        return matrix
+
     def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
         ids = list(customers.values())
         if case.task in WITH_COLUMNS:
             view, keys, prefix = "customer_scores", ids, f"{case.task}_"
         else:
             view, keys, prefix = "task_scores", [(customer, case.task) for customer in ids], ""
-        rows = self._guard.ask(lambda profiles: profiles.read(view, keys, at=case.at, deadline=case.deadline))
+        rows = self._guard.ask(lambda profiles: profiles.read(view, keys, at=case.at, deadline=case.deadline), is_batch=case.is_batch)
         values, versions = (rows.columns[f"{prefix}{what}"] for what in ("probability", "version"))
         found = {i: float(value) for i, value in zip(customers, values, strict=True) if isinstance(value, float) and 0 <= value <= 1}
         if found and case.version is None:
@@ -198,21 +236,18 @@ def _micros(at: datetime) -> int:
     return round(at.timestamp() * 1_000_000)
 
 
-def _arrays(rows: Rows, present: Sequence[int]) -> dict[str, NDArray[Any]]:
-    """The columns of the rows that exist: numbers as float64 with NaN for missing, else objects."""
+def _derived(rows: Rows, present: Sequence[int], case: _Case) -> Derived:
+    """The features of the rows that exist, as seen at the moment of the request."""
     whole = len(present) == len(rows.changed_at)
-    return {name: _array(values if whole else [values[j] for j in present]) for name, values in rows.columns.items()}
+    columns = rows.columns if whole else {name: [values[j] for j in present] for name, values in rows.columns.items()}
+    texts = [name for name, values in columns.items() if str in map(type, values)]
+    return Derived(columns, _micros(case.at), texts=texts, request=case.context)
 
 
-def _array(values: Sequence[object]) -> NDArray[Any]:
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.array(values, dtype=object)
-
-
-def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Columns) -> list[list[Reason]]:
+def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Derived) -> list[list[Reason]]:
     """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for."""
+    if not case.n_reasons:
+        return [[] for _ in range(len(matrix))]
     reasons: list[list[Reason]] = []
     took_s = 0.0
     for start in range(0, len(matrix), EXPLAINED_AT_ONCE):
@@ -221,7 +256,7 @@ def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: 
             return reasons + [[] for _ in range(len(matrix) - len(reasons))]
         began = time.perf_counter()
         parts = scorer.learner.explain_values(matrix[start : start + EXPLAINED_AT_ONCE])
-        strongest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, :N_REASONS]
+        strongest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, : case.n_reasons]
         names = scorer.learner.feature_names_
         for i, (row, chosen) in enumerate(zip(parts, strongest, strict=True), start=start):
             reasons.append([Reason(names[c], _shown(derived[names[c]][i]), float(row[c])) for c in chosen if row[c] != 0])

@@ -32,11 +32,15 @@ from serving import access
 from serving.answers import Answers
 from serving.champions import TASKS, Rehearse
 from serving.collect import Collector
+from serving.console.desk import Console
+from serving.console.sessions import Sessions
 from serving.fallbacks import Deadline, trace
-from serving.gateway import BUCKETS, Gateway
-from serving.openapi import describe_collection, describe_people
+from serving.gateway import Gateway
+from serving.metrics import SECONDS
+from serving.openapi import describe_collection, describe_nulls, describe_people
 from serving.people import People
 from serving.process import starter_lives
+from serving.rates import Rates
 from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, encode
 
 log = logging.getLogger("rapport.serving")
@@ -46,31 +50,40 @@ SCORED = {path: task for task in TASKS for path in dict.fromkeys((access.SCORE.f
 ABOUT = """Recommendations, churn, purchase intent and what else a model foretells of the customers of a shop.
 
 Every valid request gets a usable answer: `source` names the rung of the ladder that gave it, `degraded` is true when a better rung
-should have answered and could not, `causes` says why, and `as_of` is the instant that the answer holds for."""
+should have answered and could not, `causes` says why, and `as_of` is the instant that the answer holds for.
+
+People of the shop look at one customer at a time in the [console](/console)."""
 
 
 class Served(Service):
-    """A BentoML service with the gateway in front. `core` is what both paths ask, `collector` where events go, `people` for one person."""
+    """A BentoML service with the gateway in front. `core` is what both paths ask, `collector` where events go, `people` for one person,
+    `console` for those who look, `valid` the keys."""
 
     core: Answers
     collector: Collector
     people: People
+    console: Console
+    valid: access.Valid
 
     def to_asgi(self, is_main: bool = True) -> Gateway:
         """The app of one worker: the gateway, BentoML's app behind it."""
         settings = self.core.settings
-        access.ensure_keys(settings)
-        keys = access.load_keys(settings)
+        self.valid.open()
+        serving = settings.serving
         return Gateway(
             super().to_asgi(is_main),
             handlers={"/recommend": self.core.recommend_body, **{path: self.core.score_body(task) for path, task in SCORED.items()}},
             pages={"/docs.json": functools.cache(lambda: _described(self.openapi_spec.asdict()))},
             door=self.collector,
             people=self.people,
-            keys=lambda: keys,
-            is_loopback_only=access.is_loopback(settings.serving.host),
-            max_body_bytes=settings.serving.max_body_bytes,
-            deadline_ms=settings.serving.deadline_ms,
+            keys=lambda: self.valid.keys,
+            is_loopback_only=access.is_loopback(serving.host),
+            max_body_bytes=serving.max_body_bytes,
+            deadline_ms=serving.deadline_ms,
+            console=self.console,
+            # a connection stays with one worker, so each has its share
+            rates=Rates(serving.rate_per_s / serving.workers, serving.burst / serving.workers),
+            is_tls=serving.tls_cert is not None,
         )
 
 
@@ -79,6 +92,8 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
     core = Answers(settings, rehearse=rehearse)
     collector = Collector(settings)
     people = People(settings, guard=core.guard, clock=core.clock, vault=lambda: core.vault)
+    console = Console(people, core, tasks=lambda: sorted(core.champions.bundle.scorers), sessions=Sessions.of(settings))
+    valid = access.Valid(settings)
     deadline_ms = settings.serving.deadline_ms
 
     @bentoml.service(
@@ -88,13 +103,13 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
         traffic={"timeout": 2},  # timers of the whole timeout stay in memory: keep it short
         logging={"access": {"enabled": False}},
         tracing={"excluded_urls": ".*"},
-        metrics={"enabled": True, "duration": {"buckets": list(BUCKETS)}},
+        metrics={"enabled": True, "duration": {"buckets": list(SECONDS)}},
     )
     class Personalization(_scores(core, deadline_ms)):  # type: ignore[misc]
         """Recommendations, and scores of every declared task, for the customers of a shop."""
 
         def __init__(self) -> None:
-            self.watcher: asyncio.Task[None] | None = None
+            self.watchers: list[asyncio.Task[None]] = []
 
         @bentoml.on_startup
         async def start(self) -> None:
@@ -102,12 +117,14 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
             parent = os.getppid()
             await asyncio.to_thread(collector.open)
             await asyncio.to_thread(core.open)
-            self.watcher = asyncio.create_task(_watch([core.refresh, collector.open], poll_s, parent))
+            # a revoked key must not wait for models that are being loaded
+            followed = ([core.refresh, collector.open], [valid.refresh])
+            self.watchers = [asyncio.create_task(_watch(some, poll_s, parent)) for some in followed]
 
         @bentoml.on_shutdown
         async def stop(self) -> None:
-            if self.watcher:
-                self.watcher.cancel()
+            for watcher in self.watchers:
+                watcher.cancel()
             await asyncio.to_thread(collector.close)
             people.close()
             core.close()
@@ -118,7 +135,7 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
             return _json(encode(await core.recommend(request, Deadline.after_ms(deadline_ms))))  # type: ignore[return-value]
 
     service: Any = Personalization  # the decorator turns the class into a Served
-    service.core, service.collector, service.people = core, collector, people
+    service.core, service.collector, service.people, service.console, service.valid = core, collector, people, console, valid
     return service  # type: ignore[no-any-return]
 
 
@@ -182,6 +199,7 @@ def _described(document: dict[str, Any]) -> bytes:
                 else {}
             ),
         }
+    describe_nulls(document)
     describe_collection(document)
     describe_people(document)
     return json.dumps(document, default=str).encode()

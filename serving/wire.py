@@ -5,6 +5,7 @@ repeats the value. Answers are plain dataclasses, encoded by msgspec. Never deci
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,7 @@ from feature_repo.aggregates import REQUEST
 MAX_K = 200
 MAX_CUSTOMERS = 1_000
 MAX_LIST = 1_000
+MAX_REASONS = 20
 
 
 class BadRequest(Exception):
@@ -44,6 +46,7 @@ def _declared(context: dict[str, float]) -> dict[str, float]:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+Money = Annotated[float, Field(ge=0, le=1e10, allow_inf_nan=False)]
 Told = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -52,21 +55,40 @@ class _Request(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+class Price(_Request):
+    """A band of prices, both ends included, in the money of the shop. An item whose price nobody told lies in none."""
+
+    min: Money | None = Field(None, description="at least")
+    max: Money | None = Field(None, description="at most")
+
+    @model_validator(mode="after")
+    def _band(self) -> "Price":
+        if self.min is None and self.max is None:
+            raise PydanticCustomError("missing", "min or max is expected", {"field": "min"})
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise PydanticCustomError("empty_band", "min is expected to be at most max", {"field": "min"})
+        return self
+
+
 class Filters(_Request):
     """What the recommended items must satisfy."""
 
     category: list[Name] | None = Field(None, min_length=1, max_length=MAX_LIST, description="only items of these categories")
+    in_stock: bool = Field(False, description="no item of which the catalogue says that it is sold out")
+    price: Price | None = Field(None, description="only items of which the catalogue names a price within this band")
 
 
 class RecommendRequest(_Request):
-    """Who the items are for. With `item_id`: items that go with that one, the same for everybody."""
+    """Who the items are for. With `item_id`: items similar to that one or bought together with it, the same for everybody."""
 
     customer_id: Name | None = Field(None, description="the resolved customer, or the shop's own user id; wins over anonymous_id")
     anonymous_id: Name | None = Field(None, description="the device's identifier, as events carry it")
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted")
-    item_id: Name | None = Field(None, description="ask for items similar to this one")
+    item_id: Name | None = Field(None, description="ask for items like this one, and what goes with it")
     exclude: list[Name] = Field([], max_length=MAX_LIST, description="items that must not come back")
     filters: Filters = Field(Filters(category=None), description="what the items must satisfy")
+    new_only: bool = Field(False, description="nothing that the customer bought before, where they let that be known")
+    max_per_category: int | None = Field(None, ge=1, le=MAX_K, description="at most so many items of one category")
     context: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({}, description="free form; not used yet")
 
     @model_validator(mode="after")
@@ -80,6 +102,7 @@ class ScoreRequest(_Request):
     """Whose probabilities are wanted; the answer keeps the order."""
 
     customer_ids: list[Name] = Field(min_length=1, max_length=MAX_CUSTOMERS, description="resolved customers, or the shop's own user ids")
+    reasons: int = Field(3, ge=0, le=MAX_REASONS, description="features to name for each customer; 0 makes an answer much cheaper")
     context: Annotated[dict[str, Told], AfterValidator(_declared)] = Field(
         {}, description=f"what only the request tells, the same for all of them: any of {', '.join(REQUEST)}"
     )
@@ -144,6 +167,11 @@ class Scores:
 
 R = TypeVar("R", bound=_Request)
 _encoder = msgspec.json.Encoder()
+
+
+def ranked(names: Sequence[str], scores: Sequence[float], reasons: Sequence[str]) -> list[Item]:
+    """The items in this order, numbered from 1."""
+    return [Item(name, score, rank, reason) for rank, (name, score, reason) in enumerate(zip(names, scores, reasons, strict=True), start=1)]
 
 
 def decode(kind: type[R], body: bytes) -> R:

@@ -5,11 +5,13 @@ A server that is not installed skips the test that asks for it; `.ci/servers` in
 
 import contextlib
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,16 +35,18 @@ _START_S = 60
 class Server:
     """A server's process group. `url`: where clients find it; the same after `kill` and `start`."""
 
-    def __init__(self, url: str, command: list[str], *, folder: Path, environment: dict[str, str], is_up: Callable[[], bool]) -> None:
+    def __init__(
+        self, url: str, command: list[str], *, folder: Path, environment: dict[str, str], is_up: Callable[[], bool], user: str | None = None
+    ) -> None:
         self.url = url
-        self._command, self._folder, self._environment, self._is_up = command, folder, environment, is_up
+        self._command, self._folder, self._environment, self._is_up, self._user = command, folder, environment, is_up, user
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Server":
         """Run it, and return once it answers."""
         log = self._folder / "server.log"
         with log.open("ab") as out:
-            self._process = _spawn(self._command, self._folder, self._environment, out)
+            self._process = _spawn(self._command, self._folder, self._environment, out, user=self._user)
         deadline = time.monotonic() + _START_S
         while not self._is_up():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -162,6 +166,43 @@ def kafka(folder: Path) -> Iterator[Server]:
         yield server
 
 
+@contextlib.contextmanager
+def postgresql() -> Iterator[Server]:
+    """PostgreSQL that syncs nothing. It refuses to be root, and who it runs as then may not enter pytest's folders: it has its own.
+
+    `url`: of a database; `server.database()` makes another and returns that one's.
+    """
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: int(folder.parent.name), default=None)
+    initdb, program = (_needed(name, programs) for name in ("initdb", "postgres"))
+    user = "nobody" if os.geteuid() == 0 else None
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="rapport-postgresql-", ignore_cleanup_errors=True) as folder:
+        if user:
+            shutil.chown(folder, user)
+        made = [initdb, "-D", "data", "-U", "rapport", "-E", "UTF8", "--locale=C", "--auth=trust", "--no-sync"]
+        subprocess.run(made, check=True, capture_output=True, timeout=_START_S, cwd=folder, **_as(user))
+        command = [program, "-D", "data", "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
+        server = Server(
+            f"postgresql+pg8000://rapport@127.0.0.1:{port}/postgres",
+            [*command, "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off", "-c", "shared_buffers=16MB"],
+            folder=Path(folder),
+            environment={},
+            is_up=lambda: _takes_queries(port),
+            user=user,
+        )
+
+        def database() -> str:
+            name = f"d{uuid.uuid4().hex[:12]}"
+            with contextlib.closing(_postgresql_connection(port)) as connection:
+                connection.autocommit = True
+                connection.cursor().execute(f"create database {name}")
+            return server.url.replace("/postgres", f"/{name}")
+
+        server.database = database
+        with _running(server):
+            yield server
+
+
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:
@@ -177,7 +218,7 @@ def _running(server: Server) -> Iterator[Server]:
         server.kill()
 
 
-def _spawn(command: list[str], folder: Path, environment: dict[str, str], out) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], folder: Path, environment: dict[str, str], out, *, user: str | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -186,7 +227,13 @@ def _spawn(command: list[str], folder: Path, environment: dict[str, str], out) -
         stdout=out,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        **_as(user),
     )
+
+
+def _as(user: str | None) -> dict[str, object]:
+    """To run a process as that user, in that user's group alone."""
+    return {} if user is None else {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": ()}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -195,8 +242,8 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     process.wait(timeout=10)
 
 
-def _needed(program: str) -> str:
-    found = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin")
+def _needed(program: str, folder: Path | None = None) -> str:
+    found = shutil.which(program, path=os.pathsep.join([*([str(folder)] if folder else []), os.environ.get("PATH", ""), "/usr/sbin"]))
     if found is None:
         pytest.skip(f"{program} is not installed; .ci/servers installs it")
     return found
@@ -217,6 +264,22 @@ def _says(port: int, question: bytes, answer: bytes) -> bool:
             return connection.recv(64).startswith(answer)
     except OSError:
         return False
+
+
+def _postgresql_connection(port: int):
+    import pg8000.dbapi
+
+    return pg8000.dbapi.connect(user="rapport", host="127.0.0.1", port=port, database="postgres", timeout=_START_S)
+
+
+def _takes_queries(port: int) -> bool:
+    import pg8000.exceptions
+
+    try:
+        _postgresql_connection(port).close()
+    except (pg8000.exceptions.InterfaceError, pg8000.exceptions.DatabaseError, OSError):
+        return False
+    return True
 
 
 @dataclass(frozen=True)

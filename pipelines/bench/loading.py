@@ -56,7 +56,7 @@ def load_rows(folder: Path, *, customers: int, redis_url: str | None = None) -> 
 
 
 def fill_tables(home: Path, *, customers: int, items: int = 2_000) -> None:
-    """Feature tables with one change point of each customer and item: whole numbers of any size, some instants null."""
+    """Feature tables with one change point of each customer and item: small counts, cents, instants of half a year; some are null."""
     for table, prefix, count in (
         (tables.CUSTOMER_ACTIVITY, "c", customers),
         (tables.CUSTOMER_SESSION, "c", customers),
@@ -74,9 +74,9 @@ def fill_tables(home: Path, *, customers: int, items: int = 2_000) -> None:
     tables.write(home, tables.CUSTOMER_PROFILE, profiles.cast(tables.CUSTOMER_PROFILE.schema))
 
 
-def fill_for_reads(settings: Settings, *, customers: int = 2_000) -> None:
+def fill_for_reads(settings: Settings, *, customers: int = 2_000, items: int = 2_000) -> None:
     """A home whose online store holds some customers and items, in the file or in the Redis that the settings name."""
-    fill_tables(settings.home, customers=customers)
+    fill_tables(settings.home, customers=customers, items=items)
     feature_store.apply(settings.home, settings=settings)
     feature_store.materialize(settings.home, as_of=AS_OF, settings=settings)
 
@@ -86,7 +86,7 @@ def _rows(home: Path, table: Table, prefix: str, count: int) -> pa.Table:
     (key,) = table.key
     names = [name for name in table.schema.names if name not in (key, "event_timestamp")]
     values = ", ".join(
-        f"CASE WHEN hash(i, {n}) % 9 > 0 THEN CAST(hash(i, {n}) % 1000000 AS BIGINT) END AS {name}" for n, name in enumerate(names)
+        f"CASE WHEN hash(i, {n}) % 9 > 0 THEN CAST({_drawn(name, n)} AS BIGINT) END AS {name}" for n, name in enumerate(names)
     )
     with engine.connect(home) as con:
         query = (
@@ -94,6 +94,13 @@ def _rows(home: Path, table: Table, prefix: str, count: int) -> pa.Table:
         )
         found: pa.Table = con.sql(query).to_arrow_table().cast(table.schema)
     return found
+
+
+def _drawn(name: str, n: int) -> str:
+    """A value such as the column of this name holds, for row i."""
+    if name.endswith("_at"):
+        return f"1750000000000000 - hash(i, {n}) % 15000000000000"
+    return f"hash(i, {n}) % {500_000 if 'cents' in name else 60}"
 
 
 def _load(home: Path, settings: Settings) -> int:

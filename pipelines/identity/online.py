@@ -21,6 +21,7 @@ from pipelines.identity import deterministic
 from pipelines.identity.deterministic import Edges, surrogate
 from pipelines.log.port import Position
 from pipelines.log.ranges import Ranges
+from pipelines.online_file import LONG_WAL_PAGES
 from pipelines.private_file import open_private, transaction
 from pipelines.vault import IDENTIFIERS, Vault
 
@@ -115,6 +116,7 @@ class Online:
         self.path = home / "identity" / (f"online-{worker}.db" if worker else "online.db")
         # not durable: this file is made again from the tables, whose log is
         self._db = open_private(self.path, _SCHEMA, room="identity", is_durable=False)
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}")
         if "position" not in [column[1] for column in self._db.execute("PRAGMA table_info(sightings)")]:  # an older home's file
             self._db.execute("ALTER TABLE sightings ADD COLUMN position INTEGER")
         self._desks = self._has_edges = False

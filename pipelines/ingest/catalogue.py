@@ -7,12 +7,16 @@ import duckdb
 from pipelines.engine import literal
 from pipelines.errors import InputError
 
-_COLUMNS = "{item_id: 'VARCHAR', category: 'VARCHAR', price: 'VARCHAR', available_from: 'TIMESTAMPTZ'}"
-_NOTHING = "(SELECT NULL AS item_id, NULL AS category, NULL AS price, CAST(NULL AS TIMESTAMPTZ) AS available_from WHERE false)"
+_COLUMNS = "{item_id: 'VARCHAR', category: 'VARCHAR', price: 'VARCHAR', available_from: 'TIMESTAMPTZ', in_stock: 'BOOLEAN'}"
+_NOTHING = """(SELECT NULL AS item_id, NULL AS category, NULL AS price, CAST(NULL AS TIMESTAMPTZ) AS available_from,
+    CAST(NULL AS BOOLEAN) AS in_stock WHERE false)"""
 
 
 def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = None) -> None:
-    """Create `catalogue`: item_id, category, price_cents, available_from; empty without a file. Raises InputError."""
+    """Create `catalogue`: item_id, category, price_cents, in_stock, available_from; empty without a file. Raises InputError.
+
+    in_stock: null where no line of the item tells; of several lines one that has it is enough.
+    """
     lines = _NOTHING
     if items_file is not None:
         if not Path(items_file).is_file():
@@ -23,10 +27,11 @@ def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = No
             f"""CREATE OR REPLACE TABLE catalogue AS
             SELECT CAST(item_id AS VARCHAR) AS item_id, CAST(min_by(category, available_from) AS VARCHAR) AS category,
                 CAST(round(min_by(TRY_CAST(price AS DECIMAL(16, 4)), available_from) * 100) AS BIGINT) AS price_cents,
+                bool_or(in_stock) AS in_stock,
                 min(available_from) AS available_from
             FROM {lines} WHERE item_id IS NOT NULL GROUP BY item_id"""
         ).fetchall()
     except duckdb.Error as error:
         what = str(error).splitlines()[0]
-        asked = "JSON lines of item_id, category, price, available_from"
+        asked = "JSON lines of item_id, category, price, available_from, in_stock (optional)"
         raise InputError(f"ingest: expected {asked} in {items_file}, found {what}; mend that line, then run again") from error

@@ -47,7 +47,7 @@ def ingest(
     """Add the files' events to the home's tables. The same file a second time adds nothing.
 
     mapping: a Mapping, a TOML file, the name of a shipped one, or None for JSON of the Segment spec. items_file: JSON lines of
-    item_id, category, price, available_from. received: when rows that do not say so themselves were received. vault: another one
+    item_id, category, price, available_from, in_stock. received: when rows that do not say so themselves were received. vault: another one
     than the home's own. progress: told of rows as they are read.
     Raises InputError for a file or mapping that cannot be read, or of which not one row is good: nothing is then published but
     the quarantine. Raises StoreError where the disk refuses.

@@ -129,6 +129,7 @@ def list_items(db: duckdb.DuckDBPyConnection) -> None:
             FROM kept JOIN (SELECT place, category FROM staged WHERE category IS NOT NULL) USING (place) GROUP BY ALL)
         SELECT item_id, coalesce(catalogue.category, old_items.category, sorts.category) AS category,
             coalesce(catalogue.price_cents, old_items.price_cents, seen.price_cents) AS price_cents,
+            coalesce(catalogue.in_stock, old_items.in_stock) AS in_stock,
             coalesce(catalogue.available_from, least(old_items.event_timestamp, seen.event_timestamp)) AS event_timestamp,
             coalesce(catalogue.available_from, old_items.created_timestamp) AS created_timestamp
         FROM catalogue FULL JOIN old_items USING (item_id) FULL JOIN seen USING (item_id)

@@ -68,9 +68,9 @@ def done(db: sqlite3.Connection, name: str) -> set[int]:
     return {row[0] for row in db.execute("SELECT position FROM done WHERE name = ?", (name,)).fetchall()}
 
 
-def given(db: sqlite3.Connection, name: str) -> list[tuple[int, int]]:
-    """First and last position of every earlier read that reaches above the watermark."""
-    return db.execute("SELECT first, last FROM given WHERE name = ?", (name,)).fetchall()
+def given(db: sqlite3.Connection, name: str, *, since: int) -> list[tuple[int, int]]:
+    """First and last position of every earlier read that reaches above the watermark, and to this position or beyond."""
+    return db.execute("SELECT first, last FROM given WHERE name = ? AND last >= ?", (name, since)).fetchall()
 
 
 def give(db: sqlite3.Connection, name: str, first: int, last: int) -> None:
@@ -81,7 +81,7 @@ def give(db: sqlite3.Connection, name: str, first: int, last: int) -> None:
 def furthest(db: sqlite3.Connection, name: str) -> int:
     """The last position that the group was given."""
     group = find(db, name)
-    return max((last for _, last in given(db, name)), default=group.watermark if group else 0)
+    return max((last for _, last in given(db, name, since=0)), default=group.watermark if group else 0)
 
 
 def settle(db: sqlite3.Connection, name: str, positions: Collection[int], counter: str) -> set[int]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import StoreError
+from pipelines.log import bell
 from pipelines.log.catalogue import Catalogue
 from pipelines.log.connection import Connect, refusal, writing
 from pipelines.log.port import Incoming, Outcome
@@ -28,7 +29,7 @@ class Intake:
     """The appending side of a log. Safe to use from several threads and processes."""
 
     def __init__(self, folder: Path, vault: Vault, *, connect: Connect, clock: Callable[[], int], segment_hours: int) -> None:
-        self._vault, self._clock = vault, clock
+        self._folder, self._vault, self._clock = folder, vault, clock
         self._segment_us = segment_hours * _HOUR_US
         self._lock = threading.Lock()
         self._catalogue = Catalogue(folder, connect)
@@ -47,6 +48,11 @@ class Intake:
         digests = [digest_of(event.source, event.message_id) for event in events]
         named = sorted({subject for event in events for subject in event.subjects})
         rows = self._rows(events, self._vault.entombed(named))
+        outcomes = self._kept(events, digests, rows, named)
+        bell.ring(self._folder)
+        return outcomes
+
+    def _kept(self, events: Sequence[Incoming], digests: list[bytes], rows: list[Row | None], named: Sequence[str]) -> list[Outcome]:
         with self._lock:
             self._catalogue.copy_ids()
             while True:

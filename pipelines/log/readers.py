@@ -74,9 +74,12 @@ class Readers:
             return []
 
     def commit(self, name: str, positions: Sequence[Position]) -> None:
-        """These are done. Raises ValueError for a position that the group was never given."""
+        """These are done. Raises ValueError for a position that the group was never given.
+
+        A loss of power may take this, until anything durable follows, such as what trims the log: then they are given again.
+        """
         whole = [_whole(position) for position in positions]
-        with self._lock, self._writing() as db:
+        with self._lock, self._writing(is_durable=False) as db:
             if max(whole) > groups.furthest(db, name):
                 raise ValueError(f"log: position {max(whole)} was never given to the group {name!r}; it comes from another log")
             self._settle(name, whole, "committed")
@@ -223,7 +226,8 @@ class Readers:
     def _give(self, name: str, hold: _Hold, rows: list[Row]) -> list[Logged]:
         """The events of the rows that are not done, noted down as given; none where another reader took over meanwhile."""
         with translated(self.catalogue.path):
-            done, given = groups.done(self.catalogue.db, name), groups.given(self.catalogue.db, name)
+            done = groups.done(self.catalogue.db, name)
+            given = groups.given(self.catalogue.db, name, since=rows[0].position)
         hold.after = rows[-1].position
         rows = [row for row in rows if row.position not in done]
         whole = [(row, row.sealed) for row in rows if row.sealed is not None and not row.is_damaged]
@@ -245,9 +249,11 @@ class Readers:
             hold.renewed_ns = now
             if kept:
                 groups.give(db, name, kept[0], kept[-1])
-            self._settle(name, passed, "erased")
-            fresh = self._settle(name, {row.position for row in damaged}, "parked")
-            self._put([(row.source, row.subjects, row.received_us, DAMAGED, 0, row.sealed) for row in damaged if row.position in fresh])
+            if passed:
+                self._settle(name, passed, "erased")
+            if damaged:
+                fresh = self._settle(name, {row.position for row in damaged}, "parked")
+                self._put([(row.source, row.subjects, row.received_us, DAMAGED, 0, row.sealed) for row in damaged if row.position in fresh])
         return events
 
     def _settle(self, name: str, positions: Collection[int], counter: str) -> set[int]:

@@ -71,7 +71,7 @@ def audit(home: Path, rows: Sequence[Row], base: Path, *, settings: Settings) ->
     The tables have to know everything that came before the newest row: drain first. Raises StoreError.
     """
     found = Audit(rows=len(rows))
-    known = _history(home, sorted({row.customer_id for row in rows}))
+    known = history(home, sorted({row.customer_id for row in rows}))
     found.explained[GONE] += sum(row.customer_id not in known for row in rows)
     there = [row for row in rows if row.customer_id in known]
     if not there or not scratch.take_over(home, base, sorted(known)):
@@ -94,17 +94,14 @@ def changes(home: Path, view: View, customer: str, *, before_us: int) -> list[in
     return sorted(at for time in times if (at := values.micros(time)) < before_us)
 
 
-# -- private -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class _Past:
+class Past:
     """When something was last learned of a customer that changes their history (microseconds), by reason."""
 
     since: Mapping[str, int]
 
 
-def _history(home: Path, customers: Sequence[str]) -> dict[str, _Past]:
+def history(home: Path, customers: Sequence[str]) -> dict[str, Past]:
     """The customers who are there, and what became known of them when."""
     mine = pc.field("customer_id").isin(pa.array(customers, pa.string()))
     known: dict[str, dict[str, int]] = {}
@@ -120,7 +117,18 @@ def _history(home: Path, customers: Sequence[str]) -> dict[str, _Past]:
     is_refusal = mine & ~pc.field("is_allowed")
     for row in tables.matching(home, tables.CONSENTS, is_refusal, ["customer_id", "created_timestamp"]).to_pylist():
         _later(known.setdefault(row["customer_id"], {}), REFUSED, row["created_timestamp"])
-    return {customer: _Past(since) for customer, since in known.items()}
+    return {customer: Past(since) for customer, since in known.items()}
+
+
+def reason(past: Past, at_us: int, first: Value, left: Value, *, settings: Settings) -> str | None:
+    """Why the history of then is another one today; None where nothing is known. first, left: when it began, by then and today."""
+    reasons = [why for why in (DECIDED, REFUSED) if past.since.get(why, 0) > at_us]
+    if settings.privacy.retention_days and isinstance(first, int | float):
+        reasons += [RETENTION] if left is None or (isinstance(left, int | float) and left > first) else []
+    return reasons[0] if reasons else None
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
 
 
 def _later(since: dict[str, int], reason: str, at: object) -> None:
@@ -138,7 +146,7 @@ def _views(feast: "FeatureStore", service: str, home: Path) -> list[View]:
     return found
 
 
-def _compare(found: Audit, feast: "FeatureStore", view: View, rows: Sequence[Row], known: Mapping[str, _Past], settings: Settings) -> None:
+def _compare(found: Audit, feast: "FeatureStore", view: View, rows: Sequence[Row], known: Mapping[str, Past], settings: Settings) -> None:
     served = [values.filled({name: row.values.get(name) for name in view.features}) for row in rows]
     expected = values.offline(feast, view, [((row.customer_id,), row.served_us - 1) for row in rows])
     found.compared.checked += len(rows) * len(view.features)
@@ -151,7 +159,7 @@ def _compare(found: Audit, feast: "FeatureStore", view: View, rows: Sequence[Row
 
 
 def _judge(
-    found: Audit, feast: "FeatureStore", view: View, row: Row, served: Values, expected: Values, names: Sequence[str], past: _Past,
+    found: Audit, feast: "FeatureStore", view: View, row: Row, served: Values, expected: Values, names: Sequence[str], past: Past,
     settings: Settings,
 ) -> None:  # fmt: skip
     """Say what a row that differs is: in flight, history that was changed since, or wrong."""
@@ -159,23 +167,15 @@ def _judge(
     if behind_us is not None and behind_us <= IN_FLIGHT_US:
         found.in_flight += 1
         return
-    reason = None if behind_us is not None else _reason(row, served, expected, past, settings)
-    if reason is not None:
-        found.explained[reason] += 1
+    first = (served.get("first_event_at"), expected.get("first_event_at"))
+    why = None if behind_us is not None else reason(past, row.served_us, *first, settings=settings)
+    if why is not None:
+        found.explained[why] += 1
         return
     found.affected[view.name].add(row.customer_id)
     for name in names:
         found.compared.note(f"{view.name}:{name}", served[name], expected[name], row.served_us)
         found.wrong[f"{view.name}:{name}"].add(row, served[name], expected[name], behind_us)
-
-
-def _reason(row: Row, served: Values, expected: Values, past: _Past, settings: Settings) -> str | None:
-    """Why the history of then is another one today; None where nothing is known."""
-    reasons = [reason for reason in (DECIDED, REFUSED) if past.since.get(reason, 0) > row.served_us]
-    first, left = served.get("first_event_at"), expected.get("first_event_at")
-    if settings.privacy.retention_days and isinstance(first, int) and (left is None or (isinstance(left, int) and left > first)):
-        reasons.append(RETENTION)
-    return reasons[0] if reasons else None
 
 
 def _behind_us(feast: "FeatureStore", view: View, row: Row, served: Values) -> int | None:

@@ -1,23 +1,21 @@
 """`rapport features parity`: is what models were trained on what they see when they serve?
 
-In: a home. Out: values compared and values that differ, four ways: its log played again through the stream (`replay`), the stream
-started on its tables (`seeded`), what the online store holds at this moment (`store`), what models were fed before (`served`); and the
-training tables held against the feature tables (`training`). Works in scratch homes; changes online rows only where it is told to repair.
+In: a home. Out: values compared and values that differ, five ways: its log played again through the stream (`replay`), the stream
+started on its tables (`seeded`), what the online store holds at this moment (`store`), what models were fed before (`served`), and the
+rows that models learned from and scored, held against the feature tables (`training`). Works in scratch homes; changes online rows only
+where it is told to repair.
 """
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from models import churn, intent
-from pipelines import feature_store, ingest, registry, tables
+from pipelines import feature_store, ingest, tables
 from pipelines.errors import StoreError
-from pipelines.parity import auditing, mending, recorded, replaying, scratch, values
+from pipelines.parity import auditing, learned, mending, recorded, replaying, scratch, values
 from pipelines.parity.auditing import Audit
 from pipelines.parity.probing import LATER_US
 from pipelines.parity.rehearsal import OpenStream
@@ -27,10 +25,10 @@ from pipelines.served import Row, Served, file_of
 from pipelines.settings import Settings
 from pipelines.stream import Stream
 from pipelines.stream.clock import Clock
+from pipelines.training.tasks import discover
 from pipelines.vault import Vault, open_vault
 
 ONLINE = "online store"  # stands for a model's version where the store itself is looked at
-TRAINED = {tables.TRAINING_CHURN: churn.TASK, tables.TRAINING_INTENT: intent.TASK}
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,9 @@ def check(
             total += audit.compared
             if repairs and audit.affected:
                 repaired |= mending.mend(home, audit.affected, base, settings=settings, known_us=known_us)
-    stages["training"] = _training(home, customers, rng)
+    trained = learned.look(home, customers=customers, rng=rng, settings=settings)
+    stages["training"] = _told(trained.compared, explained=dict(trained.explained), parts=trained.parts)
+    total += trained.compared
     if not total.checked:
         raise StoreError(f"parity: events or features were expected under {home}, found nothing to compare; run `rapport ingest` first")
     examples = [asdict(each) for each in total.examples]
@@ -93,9 +93,10 @@ def _replay(
     what = {"people": recording.people, "trimmed": recording.trimmed, "left_out": recording.left_out}
     if not recording.calls:
         return Stage(what=what, why="the log holds no calls")
+    items = tables.read_arrow(home, tables.ITEMS) if tables.exists(home, tables.ITEMS) else None
     with scratch.folder() as base:
         own = scratch.settings_of(settings, base)
-        stage = replaying.replay(recording.calls, base, settings=own, probes=probes, rng=rng, open_stream=open_stream)
+        stage = replaying.replay(recording.calls, base, settings=own, probes=probes, rng=rng, open_stream=open_stream, items=items)
     stage.what |= what
     return stage
 
@@ -128,11 +129,13 @@ def _stored(home: Path, settings: Settings, customers: int, rng: np.random.Gener
         return []
     feast, names = feature_store.store(home, settings=settings), _some(home, customers, rng)
     rows = []
-    for service in (task.feature_service for task in TRAINED.values()):
+    for service in sorted({task.feature_service for task in discover().values()} & {each.name for each in feast.list_feature_services()}):
         at_us = Clock(settings)()
         held: list[dict[str, Any]] = [{} for _ in names]
         for projection in feast.get_feature_service(service).feature_view_projections:
             view = values.view_of(feast, projection.name)
+            if view.keys != ("customer_id",):
+                continue
             for whole, part in zip(held, values.online(feast, view, [(name,) for name in names]), strict=True):
                 whole |= part
         read_us = Clock(settings)()
@@ -154,34 +157,3 @@ def _told(compared: Comparison, **what: Any) -> dict[str, Any]:
 def _figures(audit: Audit) -> dict[str, Any]:
     wrong = {feature: {**asdict(each), "models": dict(each.models)} for feature, each in sorted(audit.wrong.items())}
     return {"rows": audit.rows, "in_flight": audit.in_flight, "explained": {k: n for k, n in audit.explained.items() if n}, "wrong": wrong}
-
-
-def _training(home: Path, customers: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Of each training table: rows looked at, those that the feature tables would give otherwise today, and who was trained on it."""
-    champions = registry.champions(home)
-    found: dict[str, Any] = {}
-    for table, task in TRAINED.items():
-        if not tables.exists(home, table):
-            continue
-        held = tables.read(home, table)
-        chosen = rng.permutation(np.unique(held["customer_id"].astype(str)))[:customers]
-        rows = held[held["customer_id"].isin(chosen)].reset_index(drop=True)
-        today = feature_store.training_frame(home, rows[["customer_id", "event_timestamp"]], service=task.feature_service)
-        differing = _differing(rows, today)
-        entry: Mapping[str, Any] = champions.get(task.name, {})
-        found[table.name] = {
-            "rows": len(rows), "differing_rows": int(np.any(list(differing.values()), axis=0).sum()) if differing else 0,
-            "by_feature": {name: int(where.sum()) for name, where in differing.items()}, "champion": entry.get("version"),
-        }  # fmt: skip
-    return found
-
-
-def _differing(rows: pd.DataFrame, today: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Feature -> where the two differ, of the features that do anywhere."""
-    found = {}
-    for name in (name for name in today.columns if name in rows.columns and name not in ("customer_id", "event_timestamp")):
-        one, other = rows[name], today[name]
-        where = ~((one == other) | (one.isna() & other.isna())).fillna(False).to_numpy(bool)
-        if where.any():
-            found[name] = where
-    return found

@@ -64,10 +64,15 @@ def replay(
     rng: np.random.Generator,
     manner: Manner | None = None,
     open_stream: OpenStream = Stream,
+    items: pa.Table | None = None,
 ) -> Stage:
-    """Play the calls, in the order given, in two homes below `base`, and compare at so many instants."""
+    """Play the calls, in the order given, in two homes below `base`, and compare at so many instants.
+
+    items: the shop's, of which the categories count. An item is of one category from the start, the one that it has at the end: the batch
+    has no other.
+    """
     calls = _renamed(calls, base / "offline", settings)
-    offline = _offline(calls, base / "offline", settings)
+    offline = _offline(calls, base / "offline", settings, items)
     views, feast = _views(offline), feature_store.store(offline)
     arrived = _arrived(calls)
     looks = _looks(
@@ -77,6 +82,7 @@ def replay(
     home = base / "online"
     for name in ("feature_store", "vault", "keys"):  # applied and empty, and the same names for everybody
         shutil.copytree(offline / name, home / name)
+    tables.write(home, tables.ITEMS, tables.read_arrow(offline, tables.ITEMS))
     compared = {view: Comparison() for view in views}
     rehearsal = Rehearsal(settings.model_copy(update={"home": home}), open_stream=open_stream)
     try:
@@ -195,9 +201,15 @@ def _subjects(call: Incoming, vault: Vault, settings: Settings) -> tuple[str, ..
     return read.events[0].subjects
 
 
-def _offline(calls: Sequence[Incoming], home: Path, settings: Settings) -> Path:
+def _offline(calls: Sequence[Incoming], home: Path, settings: Settings, items: pa.Table | None) -> Path:
     """A home with the tables that all the calls together make."""
     own = settings.model_copy(update={"home": home})
+    if items is not None:  # without what makes them lines of a catalogue
+        schema = tables.ITEMS.schema
+        assert schema is not None
+        told = ("item_id", "category", "event_timestamp")
+        bare = [items[each.name] if each.name in told else pa.nulls(len(items), each.type) for each in schema]
+        tables.write(home, tables.ITEMS, pa.Table.from_arrays(bare, schema=schema))
     tables.write(home, tables.IDENTITIES, _named(calls, home.with_name("names"), settings))
     log = open_log(home, settings=own)
     try:

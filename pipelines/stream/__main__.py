@@ -88,7 +88,7 @@ def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int
         closing(open_log(home, settings=settings, vault=vault, consumer=consumer)) as events,
         closing(Online(home, vault=vault, worker=number)) as linker,
         closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker, share=(number, settings.stream.workers))) as stream,
-        checkpoints([stream.online.path, path_of(home, stream.share), linker.path]),
+        checkpoints([stream.online.path, path_of(home, stream.share), linker.path, home / "log" / "log.db"], stream.writing),
         closing(Garbage()) as garbage,
     ):
         log.info("the stream is at work")

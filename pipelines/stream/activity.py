@@ -1,22 +1,23 @@
-"""What customers do, online: calls -> the rows of customer_activity, customer_session and customer_item, at once and exactly; and of
-item_activity, see `items`.
+"""What customers do, online: calls -> the rows of customer_activity, customer_session, customer_item and customer_category, at once and
+exactly; and of item_activity, see `items`.
 
 In: calls, and who is who. Out: a row of each view for each customer for whom a call, a link, a word on consent or the time changed
 something: what `features build` over the same events would say of this instant. A call counts if consent lets it be stored, as
 ingest/permission.py judges; a later refusal takes out what came after it. All that is decided from is in `state`, so a customer can be
-made anew at any time; those that were busy last are held ready. Never decides who is who.
+made anew at any time; those that were busy last are held ready. A customer may change by what others do: `categories` marks them then.
+Never decides who is who.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.feast_format import key_decoder
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.feast_format import JoinKey, key_decoder
+from pipelines.online_writer import CUSTOMER, OnlineWriter, Row
 from pipelines.settings import Settings
 from pipelines.stream import live, seeding
 from pipelines.stream.calls import Call
@@ -25,7 +26,8 @@ from pipelines.stream.item_rows import NEVER, ItemDue
 from pipelines.stream.items import Items
 from pipelines.stream.live import Live
 from pipelines.stream.permits import Permits
-from pipelines.stream.state import Due, Held, Owned, Said, State, held, owner_at, path_of
+from pipelines.stream.state import Held, Owned, Said, State, held, owner_at, path_of
+from pipelines.stream.timetable import UNKNOWN, Due
 
 SLICE_S = 0.01  # spent at a time on what expires: fresh events wait no longer
 SLICE_CUSTOMERS = 50
@@ -98,16 +100,17 @@ class Activity:
             states = owners.get(call.rows[0].who)
             if states:  # else erased a moment ago
                 touched |= dict.fromkeys(self._take(call, states))
+        self.state.categories.settle()
         written, due = self._show(online, touched)
-        self.state.put_due(due)
-        self._anew.clear()
+        self.state.timetable.put(due)
         return written + self.items.apply(online, now_us=self.now_us())
 
     def expire(self, online: OnlineWriter) -> Expired:
         """Write what has changed by itself, of as many customers and items as there is time for; see `move`."""
-        now_us, end_s, due = self.now_us(), time.monotonic() + SLICE_S, self.state.due(self.now_us(), limit=SLICE_CUSTOMERS)
+        now_us, end_s = self.now_us(), time.monotonic() + SLICE_S
+        self.state.categories.settle()
         ready: list[str] = []
-        for customer in due:
+        for customer in self.state.timetable.due(now_us, limit=SLICE_CUSTOMERS):
             self._live(customer, now_us)
             ready.append(customer)
             if time.monotonic() > end_s:
@@ -118,7 +121,7 @@ class Activity:
 
     def move(self, expired: Expired) -> None:
         """Note down what `expire` found, once what it wrote is committed."""
-        self.state.move_due(expired.customers)
+        self.state.timetable.move(expired.customers)
         self.state.items.move_due(expired.items)
 
     def patience_s(self) -> float:
@@ -143,10 +146,10 @@ class Activity:
             if is_fresh:
                 known = {who for (who,) in state.db.execute("SELECT DISTINCT who FROM owners")}
                 touched |= state.disown(sorted(known - self._told.keys()))
-            state.mark_due(sorted(touched))
+            state.timetable.mark(sorted(touched))
             share = f"{self.share[0]} of {self.share[1]}"
             if state.note("share") not in (None, share):
-                state.db.execute("INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners")
+                state.timetable.mark_all()
                 state.items.mark_all()
             state.put_note("share", share)
         if touched:
@@ -162,7 +165,7 @@ class Activity:
             with self.state.transaction():  # of what the tables hold the ingest has decided
                 for source, since_us in self._speakers().items():
                     if since_us < before.get(source, NEVER):
-                        self.state.mark_due(self._uncover(source, since_us, of_log=True))
+                        self.state.timetable.mark(self._uncover(source, since_us, of_log=True))
 
     def _let_go(self) -> None:
         """What is held ready of customers may not be what is stored; of items the state says which."""
@@ -215,8 +218,9 @@ class Activity:
             ready.permits.hear(declared)
         now_us = self.now_us()
         self.items.keep(call.rows, now_us=now_us)
+        categories = self.state.categories.of([row.item_id for row in call.rows if row.item_id is not None])
         for row in call.rows:
-            counted = held(row, owned.linked_us)
+            counted = held(row, owned.linked_us, categories.get(row.item_id or ""))
             if ready.fits(counted):
                 ready.add(counted, now_us=now_us)
             else:  # late: the order of rows matters
@@ -285,9 +289,11 @@ class Activity:
             self.state.drop(gone)
             left = set(gone)
             rows = [row for row in rows if row.key not in left]
-        made = live.made_of(rows, permits, gap_minutes=self.settings.ingest.session_gap_minutes, now_us=now_us)
-        if customer not in self._anew and (shown_us := self.state.shown_us(customer)):
-            made.items.shown_until(shown_us)
+        noted = self.state.timetable.of([customer]).get(customer, UNKNOWN)
+        made = live.made_of(rows, permits, gap_minutes=self.settings.ingest.session_gap_minutes, now_us=now_us, mark=noted.mark)
+        if customer not in self._anew and noted.shown_us:
+            for keyed in made.pairs.values():
+                keyed.shown_until(noted.shown_us)
         return made
 
     def _permits(self, customer: str, rows: Iterable[Held]) -> Permits:
@@ -303,42 +309,56 @@ class Activity:
     def _show(self, online: OnlineWriter, customers: Iterable[str]) -> tuple[int, dict[str, Due | None]]:
         """Write what is true of these customers now; the values written, and when that changes next."""
         now_us = self.now_us()
-        rows: dict[str, list[Row]] = {view: [] for view in live.VIEWS}
+        rows: dict[str, list[Row]] = {view: [] for view in (*live.VIEWS, *live.PAIRS)}
         absent: dict[str, list[str]] = {view: [] for view in live.VIEWS}
-        items: list[Row] = []
-        due: dict[str, Due | None] = {}
-        for customer in customers:
-            due[customer] = None
-            if self._is_mine(customer):
+        kept: dict[str, Live] = {}  # of whom all is shown
+        due: dict[str, Due | None] = dict.fromkeys(customers)
+        noted = self.state.timetable.of(list(due))
+        for customer in filter(self._is_mine, due):
+            ready, before = self._live(customer, now_us), noted.get(customer, UNKNOWN)
+            if ready.mark != before.mark:  # marked since it was made
+                self._make_anew(customer)
                 ready = self._live(customer, now_us)
-                ready.advance(now_us)
-                next_us = ready.next_us()
-                due[customer] = Due(NEVER if next_us is None else next_us, ready.seen_us) if ready.n_rows else None
-                items += self._items(online, customer, ready)
-                shown = ready.shown()
-                for view in live.VIEWS:
-                    if view in shown:
-                        rows[view].append(Row(customer, shown[view].values, event_us=shown[view].since_us))
-                    else:
-                        absent[view].append(customer)
+            ready.advance(now_us)
+            if customer in self._anew or not before.shown_us:
+                kept[customer] = ready
+            next_us = ready.next_us()
+            if ready.n_rows:
+                due[customer] = Due(NEVER if next_us is None else next_us, ready.seen_us, ready.mark)
+            else:
+                self._lives.pop(customer, None)  # nothing is noted of it any more
+            shown = ready.shown()
+            for view in live.VIEWS:
+                if view in shown:
+                    rows[view].append(Row(customer, shown[view].values, event_us=shown[view].since_us))
+                else:
+                    absent[view].append(customer)
+            for view, keyed in ready.pairs.items():
+                rows[view] += [Row((customer, key), one.values, event_us=one.since_us) for key, one in keyed.take().items()]
         for view, gone in absent.items():
             online.remove(view, gone)
-        written = sum(online.renew(view, some) for view, some in rows.items())
-        return written + online.renew(live.ITEM_VIEW, items, join_key=live.ITEM_KEY), due
+        for view in live.PAIRS:
+            self._remove_pairs(online, view, kept)
+        self._anew.difference_update(due)
+        return sum(online.renew(view, some, join_key=_join_key(view)) for view, some in rows.items()), due
 
-    def _items(self, online: OnlineWriter, customer: str, ready: Live) -> list[Row]:
-        """What changed of a customer's items since they were last shown; all of it where rows may have come or gone before that."""
-        shown_us = 0 if customer in self._anew else self.state.shown_us(customer)
-        if shown_us == 0:
-            decode = key_decoder(live.ITEM_KEY)
-            there = {decode(key) for key in online.keys_of(live.ITEM_VIEW, [customer])}
-            kept = {(customer, item) for item in ready.items.keys()}  # noqa: SIM118  (no mapping)
-            online.remove(live.ITEM_VIEW, sorted(there - kept), join_key=live.ITEM_KEY)
-        return [Row((customer, item), changed.values, event_us=changed.since_us) for item, changed in ready.items.take().items()]
+    def _remove_pairs(self, online: OnlineWriter, view: str, kept: Mapping[str, Live]) -> None:
+        """Take out the pairs of these customers of which nothing is left, whose rows may have gone at any time."""
+        if not kept:
+            return
+        join_key, first = live.PAIRS[view].key, live.PAIRS[view].columns()[0]
+        left = {customer: ready.pairs[view].keys() for customer, ready in kept.items()}
+        pairs = map(key_decoder(join_key), online.keys_of(view, list(kept)))
+        gone = [pair for pair in pairs if pair[1] not in left[pair[0]]]
+        online.remove(view, sorted(online.read(view, first, gone, join_key=join_key)), join_key=join_key)
 
     def _is_mine(self, customer: str) -> bool:
         part, parts = self.share
         return parts == 1 or int.from_bytes(blake2b(customer.encode(), digest_size=8).digest()) % parts == part
+
+
+def _join_key(view: str) -> JoinKey:
+    return live.PAIRS[view].key if view in live.PAIRS else CUSTOMER
 
 
 def _owned(links: Iterable[Linked]) -> dict[str, list[Owned]]:

@@ -6,7 +6,7 @@ at which they change by themselves. The arithmetic is that of `pipelines.tiles`.
 
 from collections.abc import Iterable
 
-from feature_repo.aggregates import CUSTOMER_ACTIVITY, CUSTOMER_ITEM, NOT_BEHAVIOUR
+from feature_repo.aggregates import CUSTOMER_ACTIVITY, CUSTOMER_CATEGORY, CUSTOMER_ITEM, NOT_BEHAVIOUR
 from pipelines.stream.keyed import Changed, Keyed
 from pipelines.stream.permits import Permits
 from pipelines.stream.state import Held
@@ -14,22 +14,24 @@ from pipelines.tiles import Tiles, Visit
 
 ACTIVITY_VIEW, SESSION_VIEW = "customer_activity", "customer_session"
 VIEWS = (ACTIVITY_VIEW, SESSION_VIEW)
-ITEM_VIEW, ITEM_KEY = "customer_item", CUSTOMER_ITEM.key
+PAIRS = {"customer_item": CUSTOMER_ITEM, "customer_category": CUSTOMER_CATEGORY}  # views of a customer and something
 
 _BEFORE_ALL = (-(2**63), -(2**63))
 
 
 class Live:
-    """One customer. `permits`: what they allow."""
+    """One customer. `permits`: what they allow; `mark`: how often they had been marked when this was made."""
 
-    __slots__ = ("_gap_minutes", "_last", "_seen", "_session", "_since", "_tiles", "_visit", "_waiting", "items", "n_rows", "permits")
+    __slots__ = (
+        "_gap_minutes", "_last", "_seen", "_session", "_since", "_tiles", "_visit", "_waiting", "mark", "n_rows", "pairs", "permits",
+    )  # fmt: skip
 
-    def __init__(self, *, gap_minutes: int, permits: Permits) -> None:
-        self.permits = permits
+    def __init__(self, *, gap_minutes: int, permits: Permits, mark: int = 0) -> None:
+        self.permits, self.mark = permits, mark
         self.n_rows = 0  # what it costs to make it anew
         self._gap_minutes = gap_minutes
         self._tiles, self._visit = Tiles(CUSTOMER_ACTIVITY), Visit(gap_minutes=gap_minutes)
-        self.items = Keyed(CUSTOMER_ITEM)
+        self.pairs = {view: Keyed(aggregates) for view, aggregates in PAIRS.items()}
         self._session = self._visit.values()
         self._since: dict[str, int] = {}  # view -> when it last changed; a view that never held anything is not there
         self._last = _BEFORE_ALL  # (enter, time) of the newest row
@@ -54,7 +56,8 @@ class Live:
         self._pass(enter_us)
         self._tiles.add({**row, "session_id": self._visit.name(row, enter_us)}, enter_us)
         self._since[ACTIVITY_VIEW] = max(enter_us, self._since.get(ACTIVITY_VIEW, enter_us))
-        self.items.add(row, enter_us)
+        for keyed in self.pairs.values():
+            keyed.add(row, enter_us)
         self._visit.add(row, enter_us)
         self._look(enter_us)
 
@@ -69,7 +72,8 @@ class Live:
             if after != before:
                 self._since[ACTIVITY_VIEW] = max(at_us, self._since.get(ACTIVITY_VIEW, at_us))
             before = after
-        self.items.advance(now_us)
+        for keyed in self.pairs.values():
+            keyed.advance(now_us)
         self._pass(now_us)
 
     def is_due(self, now_us: int) -> bool:
@@ -78,7 +82,8 @@ class Live:
 
     def next_us(self) -> int | None:
         """When something next changes by itself, no later; None: never."""
-        parts = (self._tiles.next_us(), self._visit.next_us(), self.items.next_us(), self._waiting)
+        pairs = (keyed.next_us() for keyed in self.pairs.values())
+        parts = (self._tiles.next_us(), self._visit.next_us(), *pairs, self._waiting)
         return min((at_us for at_us in parts if at_us is not None), default=None)
 
     @property
@@ -105,9 +110,9 @@ class Live:
             self._since[SESSION_VIEW] = max(at_us, self._since.get(SESSION_VIEW, at_us))
 
 
-def made_of(rows: Iterable[Held], permits: Permits, *, gap_minutes: int, now_us: int) -> Live:
+def made_of(rows: Iterable[Held], permits: Permits, *, gap_minutes: int, now_us: int, mark: int) -> Live:
     """A customer's state of all their rows, in order of enter."""
-    live = Live(gap_minutes=gap_minutes, permits=permits)
+    live = Live(gap_minutes=gap_minutes, permits=permits, mark=mark)
     for held in rows:
         live.add(held, now_us=now_us)
     live.advance(now_us)

@@ -60,6 +60,7 @@ class CleanRow(msgspec.Struct, frozen=True):
     price_cents: int | None
     revenue_cents: int
     allows: tuple[str, ...]  # the purposes that the call itself allows, sorted
+    category: str | None = None  # what it says of its item
 
 
 def read(
@@ -94,12 +95,14 @@ def read(
     known_us = event_us if received_us is None else received_us
     rows = []
     is_listed, lines = _lines(kind, properties)
-    for number, (item, quantity, price) in enumerate(lines):
+    for number, (item, quantity, price, category) in enumerate(lines):
         if not _is_good(kind, item, quantity, price, has_order=order is not None and not is_listed):
             return ()
         event_id = f"{name}:{number}" if is_listed else name
         revenue = _revenue(kind, quantity, price)
-        rows.append(CleanRow(source, event_id, kind, event_us, known_us, who, item, order, session, quantity, price, revenue, allows))
+        rows.append(
+            CleanRow(source, event_id, kind, event_us, known_us, who, item, order, session, quantity, price, revenue, allows, category)
+        )
     return tuple(rows)
 
 
@@ -153,8 +156,11 @@ def _is_timely(event_us: int, received_us: int | None, logged_us: int, limits: I
     return event_us >= _EARLIEST_US and -limits.max_age_days * _DAY_US <= lead <= limits.max_future_minutes * _MINUTE_US
 
 
-def _lines(kind: str, properties: Mapping[str, Any]) -> tuple[bool, Iterator[tuple[str | None, int | None, int | None]]]:
-    """Whether they are those of a list of products; item, quantity and price in cents of each line."""
+_Line = tuple[str | None, int | None, int | None, str | None]
+
+
+def _lines(kind: str, properties: Mapping[str, Any]) -> tuple[bool, Iterator[_Line]]:
+    """Whether they are those of a list of products; item, quantity, price in cents and category of each line."""
     item = _keyed(properties.get("product_id")) or _keyed(properties.get("item_id")) or _keyed(properties.get("sku"))
     price, quantity = _filled(properties.get("price")), _filled(properties.get("quantity"))
     if kind in ORDER_TYPES:
@@ -166,13 +172,13 @@ def _lines(kind: str, properties: Mapping[str, Any]) -> tuple[bool, Iterator[tup
             # an order without its lines is one piece at its own amount
             quantity = None
             price = next((text for name in ("revenue", "total", "value") if (text := _filled(properties.get(name)))), price)
-    return False, iter([(item, _whole(kind, quantity), _cents(price))])
+    return False, iter([(item, _whole(kind, quantity), _cents(price), _filled(properties.get("category")))])
 
 
-def _line(kind: str, product: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+def _line(kind: str, product: Mapping[str, Any]) -> _Line:
     item = next((text for name in ("product_id", "item_id", "sku") if (text := _text(product.get(name))) is not None), None)
     quantity, price = _text(product.get("quantity")), _text(product.get("price"))
-    return (item and item.strip(" ")) or None, _whole(kind, quantity), _cents(price)
+    return (item and item.strip(" ")) or None, _whole(kind, quantity), _cents(price), _filled(product.get("category"))
 
 
 def _products(given: str | None) -> Sequence[Any]:

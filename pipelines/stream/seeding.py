@@ -26,7 +26,8 @@ _VERSION, _CATALOGUE = "version", "catalogue"  # names of notes
 _BATCH_ROWS = 100_000
 _FILES_AT_ONCE = 64
 _NAMES = ", ".join(COLUMNS)
-_SAME = " AND ".join(f"new.{name} IS old.{name}" for name in COLUMNS if name not in ("source", "event_id", "known_us", "file", "position"))
+_OWN = ("source", "event_id", "known_us", "category", "file", "position")  # columns that make no other row of it
+_SAME = " AND ".join(f"new.{name} IS old.{name}" for name in COLUMNS if name not in _OWN)
 _LINKED = "ifnull((SELECT min(linked_us) FROM owners WHERE owners.who = new.who), 0)"
 _ENTER = f"max({{0}}.event_us, {{0}}.known_us, {_LINKED})"
 
@@ -47,7 +48,8 @@ def bring(state: State, home: Path, *, purposes: Sequence[str]) -> bool:
             with state.transaction():
                 _drop_covered(state, covered)
                 _take_statements(state, home, db, purposes)
-                _take_lines(state, home)
+                _take_catalogue(state, home)
+                state.categories.look_again()
                 state.put_note(_VERSION, version)
     except (duckdb.Error, OSError) as error:
         raise StoreError("stream: the tables could not be read, they are being replaced; the next look tries again") from error
@@ -93,13 +95,13 @@ def _take_events(state: State, home: Path, db: duckdb.DuckDBPyConnection, purpos
         with state.transaction():
             for statement in INDICES.values():
                 state.db.execute(f"CREATE {statement}")
-            state.db.execute("INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners")
+            state.timetable.mark_all()
             state.items.mark_all()
     gone = [number for stamp, number in known.items() if stamp not in there]
     if gone:
         with state.transaction():
             for number in gone:
-                _mark_due(state, "SELECT who FROM rows WHERE file = ?", number)
+                state.timetable.mark_owners("SELECT who FROM rows WHERE file = ?", number)
                 state.db.execute("DELETE FROM rows WHERE file = ?", (number,))
                 state.db.execute("DELETE FROM files WHERE number = ?", (number,))
 
@@ -120,7 +122,7 @@ def _read(db: duckdb.DuckDBPyConnection, numbers: dict[str, int], purposes: Sequ
         SELECT source, event_id, coalesce({identifier_sql("user_id")}, 'anonymous_id:' || anonymous_id) AS who, type,
             epoch_us(event_timestamp), {known}, {received}, item_id, order_id,
             CASE WHEN NOT regexp_full_match(session_id, '{SESSION}[0-9a-f]{{16}}') THEN session_id END,
-            quantity, price_cents, revenue_cents, concat_ws(',', {allows}), CASE filename {number} END, NULL
+            quantity, price_cents, revenue_cents, concat_ws(',', {allows}), NULL, CASE filename {number} END, NULL
         FROM {source} WHERE who IS NOT NULL"""
     found = db.execute(query)
     while rows := found.fetchmany(_BATCH_ROWS):
@@ -136,8 +138,7 @@ def _merge(state: State, rows: list[tuple[Any, ...]]) -> None:
     state.db.execute("CREATE TEMP TABLE IF NOT EXISTS fresh AS SELECT * FROM rows LIMIT 0")
     state.db.execute("DELETE FROM fresh")
     state.db.executemany(f"INSERT INTO fresh ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})", rows)
-    _mark_due(
-        state,
+    state.timetable.mark_owners(
         f"""SELECT new.who FROM fresh new LEFT JOIN rows old USING (source, event_id)
         WHERE old.who IS NULL OR NOT ({_SAME} AND {_ENTER.format("new")} = {_ENTER.format("old")})
         UNION SELECT old.who FROM fresh new JOIN rows old USING (source, event_id) WHERE old.who <> new.who""",
@@ -155,7 +156,7 @@ def _drop_covered(state: State, covered: Ranges) -> None:
     own = state.db.execute("SELECT rowid, who, position FROM rows WHERE file IS NULL AND position IS NOT NULL").fetchall()
     gone = [(rowid, who) for rowid, who, position in own if position in covered]
     for _, who in gone:
-        _mark_due(state, "SELECT ?", who)
+        state.timetable.mark_owners("SELECT ?", who)
     state.db.executemany("DELETE FROM rows WHERE rowid = ?", [(rowid,) for rowid, _ in gone])
 
 
@@ -183,27 +184,25 @@ def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, pu
         sorted(fresh),
     )
     for who in {row[0] for row in fresh if not row[4]}:
-        _mark_due(state, "SELECT ?", who)
+        state.timetable.mark_owners("SELECT ?", who)
 
 
-def _take_lines(state: State, home: Path) -> None:
-    """What the catalogue says of items, where it says something else than before."""
+def _take_catalogue(state: State, home: Path) -> None:
+    """What the table of items says of them, where it says something else than before: the catalogue's lines, and categories."""
     version = tables.folder(home, tables.ITEMS).resolve().name if tables.exists(home, tables.ITEMS) else ""
     if state.note(_CATALOGUE) == version:
         return
     lines: list[tuple[str, int, int, int | None]] = []
+    listed: list[tuple[str, str]] = []
     if version:
         with closing(engine.connect(home, threads=1, memory_limit="512MB")) as db:
             lines = db.execute(
                 f"""SELECT item_id, epoch_us(event_timestamp), epoch_us(created_timestamp), price_cents
                 FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND created_timestamp IS NOT NULL"""
             ).fetchall()
+            listed = db.execute(
+                f"SELECT item_id, category FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND category IS NOT NULL"
+            ).fetchall()
     state.items.take_lines(lines)
+    state.categories.take(listed)
     state.put_note(_CATALOGUE, version)
-
-
-def _mark_due(state: State, names: str, *values: object) -> None:
-    """The customers of these identifiers are to be looked at now."""
-    state.db.execute(
-        f"INSERT OR REPLACE INTO due SELECT DISTINCT customer_id, 0, 0 FROM owners WHERE who IN (SELECT * FROM ({names}))", values
-    )

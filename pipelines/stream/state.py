@@ -14,29 +14,34 @@ from typing import Any, NamedTuple
 from pipelines.errors import StoreError
 from pipelines.online_file import LONG_WAL_PAGES
 from pipelines.private_file import flush, open_private, transaction
-from pipelines.stream import item_rows
+from pipelines.stream import categories, item_rows, timetable
+from pipelines.stream.categories import Categories
 from pipelines.stream.item_rows import ItemRows
 from pipelines.stream.rows import CleanRow
+from pipelines.stream.timetable import Timetable
 
 FOLDER = "stream"
-SHAPE = 1  # of the tables; to be raised with every change of them
+SHAPE = 2  # of the tables; to be raised with every change of them
 
 _AT_A_TIME = 500
 COLUMNS = (
     "source", "event_id", "who", "type", "event_us", "known_us", "received_us", "item_id", "order_id", "session_id", "quantity",
-    "price_cents", "revenue_cents", "allows", "file", "position",
+    "price_cents", "revenue_cents", "allows", "category", "file", "position",
 )  # fmt: skip
-# known_us: when we knew the event, and of a stored one also whose it was. allows: purposes, by commas. file: the stored one it is from,
-# null for the log's; position: its own in the log.
+# known_us: when we knew the event, and of a stored one also whose it was. allows: purposes, by commas. category: what the row says of its
+# item, null of a stored one, whose word is in the table items. file: the stored one it is from, null for the log's; position: its own in
+# the log.
 _ROWS = """(
     source TEXT NOT NULL, event_id TEXT NOT NULL, who TEXT NOT NULL, type TEXT NOT NULL, event_us INTEGER NOT NULL,
     known_us INTEGER NOT NULL, received_us INTEGER NOT NULL, item_id TEXT, order_id TEXT, session_id TEXT, quantity INTEGER,
-    price_cents INTEGER, revenue_cents INTEGER NOT NULL, allows TEXT NOT NULL, file INTEGER, position INTEGER)"""
+    price_cents INTEGER, revenue_cents INTEGER NOT NULL, allows TEXT NOT NULL, category TEXT,
+    file INTEGER, position INTEGER)"""
 INDICES = {
     "rows_by_id": "UNIQUE INDEX rows_by_id ON rows (source, event_id)",
     "rows_by_who": "INDEX rows_by_who ON rows (who)",
     "rows_by_file": "INDEX rows_by_file ON rows (file)",
     "rows_by_item": "INDEX rows_by_item ON rows (item_id) WHERE item_id IS NOT NULL",
+    **categories.INDICES,
 }
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS rows {_ROWS};
@@ -49,14 +54,13 @@ CREATE TABLE IF NOT EXISTS said (
     who TEXT NOT NULL, purpose TEXT NOT NULL, said_us INTEGER NOT NULL, is_stated INTEGER NOT NULL, is_allowed INTEGER NOT NULL,
     is_stored INTEGER NOT NULL, PRIMARY KEY (who, purpose, said_us, is_stated)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spoken (source TEXT PRIMARY KEY, since_us INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS due (customer_id TEXT PRIMARY KEY, at_us INTEGER NOT NULL, shown_us INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS due_by_time ON due (at_us);
 CREATE TABLE IF NOT EXISTS files (number INTEGER PRIMARY KEY, stamp TEXT NOT NULL UNIQUE);
 CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-{item_rows.SCHEMA}
+{timetable.SCHEMA}{item_rows.SCHEMA}{categories.SCHEMA}
 """
-TABLES = ("rows", "owners", "said", "spoken", "due", "files", "notes", *item_rows.TABLES)
-_FEATURES = "type, event_us, item_id, order_id, session_id, quantity, price_cents, revenue_cents, allows, source, event_id, known_us"
+TABLES = ("rows", "owners", "said", "spoken", "due", "files", "notes", *item_rows.TABLES, *categories.TABLES)
+_FEATURES = """type, event_us, item_id, order_id, session_id, quantity, price_cents, revenue_cents, allows, source, event_id, known_us,
+    (SELECT category FROM categories WHERE categories.item_id = rows.item_id)"""
 _SAID = """INSERT INTO said VALUES (?, ?, ?, ?, ?, ?)
     ON CONFLICT (who, purpose, said_us, is_stated) DO UPDATE SET is_allowed = min(is_allowed, excluded.is_allowed)"""
 
@@ -67,13 +71,6 @@ class Owned(NamedTuple):
     since_us: int
     customer_id: str
     linked_us: int
-
-
-class Due(NamedTuple):
-    """When a customer's state next changes by itself, and up to when it is shown. Microseconds, UTC."""
-
-    at_us: int
-    shown_us: int
 
 
 class Said(NamedTuple):
@@ -119,15 +116,20 @@ class State:
         """Raises StoreError for a file whose tables are another version's."""
         self.path = path
         shape = "" if path.exists() else f"PRAGMA user_version = {SHAPE};"
-        self.db = open_private(path, shape + _SCHEMA, room="stream", is_durable=False)  # see `sync`
+        self.db = open_private(path, shape, room="stream", is_durable=False)  # see `sync`
         if (found := self.db.execute("PRAGMA user_version").fetchone()[0]) != SHAPE:
             self.db.close()
             raise StoreError(
                 f"stream: {path} is of shape {found}, expected {SHAPE}: another version of this program wrote it; run `rapport ingest`, "
                 f"then delete {path.name}* in {path.parent}, and it is made anew from the tables"
             )
-        self.db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}")
-        self.items = ItemRows(self.db)
+        try:
+            self.db.executescript(f"{_SCHEMA}PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES};")
+        except sqlite3.Error as error:
+            self.db.close()
+            raise StoreError(f"stream: {path} could not be opened ({error}); check its rights and the space on its disk") from error
+        self.timetable, self.items = Timetable(self.db), ItemRows(self.db)
+        self.categories = Categories(self.db, self.timetable)
 
     @contextmanager
     def transaction(self) -> Iterator["State"]:
@@ -157,7 +159,7 @@ class State:
             f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})",
             [
                 (row.source, row.event_id, row.who, row.type, row.event_us, row.received_us, row.received_us, row.item_id, row.order_id,
-                 row.session_id, row.quantity, row.price_cents, row.revenue_cents, ",".join(row.allows), None, position)
+                 row.session_id, row.quantity, row.price_cents, row.revenue_cents, ",".join(row.allows), row.category, None, position)
                 for row in rows
             ],
         )  # fmt: skip
@@ -258,37 +260,9 @@ class State:
 
     # -- what expires
 
-    def mark_due(self, customers: Iterable[str]) -> None:
-        """These are to be looked at now, and all that is shown of them."""
-        self.db.executemany("INSERT OR REPLACE INTO due VALUES (?, 0, 0)", [(customer,) for customer in customers])
-
-    def put_due(self, due: Mapping[str, Due | None]) -> None:
-        """When each customer's state next changes by itself; None: never."""
-        self._drop_due(due)
-        self.db.executemany("INSERT OR REPLACE INTO due VALUES (?, ?, ?)", [(name, *found) for name, found in due.items() if found])
-
-    def move_due(self, due: Mapping[str, Due | None]) -> None:
-        """The same, of those that are there still: who was erased meanwhile stays away."""
-        self._drop_due(due)
-        rows = [(*found, customer) for customer, found in due.items() if found]
-        self.db.executemany("UPDATE due SET at_us = ?, shown_us = ? WHERE customer_id = ?", rows)
-
-    def _drop_due(self, due: Mapping[str, Due | None]) -> None:
-        self.db.executemany("DELETE FROM due WHERE customer_id = ?", [(customer,) for customer, found in due.items() if found is None])
-
-    def shown_us(self, customer: str) -> int:
-        """Up to when what is online of a customer is right, but for what changes by itself; 0 where nothing is known."""
-        found = self.db.execute("SELECT shown_us FROM due WHERE customer_id = ?", (customer,)).fetchone()
-        return int(found[0]) if found else 0
-
-    def due(self, now_us: int, *, limit: int) -> list[str]:
-        """The customers whose state has changed by itself by then, the oldest first."""
-        found = self.db.execute("SELECT customer_id FROM due WHERE at_us <= ? ORDER BY at_us LIMIT ?", (now_us, limit))
-        return [customer for (customer,) in found]
-
     def next_due_us(self) -> int | None:
-        """When that is next the case for anybody, or for an item."""
-        found = [self.db.execute("SELECT min(at_us) FROM due").fetchone()[0], self.items.next_due_us()]
+        """When a customer or an item next changes by itself, or is to be made anew."""
+        found = [self.timetable.next_us(), self.items.next_due_us()]
         return min((at_us for at_us in found if at_us is not None), default=None)
 
     # -- notes, and the end
@@ -333,18 +307,18 @@ def owner_at(states: Sequence[Owned], event_us: int) -> Owned:
 
 
 def _held(values: Sequence[Any], linked_us: int) -> Held:
-    kind, event_us, item, order, session, quantity, price, revenue, allows, source, event_id, known_us = values
+    kind, event_us, item, order, session, quantity, price, revenue, allows, source, event_id, known_us, category = values
     row = {"type": kind, "ts": event_us, "item_id": item, "order_id": order, "session_id": session, "quantity": quantity,
-           "price_cents": price, "revenue_cents": revenue}  # fmt: skip
+           "price_cents": price, "revenue_cents": revenue, "category": category}  # fmt: skip
     known = max(known_us, linked_us)
     return Held(max(event_us, known), row, tuple(allows.split(",")) if allows else (), (source, event_id), known)
 
 
-def held(row: CleanRow, linked_us: int) -> Held:
-    """The same of a row that was just read."""
+def held(row: CleanRow, linked_us: int, category: str | None) -> Held:
+    """The same of a row that was just read; `category`: of its item."""
     return _held(
         (row.type, row.event_us, row.item_id, row.order_id, row.session_id, row.quantity, row.price_cents, row.revenue_cents,
-         ",".join(row.allows), row.source, row.event_id, row.received_us),
+         ",".join(row.allows), row.source, row.event_id, row.received_us, category),
         linked_us,
     )  # fmt: skip
 

@@ -11,18 +11,23 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Lock
 
 CHECKPOINT_S = 0.5  # between two looks at the files
 CHECKPOINT_BYTES = 2 << 20  # of a write-ahead log, from which on it is moved
+RESET_PAGES = 16_384  # of one, from which on its writer is stopped for the moment that the rest takes: else it would never be used anew
 COLLECT_S = 600.0  # between two looks at everything that was made since
-_THRESHOLDS = (5_000, 10, 1_000_000)  # of Python's collector: young objects as ever, in some milliseconds, the old ones never by itself
+_THRESHOLDS = (1_000, 10, 1_000_000)  # of Python's collector: young objects in a millisecond or two, the old ones never by itself
 
 
 @contextmanager
-def checkpoints(paths: Sequence[Path]) -> Iterator[None]:
-    """Move what is committed to these files out of their write-ahead logs while the block runs; who writes them goes on meanwhile."""
+def checkpoints(paths: Sequence[Path], writing: Lock) -> Iterator[None]:
+    """Move what is committed to these files out of their write-ahead logs while the block runs; who writes them goes on meanwhile.
+
+    `writing`: what the writer holds while it writes.
+    """
     stop = threading.Event()
-    thread = threading.Thread(target=_run, args=(paths, stop), name="checkpoints", daemon=True)
+    thread = threading.Thread(target=_run, args=(paths, writing, stop), name="checkpoints", daemon=True)
     thread.start()
     try:
         yield
@@ -55,20 +60,28 @@ class Garbage:
         self._collected_s = time.monotonic()
 
 
-def _run(paths: Sequence[Path], stop: threading.Event) -> None:
+def _run(paths: Sequence[Path], writing: Lock, stop: threading.Event) -> None:
     while not stop.wait(CHECKPOINT_S):
         for path in paths:
-            checkpoint(path)
+            checkpoint(path, writing)
 
 
-def checkpoint(path: Path) -> bool:
-    """Move the file's write-ahead log into it, as far as nobody reads it; whether it was worth the while. Holds up no writer."""
+def checkpoint(path: Path, writing: Lock) -> bool:
+    """Move the file's write-ahead log into it, as far as nobody reads it; whether it was worth the while.
+
+    Holds up no writer while the log is short. A long one is moved to its end, so that it is used from its start again: what came while
+    most of it was moved is little.
+    """
     try:
         if path.with_name(f"{path.name}-wal").stat().st_size < CHECKPOINT_BYTES:
             return False
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            ((_, pages, _),) = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            if pages >= RESET_PAGES:
+                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                with writing:
+                    db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
     except (OSError, sqlite3.Error):  # replaced meanwhile, or a full disk, which the worker's next commit tells of
         return False
     return True

@@ -1,10 +1,10 @@
 """The log -> the online store, event by event in order: log group "online".
 
 In: logged calls, and the time. Out: rows of identifier_customer, customer_consent, customer_activity, customer_session, customer_item,
-item_activity, as soon as a call is durable or a window has passed. Each concern has a handler (`identities`, `consents`, `activity`);
-what they write for some calls is one transaction, that of the stream's own state is committed before it, and the log is told after it:
-a crash in between gives the calls again, with the same result. Erased people are taken out and never written. Never decides what is
-served.
+customer_category, item_activity, as soon as a call is durable or a window has passed. Each concern has a handler (`identities`,
+`consents`, `activity`); what they write for some calls is one transaction, that of the stream's own state is committed before it, and
+the log is told after it: a crash in between gives the calls again, with the same result. Erased people are taken out and never
+written. Never decides what is served.
 
 Of several workers each reads the whole log, follows who is who by itself, and writes the customers and the items of its share; the first
 alone writes who is who and consent.
@@ -13,6 +13,7 @@ A call that cannot be handled holds up no other: it is tried again in later step
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from pipelines.online_writer import OnlineWriter
 from pipelines.outbox import open_stream_writer
 from pipelines.settings import Settings
 from pipelines.stream import calls, identities
+from pipelines.stream.acknowledgement import Acknowledgement
 from pipelines.stream.activity import Activity
 from pipelines.stream.calls import Call
 from pipelines.stream.clock import Clock
@@ -38,9 +40,8 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
-ACKNOWLEDGE_S = 3.0  # between two times that the log is told, where calls may come: each costs several flushes, which hold up calls
 BATCH_EVENTS = 500  # of one transaction, where many wait
-FEW_EVENTS = 16  # where few do: the first of them is not to wait until the last is done
+FEW_EVENTS = 16  # where few do, and as many more each time there are more: the first is not to wait until the last is done
 
 
 class Tombs(Protocol):
@@ -88,30 +89,38 @@ class Stream:
         self.consents = Consents(home, settings=settings.consent)
         self._clock = Clock(settings) if now_us is None else None
         self.activity = Activity(home, settings=settings, share=share, now_us=now_us or self._clock or Clock(settings))
-        self.wake = Wake(home / "log" / "segments")
+        self.wake = Wake(home / "log")
+        self.writing = threading.Lock()  # held while it writes
         self._waiting: list[Logged] = []  # read, and not yet applied
-        self._applied: list[Position] = []  # and the log is not told yet
-        self._acknowledged_s = 0.0
+        self.acknowledgement = Acknowledgement(self._acknowledge)
         self._tries: dict[Position, int] = {}  # of calls that failed
         self._owed: dict[str, Owner] = {}  # links that are not committed yet
         self._is_reconciled, self._refreshed_s = False, 0.0
         self._at_a_time = 1  # until it is known that no call kills the process: see `_next`
+        self._is_more = True  # there may be calls of which nobody will be woken
 
     def step(self, *, wait_s: float = 0.0) -> Stepped:
         """Apply what came since, and what changed by itself since; waits at most `wait_s` for the first call.
 
-        Raises StoreError where log or store refuse: step again.
+        The log is told now and then, beside it; at once where nothing came and nobody waits. Raises StoreError where log or store refuse:
+        step again.
         """
         if not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S:
-            self._reconcile()
-        self._waiting = self._waiting or self._next(min(wait_s, self.activity.patience_s()))
-        done = self._apply_waiting() if self._waiting else Stepped()
-        return done + self._expire()
+            with self.writing:
+                self._reconcile()
+        patience_s = self.activity.patience_s()
+        self._waiting = self._waiting or self._next(min(wait_s, patience_s))
+        if not self._waiting and not wait_s:
+            self.acknowledgement.finish()
+        with self.writing:
+            done = self._apply_waiting() if self._waiting else Stepped()
+            return done if patience_s > 0 else done + self._expire()
 
     def close(self) -> None:
         """Let the store go; what was read and not applied goes to the next worker."""
         with suppress(StoreError):  # then they are given again, with the same result
-            self._acknowledge()
+            self.acknowledgement.finish()
+        self.acknowledgement.close()
         self.wake.close()
         self.activity.close()
         self.online.close()
@@ -126,8 +135,6 @@ class Stream:
 
     def _expire(self) -> Stepped:
         """Some of what has changed by itself: a slice, so that fresh calls never wait long. Noted down after it is written."""
-        if self.activity.patience_s() > 0:
-            return Stepped()
         try:
             with self.online.transaction() as online, self.activity.state.transaction():
                 expired = self.activity.expire(online)
@@ -140,21 +147,25 @@ class Stream:
 
     def _next(self, wait_s: float) -> list[Logged]:
         """The next calls. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
+        if not self._is_more:
+            self._wait(wait_s)
         found = self.log.read(self.group, max_events=self._at_a_time)
-        if not found and self._is_woken(wait_s):
-            found = self.log.read(self.group, max_events=self._at_a_time)
-        more = 2 * self._at_a_time if len(found) == self._at_a_time else FEW_EVENTS
+        self._is_more = len(found) == self._at_a_time
+        more = self._at_a_time + FEW_EVENTS if self._is_more else FEW_EVENTS
         self._at_a_time = 1 if any(call.tries for call in found) else min(more, BATCH_EVENTS)
         return found
 
-    def _is_woken(self, wait_s: float) -> bool:
-        """Wait for a call. Tells the log what was applied, where it is time: one that comes before is not held up by it."""
-        due_s = max(0.0, self._acknowledged_s + ACKNOWLEDGE_S - time.monotonic()) if self._applied and wait_s else 0.0
-        if due_s and self.wake.wait(min(wait_s, due_s)):
-            return True
-        if due_s <= wait_s:
-            self._acknowledge()
-        return self.wake.wait(max(0.0, wait_s - due_s))
+    def _wait(self, wait_s: float) -> None:
+        """Until something was appended, or for so long. Has the log told what was applied, where it is time."""
+        if not wait_s:
+            return
+        due_s = self.acknowledgement.due_s()
+        if due_s < wait_s:
+            if self.wake.wait(due_s):
+                return
+            self.acknowledgement.begin()
+            wait_s -= due_s
+        self.wake.wait(wait_s)
 
     def _apply(self, batch: Sequence[Logged]) -> Stepped:
         """All at once; one by one where that fails, so that one call's failure is not its neighbours'."""
@@ -244,23 +255,22 @@ class Stream:
         self._owed, self._is_reconciled = {}, True
 
     def _commit(self, batch: Sequence[Logged], done: Stepped) -> Stepped:
-        self._applied += [call.position for call in batch]
+        self.acknowledgement.add([call.position for call in batch])
         self._owed = {}
         self.activity.settle()
         self._drop(batch)
         # one that was given before may have ended a process: its neighbours must not be given as often as it is
-        if any(call.tries for call in batch) or time.monotonic() - self._acknowledged_s > ACKNOWLEDGE_S:
-            self._acknowledge()
+        if any(call.tries for call in batch):
+            self.acknowledgement.finish()
+        elif not self.acknowledgement.due_s():
+            self.acknowledgement.begin()
         return done
 
-    def _acknowledge(self) -> None:
-        """Tell the log what was applied, once it outlives a loss of power."""
-        if self._applied:
-            self.activity.state.sync()
-            self.online.sync()
-            self.log.commit(self.group, self._applied)
-            self._applied = []
-        self._acknowledged_s = time.monotonic()
+    def _acknowledge(self, positions: Sequence[Position]) -> None:
+        """Tell the log that these were applied, once that outlives a loss of power."""
+        self.activity.state.sync()
+        self.online.sync()
+        self.log.commit(self.group, positions)
 
     def _failed(self, call: Logged, error: Exception) -> Stepped:
         tries = self._tries[call.position] = max(call.tries, self._tries.get(call.position, 0)) + 1

@@ -200,7 +200,9 @@ ITEMS = Table(
     ("item_id",),
     "event_timestamp",
     "created_timestamp",
-    _schema(item_id=TEXT, category=TEXT, price_cents=WHOLE, **_TIMES),  # event_timestamp: available from
+    _schema(
+        item_id=TEXT, category=TEXT, price_cents=WHOLE, in_stock=FLAG, **_TIMES
+    ),  # event_timestamp: available from; in_stock: as last told
 )
 ALERTS = Table(
     "alerts",

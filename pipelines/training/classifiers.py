@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from pipelines.training.study import storage_of
 from pipelines.training.tasks import discover
 from pipelines.training.tuning import search_name, tune
 
+_DAY_S = 86_400.0
+
 
 def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[int, int], None]) -> tuple[Fitted, tracking.Run]:
     """The tuned winner of task `name`, tested once, and its open run. Raises NotTrainable."""
@@ -44,7 +47,8 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     searched = fingerprint(digest, code_hash(Classifier), code_hash(task.rival), fixed, options.folds)[:16]
     study = f"{name}/{searched}/{options.seed}"
     tags = {"data.sha256": digest, "feature_service": task.feature_service, "cutoffs": _cutoffs(rows.frame), **tracking.commit()}
-    run = tracking.open_run(home, name, study=f"{search_name(study, options.workers)}/{options.trials}", tags=tags)
+    searched_as = f"{search_name(study, options.workers)}/{options.trials}"
+    run = tracking.open_run(home, name, study=searched_as, tags=tags, server=options.tracking_url)
 
     finished: list[Any] = []
     counted = itertools.count(1)
@@ -60,10 +64,12 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
         storage=storage_of(home, options), workers=options.workers, study_name=study, timeout_s=options.timeout_s,
         fixed=fixed, suggest=task.suggest, on_trial=on_trial,
     )  # fmt: skip
+    told = tracking.tell_search(run, finished)
     params["n_seeds"] = options.seeds
     stopped = Classifier(**params).fit(*train, validation=validation)
     learner = stopped.refitted(*rows.part("train", "validation"))
     fitted = _tested(task, learner, stopped, rows, home, params=params, digest=digest, settings=settings)
+    fitted = replace(fitted, manifest={**fitted.manifest, "search": told})
     explanations.save(run, learner, rows, trials=finished, seed=options.seed)
     return fitted, run
 
@@ -72,9 +78,13 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
 
 
 def _fixed(task: Task, rows: Rows, settings: Settings) -> dict[str, Any]:
-    """Hyper-parameters that are not searched: costs, and the directions that the task declares of columns that there are."""
+    """Hyper-parameters that are not searched: costs, and what the task declares of columns that there are."""
     monotone = {name: way for name, way in task.monotone.items() if name in rows.inputs}
-    return {**settings_fit(settings), **({"monotone": monotone} if monotone else {})}
+    fixed: dict[str, Any] = {**settings_fit(settings), **({"monotone": monotone} if monotone else {})}
+    if task.history and set(task.history.values()) <= set(rows.inputs):
+        waits_s = (rows.matured - rows.frame["event_timestamp"]).dt.total_seconds()
+        fixed |= {"history": dict(task.history), "horizon_days": float(waits_s.median()) / _DAY_S}
+    return fixed
 
 
 def _tested(

@@ -90,10 +90,10 @@ def gain_table(label: np.ndarray, probability: np.ndarray) -> pd.DataFrame:
 
 
 def search_table(trials: Sequence["optuna.trial.FrozenTrial"]) -> pd.DataFrame:
-    """One row a trial: number, loss, best so far, parameters."""
-    rows = [{"trial": trial.number, "loss": trial.value, **trial.params} for trial in trials]
-    frame = pd.DataFrame(rows, columns=None if rows else ["trial", "loss"])
-    frame.insert(2, "best_loss", frame["loss"].astype(float).cummin())
+    """One row a trial: number, what became of it, loss, best so far, parameters."""
+    rows = [{"trial": trial.number, "state": tracking.state(trial), "loss": trial.value, **trial.params} for trial in trials]
+    frame = pd.DataFrame(rows, columns=None if rows else ["trial", "state", "loss"])
+    frame.insert(3, "best_loss", frame["loss"].astype(float).cummin().ffill())
     return frame
 
 

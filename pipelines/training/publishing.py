@@ -119,7 +119,7 @@ def publish(home: Path, fitted: Fitted, run: tracking.Run, *, settings: Settings
     decision = decide(home, fitted, version, settings=settings, as_of=as_of)
     run.client.set_tag(run.run_id, "gate", decision.why)
     if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
-        registry.promote(home, fitted.name, version, why=decision.why)
+        registry.promote(home, fitted.name, version, why=decision.why, tracking_url=settings.training.tracking_url)
     if decision.checks or version not in verdicts.read(home, fitted.name):  # what it found once is not lost when it is not asked again
         verdicts.record(home, fitted.name, version, _told(decision))
     return _report(fitted, version, manifest, decision)
@@ -253,7 +253,7 @@ def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision:
             "gate": told["checks"],
             "params": fitted.params,
             **{key: finite(value) for key, value in quality.others.items()},
-            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit", "segments") if key in manifest},
+            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit", "search", "segments") if key in manifest},
         },
     )
 

@@ -79,7 +79,8 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     study = f"{NAME}/{fingerprint(digest, code_hash(Recommender))[:16]}/{options.seed}"
     cutoffs = f"validation {middle.at:%Y-%m-%d}; test {newest.at:%Y-%m-%d}"
     tags = {"data.sha256": digest, "feature_service": FEATURE_SERVICE, "cutoffs": cutoffs, **tracking.commit()}
-    run = tracking.open_run(home, NAME, study=f"{search_name(study, options.workers)}/{options.trials}", tags=tags)
+    searched_as = f"{search_name(study, options.workers)}/{options.trials}"
+    run = tracking.open_run(home, NAME, study=searched_as, tags=tags, server=options.tracking_url)
 
     finished = itertools.count(1)
 

@@ -50,7 +50,7 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     params = Segmenter(random_state=seed).get_params()
     study = f"{NAME}/{fingerprint(digest, code_hash(Segmenter))[:16]}/{seed}"
     tags = {"data.sha256": digest, "feature_service": FEATURE_SERVICE, "cutoffs": f"{as_of:%Y-%m-%d}", **tracking.commit()}
-    run = tracking.open_run(home, NAME, study=study, tags=tags)
+    run = tracking.open_run(home, NAME, study=study, tags=tags, server=settings.training.tracking_url)
     try:
         before = Segmenter.load(earlier[0].folder) if earlier else None
         first = max((int(version.manifest.get("next_number", 1)) for version in earlier), default=1)

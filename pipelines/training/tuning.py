@@ -2,8 +2,11 @@
 
 Trial n is drawn from the seed, n, and the trials up to n - lag, whatever process draws it and whenever: the same data, class, seed and
 number of workers give the same answer, also when workers or the whole search were killed and taken up again. One worker knows all
-earlier trials (lag 1). Of several each goes ahead while a slower one is at most lag - 1 trials behind, so that they seldom wait. Nothing
-is pruned: after the first of two origins it saved 5 to 11 % of a search for intent, and churn often has one origin.
+earlier trials (lag 1). Of several each goes ahead while a slower one is at most lag - 1 trials behind, so that they seldom wait.
+
+Of several origins the oldest, which has the fewest rows, is tried first. A trial that is behind the median of the whole trials it knows
+of is pruned there, by the same law: what it is held against is settled by its number. Not at boosting rungs: slow learning rates are
+behind at every rung and ahead at the end.
 """
 
 import os
@@ -13,6 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 POLL_S = 0.02  # between two looks for a trial that may begin
+# Whole trials whose median a pruned one is behind, at least. On public sessions of 2 origins the median saved 9 to 23 % of the rows that 12
+# trials are fitted to, 11 % of those of 40; the best quarter 19 to 33 % and 24 %, but it loses winners that are not first at every origin.
+UNPRUNED = 4
 
 IN_MEMORY = Storage()
 OnTrial = Callable[["FrozenTrial"], None]
@@ -56,17 +63,19 @@ def tune(
     other processes that search under the same name. workers: processes, forked from this one where there are several. study_name:
     names data and code; by default the class and a hash of the data. timeout_s: no trial starts later than this; one at least is run.
     fixed: hyper-parameters that are not searched. suggest: the search space, by default the class's own. earlier: further (train,
-    validation) pairs, of origins rolled back in time: a trial's loss is the mean over all of them, so that no single window decides.
+    validation) pairs, of origins rolled back in time, newest first: a trial's loss is the mean over all of them, so that no single window
+    decides. A class with `prepare` and `search_loss` is handed each pair's rows once, not in every trial.
     on_trial: called here with every finished trial, by number, those of an earlier process first. Raises PipelineError where no trial
     gave a finite loss, or a worker failed.
     """
     origins = [(part if isinstance(part, tuple) else (part,), later) for part, later in ((train, validation), *earlier)]
+    fixed = {"random_state": seed, **(fixed or {})}
     name = study_name or f"{learner_class.__name__}/{fingerprint(*origins)[:16]}/{seed}"
     search = _Search(
         learner_class,
-        origins,
+        [_Origin(learner_class(**fixed), *origin) for origin in reversed(origins)],
         suggest or learner_class.suggest,  # type: ignore[attr-defined]
-        fixed={"random_state": seed, **(fixed or {})},
+        fixed=fixed,
         seed=seed,
         n_trials=n_trials,
         lag=2 * workers - 1,  # two workers wait 1 to 6 % of their time, four 4 to 13 %; with rounds of one trial each 14 to 42 %
@@ -95,11 +104,31 @@ def search_name(study: str, workers: int) -> str:
 
 
 @dataclass(frozen=True)
+class _Origin:
+    """Rows to learn from, and later ones to judge by."""
+
+    plain: Any  # a learner of the parameters that are not searched
+    train: tuple[Any, ...]
+    later: Any
+
+    def loss(self, learner: Any) -> float:
+        """Of a learner that has learned nothing yet."""
+        if self._prepared is not None:
+            return float(learner.search_loss(self._prepared))
+        return float(learner.fit(*self.train, validation=self.later).loss(self.later))
+
+    @cached_property
+    def _prepared(self) -> Any:
+        """Once in each process that needs it: threads do not outlive a fork."""
+        return self.plain.prepare(*self.train, validation=self.later) if hasattr(self.plain, "prepare") else None
+
+
+@dataclass(frozen=True)
 class _Search:
-    """What is searched, and how far."""
+    """What is searched, and how far. origins: in the order in which they are tried."""
 
     learner_class: Callable[..., Any]
-    origins: Sequence[tuple[tuple[Any, ...], Any]]
+    origins: Sequence[_Origin]
     space: Callable[[Any], dict[str, Any]]
     fixed: dict[str, Any]
     seed: int
@@ -117,11 +146,13 @@ class _Search:
         return [number for number in absent if number < absent[0] + self.lag]
 
     def trial(self, number: int, done: Mapping[int, "FrozenTrial"]) -> "FrozenTrial":
-        """Draw this trial, fit it at all origins and tell what came of it."""
+        """Draw this trial, fit it at one origin after the other and tell what came of it."""
         import optuna
+        from optuna.trial import TrialState
 
         draw = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        drawn = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=draw))
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED)
+        drawn = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=draw), pruner=pruner)
         drawn.add_trials([done[known] for known in range(number - self.lag + 1)])
         if number == 0:
             drawn.enqueue_trial(_defaults(self.learner_class))
@@ -129,15 +160,22 @@ class _Search:
             warnings.filterwarnings("ignore", message="Fixed parameter")  # a default outside the search space is drawn instead
             trial = drawn.ask()
             params = {**self.fixed, **self.space(trial)}
-        losses = [self.learner_class(**params).fit(*data, validation=later).loss(later) for data, later in self.origins]
-        loss = float(np.mean(losses))
-        is_sound = bool(np.isfinite(loss))
+        losses: list[float] = []
+        for step, origin in enumerate(self.origins):
+            losses.append(origin.loss(self.learner_class(**params)))
+            if not np.isfinite(losses[-1]):
+                break
+            trial.report(float(np.mean(losses)), step)
+            if number and step + 1 < len(self.origins) and trial.should_prune():
+                break
+        is_whole = len(losses) == len(self.origins) and bool(np.isfinite(losses).all())
         return optuna.trial.create_trial(
-            state=optuna.trial.TrialState.COMPLETE if is_sound else optuna.trial.TrialState.PRUNED,
-            value=loss if is_sound else None,
+            state=TrialState.COMPLETE if is_whole else TrialState.PRUNED,
+            value=float(np.mean(losses)) if is_whole else None,
             params=trial.params,
             distributions=trial.distributions,
             user_attrs={"params": {key: _plain(value) for key, value in params.items()}},
+            intermediate_values=drawn.get_trials(deepcopy=False)[-1].intermediate_values if len(self.origins) > 1 else {},
         )
 
 

@@ -244,6 +244,28 @@ def test_loss_is_the_log_loss_of_the_calibrated_probabilities(fitted: Classifier
     assert expected < evaluation.log_loss(test_rows.label, np.full(len(test_rows.label), test_rows.label.mean()))
 
 
+def test_rows_prepared_once_serve_fits_of_any_parameters_as_rows_given_anew_do() -> None:
+    train, later = _world(1_500, 0), _world(700, 1)
+    validation = (later.features, later.label)
+    prepared = Classifier().prepare(train.features, train.label, validation)
+    tried = [{"min_data_in_leaf": 200}, {"min_data_in_leaf": 5, "cat_smooth": 1.0}, {"monotone": {"x0": 1}, "n_seeds": 2}, {}]
+    for params in tried:
+        learner = Classifier(n_rounds=15, num_leaves=31, **params)
+        loss = learner.search_loss(prepared)
+        alone = Classifier(**learner.get_params()).fit(train.features, train.label, validation)
+        assert learner.booster_.model_to_string() == alone.booster_.model_to_string()
+        assert (learner.calibration_, learner.threshold_, loss) == (alone.calibration_, alone.threshold_, alone.loss(validation))
+
+
+def test_frame_that_is_a_matrix_already_is_read_where_it_lies_and_left_as_it_is() -> None:
+    values = np.random.default_rng(0).normal(size=(400, 3))
+    frame, kept = pd.DataFrame(values, columns=["a", "b", "c"]), values.copy()
+    learner = Classifier(n_rounds=5).fit(frame, values[:, 0] > 0)
+    assert np.shares_memory(learner.encode(frame), frame.to_numpy())
+    assert not np.shares_memory(learner.encode(frame[["c", "b", "a"]]), frame.to_numpy())  # control: other places
+    np.testing.assert_array_equal(values, kept)
+
+
 def test_saved_trees_of_other_features_are_refused(fitted: Classifier, tmp_path: Path) -> None:
     fitted.save(tmp_path)
     other = Classifier(n_rounds=5).fit(pd.DataFrame({"x": range(100)}), np.arange(100) % 2)

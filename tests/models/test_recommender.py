@@ -267,3 +267,22 @@ def test_real_shop_is_ranked_better_than_by_popularity_and_by_own_history(shared
         Recommender(n_factors=1, n_epochs=1).fit(past).recommend(np.full(buyers.size, -1), 20)[0], later[buyers], k=20
     )
     assert popular < 0.2 < 0.3 < own < ours
+
+
+def test_one_customer_solved_is_what_they_are_folded_in_to_and_shares_add_up(fitted: Recommender, before: sparse.csr_matrix) -> None:
+    for row in (0, 5, 100):
+        solved = fitted.solve(before[row].indices, before[row].data)
+        assert np.allclose(solved.factors, fitted.fold_in(before[row])[0], atol=1e-4)
+        assert np.allclose(solved.shares(fitted.item_factors_).sum(axis=1), fitted.item_factors_ @ solved.factors, atol=1e-4)
+
+
+def test_weights_of_a_row_are_those_of_the_training_also_when_loaded_or_kept(before: sparse.csr_matrix, tmp_path: Path) -> None:
+    weights = before * 0.3
+    weights[4] *= 7
+    learner = Recommender(n_factors=4, n_epochs=2).fit(weights)
+    assert np.allclose(learner.weights_of([4, -1]).toarray(), np.vstack([weights[4].toarray(), np.zeros((1, 60))]))
+    learner.save(tmp_path)
+    kept = Recommender.load(tmp_path).keep([9, 4])
+    assert np.allclose(kept.weights_of([1, 0]).toarray(), weights[[4, 9]].toarray())
+    (tmp_path / "largest.npy").unlink()  # as versions of before were written
+    assert np.isnan(Recommender.load(tmp_path).weights_of([4]).data).all()

@@ -71,7 +71,13 @@ def write_shop(home, customers=120):
     links = people.assign(identifier="user_id:" + people["customer_id"], created_timestamp=people["event_timestamp"])
     tables.write(home, tables.IDENTITIES, links)
     items = pd.DataFrame(
-        {"item_id": [f"i{n}" for n in range(12)], "category": "all", "price_cents": 1_000, "event_timestamp": pd.Timestamp(START)}
+        {
+            "item_id": [f"i{n}" for n in range(12)],
+            "category": "all",
+            "price_cents": 1_000,
+            "in_stock": True,
+            "event_timestamp": pd.Timestamp(START),
+        }
     )
     tables.write(home, tables.ITEMS, items.assign(created_timestamp=items["event_timestamp"]))
 
@@ -119,6 +125,12 @@ def rabbitmq_server(brokers, tmp_path_factory):
 @pytest.fixture(scope="session")
 def kafka_server(brokers, tmp_path_factory):
     with brokers.kafka(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(brokers):
+    with brokers.postgresql() as server:
         yield server
 
 

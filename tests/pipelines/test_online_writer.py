@@ -152,6 +152,17 @@ def test_threads_that_race_leave_the_newest_of_each_key(home):
         assert through_feast(home, "customer_consent", "is_personalization_allowed", f"c{key}") is (newest % 2 == 0)
 
 
+def test_view_is_known_to_be_streamed_though_the_first_rows_of_it_were_rolled_back(online):
+    row = Row("c1", {"is_personalization_allowed": True}, event_us=NOW_US)
+    with pytest.raises(ZeroDivisionError), online.transaction():  # noqa: PT012
+        online.write("customer_consent", [row])
+        raise ZeroDivisionError
+    assert not online.is_streamed("customer_consent")
+    with online.transaction():
+        online.write("customer_consent", [row])
+    assert online.is_streamed("customer_consent")
+
+
 def test_transaction_that_fails_leaves_nothing(home, online):
     half = [consent("c1", True, NOW_US), Row("c2", {"is_personalization_allowed": True}, event_us="never")]
     with pytest.raises(TypeError):

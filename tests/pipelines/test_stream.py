@@ -22,6 +22,7 @@ from pipelines.online_writer import OnlineWriter
 from pipelines.requests import Kind, Requests, State
 from pipelines.settings import EdgeSettings, Settings
 from pipelines.stream import GROUP, Stepped, Stream
+from pipelines.stream.acknowledgement import Acknowledgement
 from pipelines.stream.answering import Answering
 from pipelines.stream.consents import Word
 from pipelines.stream.wake import Wake
@@ -340,6 +341,7 @@ def test_crash_at_any_moment_gives_the_same_state(world, monkeypatch, tmp_path, 
             world.say(**call, after_s=n)
             calm.tell(**call, after_s=n)
         expected = calm.everything()
+    monkeypatch.setattr(Acknowledgement, "begin", Acknowledgement.finish)  # at once, and in this thread
     target, name = (world.log, "commit") if moment == "commit" else (OnlineWriter, "write")
     real, seen = getattr(target, name), []
 
@@ -421,7 +423,7 @@ def test_store_that_is_away_costs_nothing_once_it_is_back(world):
 def test_worker_wakes_at_an_append_and_sleeps_without_one(world, monkeypatch, has_inotify):
     if not has_inotify:
         monkeypatch.setattr("pipelines.stream.wake._watched", lambda folder: None)
-    wake = Wake(world.home / "log" / "segments")
+    wake = Wake(world.home / "log")
     assert wake.wait(0.05) is False
     world.say(user="ann")
     assert wake.wait(5.0) is True

@@ -54,6 +54,13 @@ BAD = [
     ("/recommend", GOOD | {"filters": {"category": []}}, "filters.category"),
     ("/recommend", GOOD | {"filters": {"colour": ["red"]}}, "filters.colour"),
     ("/recommend", GOOD | {"filters": ["shoes"]}, "filters"),
+    ("/recommend", GOOD | {"filters": {"in_stock": 1}}, "filters.in_stock"),
+    ("/recommend", GOOD | {"filters": {"price": {}}}, "filters.price"),
+    ("/recommend", GOOD | {"filters": {"price": {"min": 2, "max": 1}}}, "filters.price"),
+    ("/recommend", GOOD | {"filters": {"price": {"min": -1}}}, "filters.price.min"),
+    ("/recommend", GOOD | {"filters": {"price": {"max": float("inf")}}}, "filters.price.max"),
+    ("/recommend", GOOD | {"new_only": "yes"}, "new_only"),
+    ("/recommend", GOOD | {"max_per_category": 0}, "max_per_category"),
     ("/recommend", GOOD | {"context": {"depth": float("nan")}}, "context"),
     ("/recommend", GOOD | {"context": {"depth": [{"x": float("inf")}]}}, "context"),
     ("/recommend", GOOD | {"context": "page"}, "context"),
@@ -134,7 +141,10 @@ def write_tables(home):
     )
     kept = {"customer_id": CUSTOMERS[:20], "event_timestamp": [NOW - timedelta(days=1)] * 20, "model": "return_risk", "version": "4"}
     write(home, tables.TASK_SCORES, {**kept, "probability": np.linspace(0.05, 0.95, 20)})
-    listed = {"item_id": ITEMS, "category": [CATEGORIES[i % 3] for i in range(30)], "price_cents": range(30)}
+    told = {"customer_id": CUSTOMERS[10:20], "event_timestamp": NOW - timedelta(days=1), "rfm_tier": "high", "lifecycle": "frequent"}
+    write(home, tables.CUSTOMER_SEGMENTS, {**told, "segment": "keen", "version": "1"})
+    stock = [None if i % 4 else i != 8 for i in range(30)]
+    listed = {"item_id": ITEMS, "category": [CATEGORIES[i % 3] for i in range(30)], "price_cents": range(30), "in_stock": stock}
     since = [NOW - timedelta(days=90)] * 29 + [NOW + timedelta(days=3)]
     write(home, tables.ITEMS, {**listed, "event_timestamp": since, "created_timestamp": since})
     bought = [(c, ITEMS[j]) for i, c in enumerate(CUSTOMERS[:22]) for j in {i % 29, (i * 3) % 29, (i * i) % 29, 1, 2}]
@@ -173,7 +183,7 @@ def train(home):
         golden["probability"] = learner.predict_proba(sample)[:, 1].tolist()
         version = registry.register(home, name, learner=learner, manifest={"base_rate": base_rate, "golden": golden})
         registry.promote(home, name, version)
-    promote_recommender(home, seed=3)
+    promote_recommender(home, seed=3, as_of=(NOW - timedelta(hours=2)).isoformat())
 
 
 def classifier(name, seed, rows=400):
@@ -189,14 +199,14 @@ def classifier(name, seed, rows=400):
     return learner, features.head(5), float(label.mean())
 
 
-def promote_recommender(home, seed, customers=CUSTOMERS):
+def promote_recommender(home, seed, customers=CUSTOMERS, **manifest):
     known = customers[:22]
     rows = tables.read(home, tables.INTERACTIONS)
     places = ([known.index(c) for c in rows["customer_id"]], [ITEMS.index(i) for i in rows["item_id"]])
     weights = sparse.csr_matrix((rows["weight"], places), (len(known), len(ITEMS)))
     learner = Recommender(n_factors=8, n_epochs=5, random_state=seed).fit(weights)
     arrays = {"customer_ids": np.array(known), "item_ids": np.array(ITEMS)}
-    version = registry.register(home, "recommender", learner=learner, manifest={"seed": seed}, arrays=arrays)
+    version = registry.register(home, "recommender", learner=learner, manifest={"seed": seed, **manifest}, arrays=arrays)
     registry.promote(home, "recommender", version)
     return version
 
@@ -237,3 +247,15 @@ def answers(settings, rehearse):
     core.open()
     yield core
     core.close()
+
+
+@pytest.fixture(scope="session")
+def running(shop, tmp_path_factory):
+    """The service as a process of its own, without the worker beside it: `port`, `keys` by role, `child`, `output`."""
+    from serving.access import Role, read_key
+    from serving.process import start
+
+    home = Path(shutil.copytree(shop, tmp_path_factory.mktemp("running") / "home", symlinks=True))
+    with start(Settings(home=home), 0, is_alone=True) as service:
+        keys = {role: read_key(service.settings, role) for role in Role}
+        yield SimpleNamespace(port=service.port, url=service.url, keys=keys, child=service.child, output=service.output, home=home)

@@ -1,15 +1,20 @@
 import base64
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from pipelines.errors import InputError, StoreError
 from pipelines.settings import Settings
-from serving import access
+from serving import access, keyring
 from serving.access import Need, Role
+from serving.rates import Rates
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def bearer(key):
@@ -92,6 +97,98 @@ def test_no_other_header_is_a_key(header):
     assert keys.role_of(header) is None
 
 
+# -- keys that are made, handed over, and revoked
+
+
+def test_home_keeps_no_key_that_its_copy_was_taken_away_of(tmp_path):
+    mine = Settings(home=tmp_path)
+    new = access.ensure_keys(mine)
+    for role in Role:
+        (tmp_path / "keys" / f"{role}.key").unlink()
+    entry, added = keyring.add(tmp_path, Role.DECIDE, at=NOW)
+    assert entry.role == Role.DECIDE
+    for path in tmp_path.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not [key for key in (*new.values(), added) if key.encode() in content], path
+    assert access.ensure_keys(mine) == {}
+    assert all(access.load_keys(mine).role_of(bearer(key)) is role for role, key in new.items())
+    with pytest.raises(access.KeyMissing, match="rapport keys add collect"):
+        access.read_key(mine, Role.COLLECT)
+
+
+def test_two_keys_of_a_role_are_valid_until_one_is_revoked(tmp_path):
+    mine = Settings(home=tmp_path)
+    first = access.ensure_keys(mine)[Role.DECIDE]
+    entry, second = keyring.add(tmp_path, Role.DECIDE, at=NOW)
+    valid = access.Valid(mine)
+    valid.open()
+    assert {valid.keys.role_of(bearer(key)) for key in (first, second)} == {Role.DECIDE}
+    of_first = next(e.id for e in keyring.entries(tmp_path) if e.role == Role.DECIDE and e.id != entry.id)
+    keyring.revoke(tmp_path, of_first, at=NOW)
+    assert valid.keys.role_of(bearer(first)) is Role.DECIDE  # until the next look
+    valid.refresh()
+    assert (valid.keys.role_of(bearer(first)), valid.keys.role_of(bearer(second))) == (None, Role.DECIDE)
+    assert not (tmp_path / "keys" / "decide.key").exists()
+    with pytest.raises(InputError, match="no valid key has the id"):
+        keyring.revoke(tmp_path, of_first, at=NOW)
+
+
+def test_role_whose_keys_were_all_revoked_gets_no_new_one_by_itself(tmp_path):
+    mine = Settings(home=tmp_path)
+    key = access.ensure_keys(mine)[Role.ADMIN]
+    for entry in keyring.entries(tmp_path):
+        keyring.revoke(tmp_path, entry.id, at=NOW)
+    assert access.ensure_keys(mine) == {}
+    (tmp_path / "keys" / "admin.key").write_text(key)  # nor does bringing back the file help
+    assert access.ensure_keys(mine) == {}
+    assert access.load_keys(mine).role_of(bearer(key)) is None
+
+
+def test_key_put_into_its_file_takes_the_place_of_the_generated_one(tmp_path):
+    mine = Settings(home=tmp_path)
+    old = access.ensure_keys(mine)[Role.DECIDE]
+    (tmp_path / "keys" / "decide.key").write_text("my own key\n")
+    assert access.ensure_keys(mine) == {}
+    keys = access.load_keys(mine)
+    assert (keys.role_of(b"Bearer my own key"), keys.role_of(bearer(old))) == (Role.DECIDE, None)
+
+
+def test_key_of_the_settings_takes_the_place_of_the_generated_one_but_not_of_those_added(tmp_path):
+    old = access.ensure_keys(Settings(home=tmp_path))[Role.DECIDE]
+    _, added = keyring.add(tmp_path, Role.DECIDE, at=NOW)
+    keys = access.load_keys(Settings(home=tmp_path, decide_key=SecretStr("given")))
+    assert [keys.role_of(bearer(key)) for key in ("given", added, old)] == [Role.DECIDE, Role.DECIDE, None]
+
+
+def test_keys_that_are_added_together_are_all_kept(tmp_path):
+    with ThreadPoolExecutor(8) as several:
+        added = list(several.map(lambda _: keyring.add(tmp_path, Role.DECIDE, at=NOW)[1], range(24)))
+    keys = access.load_keys(Settings(home=tmp_path))
+    assert {keys.role_of(bearer(key)) for key in added} == {Role.DECIDE}
+    assert stat.S_IMODE((tmp_path / "keys" / keyring.RING).stat().st_mode) == 0o600
+
+
+def test_ring_that_cannot_be_read_stops_the_start_and_changes_nothing_while_running(tmp_path):
+    mine = Settings(home=tmp_path)
+    key = access.ensure_keys(mine)[Role.DECIDE]
+    valid = access.Valid(mine)
+    valid.open()
+    (tmp_path / "keys" / keyring.RING).write_text("{")
+    with pytest.raises(StoreError, match="is not a list of keys"):
+        valid.refresh()
+    assert valid.keys.role_of(bearer(key)) is Role.DECIDE
+    with pytest.raises(StoreError):
+        access.ensure_keys(mine)
+
+
+def test_key_may_ask_for_its_burst_then_for_its_rate_whatever_others_do():
+    rates = Rates(2.0, 3)
+    assert [rates.wait_s(b"a", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
+    assert rates.wait_s(b"b", 0.0) == 0.0
+    assert rates.wait_s(b"a", 0.5) == 0.0
+    assert rates.wait_s(b"a", 0.5) == 0.5
+
+
 # Who may use what, told again: the declaration in the module is what this table is held against.
 ALLOWED = {
     Need.NOTHING: {None, Role.COLLECT, Role.DECIDE, Role.ADMIN},
@@ -99,6 +196,7 @@ ALLOWED = {
     Need.DECIDE: {Role.DECIDE, Role.ADMIN},
     Need.COLLECT: {Role.COLLECT, Role.ADMIN},
     Need.ADMIN: {Role.ADMIN},
+    Need.CONSOLE: {Role.ADMIN},
 }
 
 

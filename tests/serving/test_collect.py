@@ -22,9 +22,10 @@ from pipelines.log import LogFull, Outcome, QueueFull
 from pipelines.settings import Settings
 from serving import access, collect
 from serving.access import COLLECTION, PIXEL, Role
-from serving.collect import Bucket, Collector, Store, open_store
+from serving.collect import Collector, Store, open_store
 from serving.gateway import Gateway
 from serving.openapi import describe_collection
+from serving.rates import Bucket
 
 ORIGIN = "https://shop.example"
 CALLS = {

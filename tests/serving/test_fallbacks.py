@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.fallbacks import DEADLINE, MODEL_FAILED, Breaker, Deadline, Declined, Rung, Unavailable, descend
+from serving.fallbacks import DEADLINE, MODEL_FAILED, Deadline, Declined, Rung, Unavailable, descend
 
 
 def says(value):
@@ -60,26 +60,6 @@ def test_answer_is_always_that_of_the_first_rung_that_has_one(kinds):
     above = kinds[: kinds.index("says")] if "says" in kinds else kinds
     assert outcome.source == (str(kinds.index("says")) if "says" in kinds else "last")
     assert outcome.is_degraded == any(kind in ("fails", "breaks") for kind in above)
-
-
-def test_breaker_opens_after_failures_in_a_row_and_admits_one_probe_per_pause():
-    now = [0.0]
-    breaker = Breaker(limit=3, pause_s=1.0, clock=lambda: now[0])
-    for _ in range(2):
-        breaker.failed()
-    breaker.succeeded()
-    for _ in range(3):
-        assert breaker.allows()
-        breaker.failed()
-    assert not breaker.allows()
-    now[0] = 1.0
-    assert [breaker.allows() for _ in range(3)] == [True, False, False]
-    breaker.failed()
-    assert not breaker.allows()
-    now[0] = 2.0
-    assert breaker.allows()
-    breaker.succeeded()
-    assert all(breaker.allows() for _ in range(3))
 
 
 def test_passed_deadline_is_an_unavailable_rung():

@@ -113,6 +113,16 @@ def wait_for(holds, timeout_s=60.0):
     assert holds()
 
 
+def test_newcomer_is_answered_by_their_first_events_until_they_withdraw(live):
+    live.send("track", anonymousId="newcomer", event="Product Viewed", properties={"product_id": "item-02"}, context=ALLOW)
+    answer = live.until(lambda a: a["source"] == "folded_in", anonymous_id="newcomer", k=29)
+    assert (answer["source"], answer["degraded"], answer["causes"]) == ("folded_in", False, [])
+    assert {"because you viewed item-02", "because you viewed it before"} <= {item["reason"] for item in answer["items"]}
+    live.send("track", anonymousId="newcomer", event="Consent Updated", properties={}, context=DENY)
+    withdrawn = live.until(lambda a: a["source"] != "folded_in", anonymous_id="newcomer")
+    assert (withdrawn["source"], withdrawn["causes"]) == ("popular", ["consent"])
+
+
 def test_visitor_identifies_is_known_withdraws_and_is_forgotten(live):
     visitor = live.customers[3]
     live.send("track", anonymousId="device-3", event="Product Viewed", properties={"product_id": "item-01"}, context=ALLOW)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.online_writer import OnlineWriter, Row
 from pipelines.vault import open_vault
 from serving.fallbacks import DEADLINE, Deadline, Unavailable
 from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference
@@ -51,6 +52,15 @@ def test_direct_read_equals_feast_for_every_view_and_key(shop, feast, views, cas
         assert difference(direct(shop), FeastSource(feast), view, keys) is None
     rows = direct(shop).fetch(views["customer_profile"], cast.customers, SOON)
     assert {row.get("region") for _, row in rows} == {None, "north", "süd 🛒"}
+
+
+def test_one_key_over_several_views_reads_as_each_view_alone(shop, views, cast):
+    """One statement for all of them; of a key that is nowhere, nothing."""
+    source = direct(shop)
+    group = [views[name] for name in ("customer_consent", "customer_profile", "customer_activity", "customer_session")]
+    for key in (*cast.customers, "nobody"):
+        assert source.fetch_views(group, [key], SOON) == [source.fetch(view, [key], SOON) for view in group]
+    assert any(row for ((_, row),) in source.fetch_views(group, cast.customers[:1], SOON))
 
 
 def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, feast):
@@ -145,3 +155,31 @@ def test_time_of_a_row_is_its_change(shop, views, cast):
 def test_view_of_a_table_that_is_not_there_is_a_failure(shop):
     with pytest.raises(StoreFailure):
         direct(shop).fetch(View("ghost", "rapport_ghost", "customer_id", ("x",), 1.0), ["c1"], SOON)
+
+
+def write_items(online, at_us, pairs):
+    """Rows of customer_item: customer, item, seconds later, whether it was bought."""
+    for customer, item, seconds, is_bought in pairs:
+        then_us = at_us + seconds * 1_000_000
+        values = {"customer_item_views_total": 1, "customer_item_last_seen_at": then_us}
+        values["customer_item_last_bought_at"] = then_us if is_bought else None
+        online.write("customer_item", [Row((customer, item), values, event_us=then_us)], join_key=("customer_id", "item_id"))
+
+
+def test_keys_under_a_customer_are_theirs_alone_the_newest_first(home, views, cast):
+    at_us, start_s = 1_700_000_000_000_000, 1_700_000_000
+    pairs = [("c1", "a", 5, True), ("c1", "b", 9, False), ("c1", "", 7, True)]
+    pairs += [("c10", "a", 8, True), ("c", "1a", 6, True), ("c2", "\xff", 3, True)]
+    with closing(OnlineWriter(home)) as online, online.transaction():
+        write_items(online, at_us, pairs)
+    source, view = direct(home), views["customer_item"]
+
+    def found(customer, column="last_seen_at", since_s=0.0, limit=10):
+        return source.keys_under(view, customer, f"customer_item_{column}", SOON, since_s=since_s, limit=limit)
+
+    assert found("c1") == [("c1", "b"), ("c1", ""), ("c1", "a")]
+    assert found("c1", limit=1) == [("c1", "b")]
+    assert found("c1", column="last_bought_at") == [("c1", ""), ("c1", "a")]
+    assert found("c1", since_s=start_s + 7.0) == [("c1", "b"), ("c1", "")]
+    assert found("c2") == [("c2", "\xff")]
+    assert found("nobody") == []

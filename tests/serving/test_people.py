@@ -19,7 +19,7 @@ from serving.access import Role
 from serving.clock import Clock
 from serving.gateway import Gateway
 from serving.people import People
-from serving.profile import Guard
+from serving.store_guard import Guard
 
 ANN = "ann@example.com"
 

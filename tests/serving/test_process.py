@@ -4,13 +4,22 @@ import contextlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime
 from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from pipelines.settings import Settings
@@ -59,6 +68,58 @@ def test_service_that_ends_early_is_told_with_the_end_of_its_log(tmp_path, monke
         child.wait_ready(60)
     child.stop()
     child.stop()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A certificate for shop.example signed by itself, and its key: PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "shop.example")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(datetime(2020, 1, 1, tzinfo=UTC)).not_valid_after(datetime(2120, 1, 1, tzinfo=UTC))
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return {"tls_cert": folder / "cert.pem", "tls_key": folder / "key.pem"}
+
+
+class Ready(BaseHTTPRequestHandler):
+    """Is ready."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        """Quiet."""
+
+
+def test_service_with_a_certificate_is_asked_over_https_and_no_other_is_believed(tmp_path, pair):
+    mine = Settings(home=tmp_path, serving=pair)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair["tls_cert"], pair["tls_key"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ready)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    child = SimpleNamespace(poll=lambda: None)
+    with contextlib.closing(server.socket):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        service = process.Process(child, "127.0.0.1", server.server_port, mine, None)
+        assert service.url == f"https://127.0.0.1:{server.server_port}"
+        service.wait_ready(20)
+        plain = process.Process(child, "127.0.0.1", server.server_port, Settings(home=tmp_path), None)
+        with pytest.raises(ServiceError, match="not ready"):
+            plain.wait_ready(0.5)
+        server.shutdown()
+    assert process._tls(mine) == ["--ssl-certfile", str(pair["tls_cert"]), "--ssl-keyfile", str(pair["tls_key"])]
+    assert process._tls(Settings(home=tmp_path)) == []
+
+
+def test_certificate_that_is_none_is_said_before_anything_starts(tmp_path, pair):
+    for wrong in ({"tls_cert": pair["tls_key"]}, {"tls_key": tmp_path / "nothing.pem"}):
+        with pytest.raises(ServiceError, match="no certificate and its key"):
+            start(Settings(home=tmp_path, serving=pair | wrong), 0)
+    with pytest.raises(ValueError, match="both tls_cert and tls_key"):
+        Settings(home=tmp_path, serving={"tls_cert": pair["tls_cert"]})
 
 
 @pytest.mark.slow

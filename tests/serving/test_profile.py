@@ -4,9 +4,9 @@ from datetime import timedelta
 import pytest
 
 from pipelines.online_writer import OnlineWriter, Row
-from serving.fallbacks import STORE, Breaker, Deadline, Unavailable
+from serving.fallbacks import Deadline
 from serving.online_store import StoreFailure
-from serving.profile import STRANGER, Guard, Person
+from serving.profile import STRANGER, Person
 
 SOON = Deadline.after_ms(3_600_000)
 
@@ -43,28 +43,6 @@ def test_home_where_nothing_was_applied_is_a_failure_and_stays_as_it_was(tmp_pat
     with pytest.raises(StoreFailure, match="apply"):
         opened(tmp_path / "empty", max_age_hours=1)
     assert not list((tmp_path / "empty").rglob("online.db"))
-
-
-def test_guard_stops_asking_a_store_that_keeps_failing_and_tries_again(profiles):
-    now, asked = [0.0], []
-
-    def fails(_):
-        asked.append(1)
-        raise StoreFailure("gone")
-
-    guard = Guard(profiles=profiles, breaker=Breaker(limit=3, pause_s=1.0, clock=lambda: now[0]))
-    for _ in range(10):
-        with pytest.raises(Unavailable, match=STORE):
-            guard.ask(fails)
-    assert len(asked) == 3
-    now[0] = 1.0
-    assert guard.ask(lambda p: "back") == "back"
-    assert guard.ask(lambda p: "still") == "still"
-
-
-def test_guard_without_a_store_is_unavailable():
-    with pytest.raises(Unavailable, match=STORE):
-        Guard().ask(lambda profiles: profiles)
 
 
 def test_customer_merged_into_another_is_found_under_both_ids(home, cast, opened):

@@ -12,11 +12,13 @@ from pipelines.online_writer import Row
 from pipelines.redis_writer import RedisWriter
 from pipelines.settings import OnlineSettings, Settings
 from serving.answers import Answers
-from serving.fallbacks import Breaker, Deadline, Unavailable
+from serving.breaker import Breaker
+from serving.fallbacks import Deadline, Unavailable
 from serving.online_store import Decoder, FeastSource, StoreFailure, difference
-from serving.profile import Guard, _resolve, self_check
+from serving.profile import _resolve, self_check
 from serving.profile import feature_store as feast_of
 from serving.redis_source import RedisSource
+from serving.store_guard import Guard
 from serving.wire import RecommendRequest, ScoreRequest
 
 pytestmark = pytest.mark.server
@@ -132,7 +134,7 @@ def test_server_that_does_not_answer_costs_no_more_than_the_deadline(source, vie
     view = views["customer_consent"]
     assert source.fetch(view, cast.customers[:1], SOON)
     with closing(redis.Redis.from_url(source._url)) as client:
-        client.client_pause(3_000, all=True)
+        client.client_pause(500, all=True)
         started = time.monotonic()
         with pytest.raises(Unavailable):
             source.fetch(view, cast.customers[:1], Deadline.after_ms(50))
@@ -152,6 +154,7 @@ def test_service_answers_without_the_server_and_with_it_again(home, cast, broker
         core = Answers(settings, rehearse=rehearse)
         now = [0.0]
         core.guard.breaker = Breaker(limit=3, pause_s=1.0, clock=lambda: now[0])
+        core.guard._aside = lambda probe: probe()
         core.open()
 
         def sources():
@@ -163,11 +166,12 @@ def test_service_answers_without_the_server_and_with_it_again(home, cast, broker
         assert sources() == ("personal", "personal")
         server.kill()
         for _ in range(3):
-            assert sources() == ("static", "popular")
-        assert not core.guard.breaker.allows()
+            assert sources() == ("static", "stale")  # the last good answer, remembered
+        assert core.guard.breaker.is_open
         server.start()
-        assert sources() == ("static", "popular")  # the breaker is still open
+        assert sources() == ("static", "stale")  # the breaker is still open
         now[0] = 1.0
+        assert sources() == ("static", "personal")  # the first who comes sends the probe, and does not wait for it
         assert sources() == ("personal", "personal")
         core.close()
 
@@ -180,4 +184,22 @@ def test_guard_counts_a_lost_server_as_a_failure(settings, opened, brokers):
     for _ in range(2):
         with pytest.raises(Unavailable):
             guard.ask(lambda p: p.source.fetch(view, ["c1"], SOON))
-    assert not guard.breaker.allows()
+    assert guard.breaker.is_open
+
+
+def test_keys_under_a_customer_are_theirs_alone_the_newest_first(settings, source, views):
+    rows = []
+    for customer, item, seconds, is_bought in [("x1", "a", 5, True), ("x1", "b", 9, False), ("x1", "c", 7, True), ("x10", "a", 8, True)]:
+        then_us = 1_700_000_000_000_000 + seconds * 1_000_000
+        bought = {"customer_item_last_bought_at": then_us if is_bought else None}
+        rows.append(Row((customer, item), {"customer_item_last_seen_at": then_us, **bought}, event_us=then_us))
+    with closing(RedisWriter(settings.online.redis_url.get_secret_value())) as writer:
+        with writer.transaction():
+            writer.write("customer_item", rows, join_key=("customer_id", "item_id"))
+        view = views["customer_item"]
+        seen = source.keys_under(view, "x1", "customer_item_last_seen_at", SOON, since_s=0.0, limit=2)
+        bought = source.keys_under(view, "x1", "customer_item_last_bought_at", SOON, since_s=1_700_000_006.0, limit=9)
+        assert (seen, bought) == ([("x1", "b"), ("x1", "c")], [("x1", "c")])
+        with writer.transaction():
+            writer.remove_customers(["x1"])
+        assert source.keys_under(view, "x1", "customer_item_last_seen_at", SOON, since_s=0.0, limit=2) == []

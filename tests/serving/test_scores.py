@@ -7,6 +7,7 @@ import pytest
 
 from models.classifier import Classifier
 from pipelines import registry, tables, windows
+from serving import scores
 from serving.answers import Answers
 from serving.fallbacks import Deadline
 from serving.profile import feature_store
@@ -43,18 +44,18 @@ def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, 
 def test_what_a_request_tells_goes_through_the_function_that_training_uses(answers, cast, monkeypatch):
     """Bit for bit what `windows.derive` makes of the same rows for a training frame; without a context it is unknown, not missing."""
     seen = []
-    derive = windows.derive_columns
-    monkeypatch.setattr(windows, "derive_columns", lambda *given, **told: seen.append((given, told, derive(*given, **told))) or seen[-1][2])
+    monkeypatch.setattr(scores, "Derived", lambda *given, **told: seen.append((given, windows.Derived(*given, **told))) or seen[-1][1])
     ids = cast.customers[:5]
     for context in ({"request_price_cents": 1_250, "request_cart_cents": 99.5}, {}):
         request = ScoreRequest(customer_ids=ids, context=context)
         assert answers.scoring.answer("churn", request, Deadline.after_ms(5_000)).source == "personal"
-        (columns, at), _, served = seen.pop()
+        ((columns, at), served), learner = seen.pop(), answers.champions.bundle.scorers["churn"].learner
         frame = pd.DataFrame(columns)
         labelled = pd.DataFrame({name: context.get(name) for name in windows.REQUEST}, index=frame.index, dtype=float)
         trained = windows.derive(frame, pd.Timestamp(at, unit="us", tz="UTC"), request=labelled)
         seen.clear()
-        pd.testing.assert_frame_equal(pd.DataFrame(served), trained, check_exact=True)
+        pd.testing.assert_frame_equal(pd.DataFrame(dict(served)), trained, check_exact=True)
+        np.testing.assert_array_equal(answers.scoring._matrix(learner, served), learner.encode(trained))
         assert trained["request_price_cents"].isna().all() == (not context)
     with pytest.raises(ValueError, match="request_price_cents"):
         ScoreRequest(customer_ids=ids, context={"price": 1.0})
@@ -96,13 +97,13 @@ def test_customers_on_different_rungs_are_told_apart(answers, cast):
 
 
 def test_behaviour_of_those_without_consent_is_not_read(answers, cast, monkeypatch):
-    read, real = [], answers.guard.profiles.source.fetch
+    read, real = [], answers.guard.profiles.source.fetch_views
 
-    def watched(view, keys, deadline):
-        read.append((view.name, list(keys)))
-        return real(view, keys, deadline)
+    def watched(views, keys, deadline):
+        read.extend((view.name, list(keys)) for view in views)
+        return real(views, keys, deadline)
 
-    monkeypatch.setattr(answers.guard.profiles.source, "fetch", watched)
+    monkeypatch.setattr(answers.guard.profiles.source, "fetch_views", watched)
     ask(answers, [cast.denied, cast.silent, cast.customers[0]])
     assert {name for name, _ in read} == {"customer_consent", "customer_profile", "customer_activity"}
     assert all(keys == [cast.customers[0]] for name, keys in read if name != "customer_consent")

@@ -5,16 +5,19 @@ import base64
 import functools
 import json
 import logging
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from starlette.routing import Mount
 
 from models import tasks
 from pipelines import registry
 from pipelines.settings import Settings
-from serving import access
+from serving import access, keyring
 from serving.access import Need, Role
+from serving.rates import Rates
 
 FAR = ("10.0.0.9", 5_000)
 NEAR = ("127.0.0.1", 5_000)
@@ -184,11 +187,61 @@ def test_route_answers_exactly_those_it_is_declared_for(world, path, role, clien
     elif route.need is Need.ADMIN:
         past = 400 if path == access.ERASURE else 503  # no request is named; no worker is there
         expected = 401 if role is None else past if role is Role.ADMIN else 403  # also on this machine
+    elif route.need is Need.CONSOLE:
+        past = 400 if role is Role.ADMIN else 401  # an admin who names nobody; the others are asked for a key
+        expected = {access.SIGN_IN: 401, access.CUSTOMER: past, access.SIGN_OUT: 303}.get(path, 200)
     elif route.need is Need.READ:
         expected = 200 if is_near else 401 if role is None else 403 if role is Role.COLLECT else 200
     else:
         expected = 200
     assert status == expected
+
+
+def test_every_path_that_bentoml_serves_has_a_rule(world):
+    """A route that comes with a new version of BentoML, or a new endpoint, does not open by itself."""
+    served = [route.path + ("/index.css" if isinstance(route, Mount) else "") for route in world.gateway.app.routes]
+    assert len(served) > 10
+    assert [path for path in served if access.route_of(path) is None] == []
+    for path in world.gateway.handlers:
+        assert access.route_of(path).need is Need.DECIDE
+
+
+def test_every_answer_has_the_guards_of_a_browser(world):
+    asked = [("POST", "/recommend"), ("GET", "/healthz"), ("GET", "/docs"), ("GET", "/nothing"), ("POST", "/v1/track"), ("PUT", "/churn")]
+    for method, path in (*asked, ("GET", "/profile/x"), ("GET", "/console"), ("GET", "/static_content/swagger-ui.css")):
+        headers = world.ask(method, path).headers
+        found = [headers.get(name) for name in ("x-content-type-options", "x-frame-options", "referrer-policy")]
+        assert found == ["nosniff", "DENY", "no-referrer"], path
+        assert "strict-transport-security" not in headers
+        assert "server" not in headers
+
+
+def test_key_that_asks_for_more_than_it_may_is_429_and_others_are_not(world, monkeypatch):
+    from prometheus_client import REGISTRY
+
+    def limited():
+        return REGISTRY.get_sample_value("rapport_rate_limited_total", {"role": "decide"}) or 0
+
+    monkeypatch.setattr(world.gateway, "rates", Rates(0.1, 2))
+    before = limited()
+    codes = [world.ask("POST", "/recommend", json={"customer_id": "c1"}) for _ in range(3)]
+    assert [answer.status_code for answer in codes] == [200, 200, 429]
+    assert codes[-1].json()["error"]["code"] == "rate_limited"
+    assert 1 <= int(codes[-1].headers["retry-after"]) <= 10
+    assert limited() == before + 1
+    assert world.ask("POST", "/recommend", key=world.keys[Role.ADMIN], json={"customer_id": "c1"}).status_code == 200
+    assert world.ask("POST", "/recommend", key="wrong", json={"customer_id": "c1"}).status_code == 401
+    assert world.ask("GET", "/healthz").status_code == 200
+
+
+def test_revoked_key_is_refused_by_the_running_service(world):
+    entry, key = keyring.add(world.settings.home, Role.DECIDE, at=datetime.now(UTC))
+    answers = []
+    for change in (lambda: None, lambda: keyring.revoke(world.settings.home, entry.id, at=datetime.now(UTC))):
+        change()
+        world.service.valid.refresh()  # as the watcher does every two seconds
+        answers.append(world.ask("POST", "/recommend", key=key, json={"customer_id": "c1"}).status_code)
+    assert answers == [200, 401]
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Bearer x", "bearer", "Basic", "Basic !!", "Token x", "", " "])
@@ -267,11 +320,12 @@ def test_largest_batch_of_long_names_fits_the_limit(world):
     assert [p["customer_id"] for p in answer.json()["predictions"]] == ids
 
 
-def test_too_many_requests_at_once_are_429(world, monkeypatch):
-    monkeypatch.setattr(world.gateway, "_in_flight", 10_000)
-    refused = world.ask("POST", "/recommend", json={"customer_id": "c1"})
-    assert refused.status_code == 429
-    assert refused.headers["retry-after"]
+def test_too_many_requests_at_once_are_503_and_told_when_to_come_again(world, monkeypatch):
+    monkeypatch.setattr(world.gateway._crowd, "under_way", 10_000)
+    for path in ("/recommend", "/churn", "/docs"):
+        refused = world.ask("POST", path, json={"customer_id": "c1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"]
     assert world.ask("GET", "/healthz").status_code == 200
 
 

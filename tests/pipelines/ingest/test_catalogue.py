@@ -15,6 +15,18 @@ def test_items_come_from_the_catalogue_first_and_from_events_else(shop) -> None:
     assert shop.table(tables.ITEMS)[["item_id", "category", "price_cents", "event_timestamp"]].to_numpy().tolist() == rows
 
 
+def test_what_the_catalogue_says_of_stock_holds_until_it_says_otherwise(shop) -> None:
+    def told(*lines: str) -> dict[str, object]:
+        items = shop.folder / "items.jsonl"
+        items.write_text("".join(f'{{"item_id":"{line[:2]}"{line[2:]}}}\n' for line in lines))
+        shop.run(shop.call(f"m{len(list(shop.folder.iterdir()))}{len(lines)}"), items_file=items)
+        table = shop.table(tables.ITEMS).set_index("item_id")["in_stock"]
+        return {name: None if pd.isna(table[name]) else bool(table[name]) for name in ("i1", "i2", "i3")}
+
+    assert told('i1,"in_stock":true', 'i2,"in_stock":false', "i3") == {"i1": True, "i2": False, "i3": None}
+    assert told('i1,"in_stock":false', "i2", 'i3,"in_stock":true', "i3") == {"i1": False, "i2": False, "i3": True}
+
+
 @pytest.mark.parametrize("items", ["none.jsonl", "broken.jsonl"])
 def test_a_catalogue_that_cannot_be_read_is_refused(shop, items: str) -> None:
     (shop.folder / "broken.jsonl").write_text("{\n")

@@ -15,6 +15,7 @@ from pipelines.vault import open_vault
 
 START = datetime(2026, 3, 1, 10, tzinfo=UTC)
 ALLOWED = {"consent": {"categoryPreferences": {"personalization": True}}}
+CATEGORIES = {"i1": "a", "i2": "a", "i3": "b"}  # said of some views; an order says nothing
 REFUSED = {"consent": {"categoryPreferences": {"personalization": False}}}
 
 
@@ -39,6 +40,7 @@ class Town:
         """One call, made at `minutes`, received `late` minutes after."""
         name = {"view": "Product Viewed", "add": "Product Added", "order": "Order Completed", "search": "Products Searched"}.get(kind)
         product = {"product_id": item, "price": 9.99, "quantity": 1 + len(str(number)) % 3}
+        product |= {"category": CATEGORIES[item]} if item in CATEGORIES and len(str(number)) > 1 else {}
         properties = {"order_id": f"o{number}", "products": [product, {**product, "product_id": "i9"}]} if kind == "order" else product
         call = {
             "type": "identify" if kind == "identify" else "track", "messageId": f"m{number}", "timestamp": self.at(minutes).isoformat(),

@@ -2,14 +2,12 @@
 
 from contextlib import closing
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from pipelines import feature_store, features, ingest, parity, tables
+from pipelines import feature_store, ingest, parity
 from pipelines.log import open_log
 from pipelines.online_writer import OnlineWriter, Row
-from pipelines.parity import auditing, checking, mending, scratch, values
+from pipelines.parity import auditing, mending, scratch, values
 from pipelines.parity.rehearsal import Rehearsal
 from pipelines.served import Row as ServedRow
 from pipelines.served import Served
@@ -214,21 +212,3 @@ def test_check_looks_everywhere_repairs_what_is_wrong_and_is_clean_then(live, to
     assert (again.mismatches, again.repaired) == (0, {})
     assert again.checked > 1_000  # the home's keys are random, so which are looked at is
     live.stream = Rehearsal(town.settings)
-
-
-# -- what models were trained on
-
-
-def test_training_table_that_says_other_than_the_tables_is_named_with_its_feature(live, town):
-    live.hear(*visits(town, "ann", 0, 5, 11), *visits(town, "ben", 3, 9, 40))
-    ingest.drain(live.home, settings=town.settings)
-    features.build(live.home)
-    ids = sorted(tables.read(live.home, tables.IDENTITIES)["customer_id"].unique())
-    labels = pd.DataFrame({"customer_id": ids, "event_timestamp": pd.Timestamp(town.at(50)), "label": 0})
-    frame = feature_store.training_frame(live.home, labels, service="churn_v1")
-    tables.write(live.home, tables.TRAINING_CHURN, frame)
-    assert checking._training(live.home, 10, np.random.default_rng(1))["training_churn"]["differing_rows"] == 0
-    frame.loc[0, "views_total"] += 1  # a repair of late data since
-    tables.write(live.home, tables.TRAINING_CHURN, frame)
-    found = checking._training(live.home, 10, np.random.default_rng(1))["training_churn"]
-    assert (found["rows"], found["differing_rows"], found["by_feature"]["views_total"]) == (2, 1, 1)

@@ -13,14 +13,14 @@ CLEAN = {
     "mismatches": 0,
     "by_feature": {},
     "examples": [],
-    "stages": {"replay": {"checked": 10, "mismatches": 0}, "training": {}},
+    "stages": {"replay": {"checked": 10, "mismatches": 0}, "training": {"checked": 0, "mismatches": 0, "parts": {}}},
 }
 WRONG = {"behind_s": 60.0, "first": "a", "last": "b", "models": {"churn 3": 2}}
 SKEWED = {
     **CLEAN, "mismatches": 2, "by_feature": {"customer_activity:events_7d": 2},
     "stages": {
         "served": {"checked": 10, "mismatches": 2, "wrong": {"customer_activity:events_7d": WRONG}},
-        "training": {"training_churn": {"rows": 5, "differing_rows": 1}},
+        "training": {"checked": 9, "mismatches": 1, "parts": {"training_tasks/second_order": {"rows": 5, "differing_rows": 1}}},
     },
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_people_read_which_feature_was_wrong_and_which_model_saw_it(run):
     assert ran.exit_code == 1
     assert "customer_activity:events_7d up to 60 s behind" in ran.stdout
     assert "churn 3 2 times" in ran.stdout
-    assert "training_churn: 1 of 5 rows" in ran.stdout
+    assert "training_tasks/second_order: 1 of 5 rows" in ran.stdout
 
 
 def test_repair_is_told_to_the_audit_trail(run, tmp_path):

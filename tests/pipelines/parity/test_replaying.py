@@ -11,6 +11,7 @@ from pipelines import step_functions, tiles
 from pipelines.parity.replaying import Manner
 from pipelines.settings import IngestSettings, Settings
 from pipelines.stream import Stepped, Stream
+from pipelines.stream.categories import Categories
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,8 @@ def test_busy_shop_is_the_same_online_and_offline(busy_calls, play):
     stage = play(busy_calls, probes=150)
     assert (stage.compared.mismatches, stage.compared.by_feature) == (0, {})
     assert stage.compared.checked > 5_000
-    assert {"customer_activity", "customer_session", "item_activity"} <= set(stage.what["views"])
+    views = {"customer_activity", "customer_session", "customer_item", "customer_category", "item_activity"}
+    assert (set(stage.what["views"]), stage.what["not_streamed"]) == (views, [])
 
 
 def test_worker_that_is_killed_again_and_again_loses_and_doubles_nothing(busy_calls, play):
@@ -111,6 +113,13 @@ def test_control_hop_that_is_off_by_one(busy_calls, play, monkeypatch):
     found = play(busy_calls, probes=120).compared.by_feature
     assert found
     assert all(name.rsplit("_", 1)[-1] in ("1h", "24h", "7d", "30d", "90d") for name in found)
+
+
+def test_control_items_whose_category_is_known_later_only(busy_calls, play, monkeypatch):
+    monkeypatch.setattr(Categories, "of", lambda *_: {})
+    found = play(busy_calls).compared.by_feature
+    assert found["customer_category:customer_category_views_total"]
+    assert {name.partition(":")[0] for name in found} == {"customer_category"}
 
 
 def test_control_event_that_is_applied_twice(busy_calls, play, monkeypatch):

@@ -3,7 +3,7 @@
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
-import pandas as pd
+import pyarrow as pa
 import pytest
 
 from pipelines import tables
@@ -103,8 +103,11 @@ def test_an_erasure_between_the_look_and_the_note_is_not_forgotten(world) -> Non
 
 def listed(world, price):
     at = [START + timedelta(days=1), START + timedelta(days=30)]
-    lines = pd.DataFrame({"item_id": ["i1", "i9"], "category": "a", "price_cents": price, "event_timestamp": at, "created_timestamp": at})
-    tables.write(world.home, tables.ITEMS, lines.astype({"price_cents": "Int64"}))
+    rows = [
+        {"item_id": item, "category": "a", "price_cents": cents, "event_timestamp": when, "created_timestamp": when}
+        for item, cents, when in zip(["i1", "i9"], price, at, strict=True)
+    ]
+    tables.write(world.home, tables.ITEMS, pa.Table.from_pylist(rows, schema=tables.ITEMS.schema))
 
 
 def test_the_catalogues_lines_count_from_when_they_were_known(world, tmp_path) -> None:

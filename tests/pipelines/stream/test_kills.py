@@ -29,15 +29,16 @@ from pipelines.log import open_log
 from pipelines.log.store import Log
 from pipelines.online_writer import OnlineWriter
 from pipelines.settings import Settings
-from pipelines.stream import Stream, worker
+from pipelines.stream import Stream, acknowledgement, worker
+from pipelines.stream.acknowledgement import Acknowledgement
 from pipelines.stream.item_rows import ItemRows
-from pipelines.stream.state import State
+from pipelines.stream.timetable import Timetable
 from pipelines.vault import open_vault
 
 home, at, where, nth = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
 worker.BATCH_EVENTS = 5
 if where:
-    worker.ACKNOWLEDGE_S = 0.0
+    acknowledgement.EVERY_S, Acknowledgement.begin = 0.0, Acknowledgement.finish
 settings = Settings(home=home, as_of=datetime.fromisoformat(at))
 vault = open_vault(home)
 log = open_log(home, settings=settings, vault=vault, consumer="stream")
@@ -59,9 +60,9 @@ stream = Stream(home, settings=settings, vault=vault, log=log, linker=linker)
 if where == "linker":
     die_after(linker, "link")
 if where == "state":
-    die_after(State, "put_due")
+    die_after(Timetable, "put")
 if where == "moved":
-    die_after(State, "move_due")
+    die_after(Timetable, "move")
 if where == "item":
     die_after(ItemRows, "put_due")
 if where == "item moved":

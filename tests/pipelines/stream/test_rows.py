@@ -52,7 +52,7 @@ PRODUCTS = st.one_of(st.lists(PRODUCT, max_size=3), st.lists(PRODUCT, max_size=2
 SAID = st.one_of(mapping(personalization=VALUE, marketing=VALUE), VALUE)
 PROPERTIES = st.one_of(
     mapping(product_id=ITEM, item_id=ITEM, sku=ITEM, order_id=VALUE, session_id=VALUE, quantity=COUNT, price=PRICE, revenue=PRICE,
-            total=PRICE, value=PRICE, products=PRODUCTS, categoryPreferences=SAID),
+            total=PRICE, value=PRICE, products=PRODUCTS, category=VALUE, categoryPreferences=SAID),
     VALUE,
 )  # fmt: skip
 TIME = st.one_of(
@@ -114,7 +114,7 @@ def by_sql(calls: list[dict], vault, home) -> list[list[tuple]]:
         staging.stage(db, rereading.calls(db, lines, source="web"), origin, LIMITS)
         found = db.execute(
             f"""SELECT row, event_id, type, epoch_us(event_timestamp), epoch_us(coalesce(received_timestamp, event_timestamp)), identifier,
-                item_id, order_id, session_id, quantity, price_cents, {_REVENUE} AS revenue_cents, consent
+                item_id, order_id, session_id, quantity, price_cents, {_REVENUE} AS revenue_cents, category, consent
             FROM staged LEFT JOIN names ON number = who_no WHERE is_good ORDER BY row, line"""
         ).fetchall()
     told: list[list[tuple]] = [[] for _ in calls]
@@ -142,7 +142,7 @@ def by_twin(call: dict, vault) -> list[tuple]:
     assert all(row.source == "web" for row in made)
     return [
         (r.event_id, r.type, r.event_us, r.received_us, r.who, r.item_id, r.order_id, r.session_id, r.quantity, r.price_cents,
-         r.revenue_cents, r.allows)
+         r.revenue_cents, r.category, r.allows)
         for r in made
     ]  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_rows_are_those_of_the_ingest(vault, tmp_path_factory, calls) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, **QUICK)
+@settings(max_examples=150, **QUICK)
 @given(CALLS)
 def test_rows_are_those_of_the_ingest_for_many_payloads(vault, tmp_path_factory, calls) -> None:
     check(calls, vault, tmp_path_factory.mktemp("home"))

@@ -329,7 +329,7 @@ def test_a_customer_of_a_hundred_thousand_events_holds_nobody_up(world) -> None:
             """WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
             INSERT INTO rows SELECT source, event_id || '-' || i, who, type, event_us - i * 1000000, known_us, received_us, item_id,
                 order_id, session_id, quantity, price_cents, revenue_cents,
-                allows, file, position FROM n JOIN (SELECT * FROM rows LIMIT 1)"""
+                allows, category, file, position FROM n JOIN (SELECT * FROM rows LIMIT 1)"""
         )
     world.stream.activity.look_again()
     world.say(2_000, user="bot", product_id="i1")
@@ -379,5 +379,5 @@ def test_file_of_another_version_is_refused_with_what_to_do(tmp_path) -> None:
     State(path).close()  # its own
     with closing(sqlite3.connect(path)) as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"of shape 99, expected 1.*rapport ingest.*delete state.db\*"):
+    with pytest.raises(StoreError, match=r"of shape 99, expected 2.*rapport ingest.*delete state.db\*"):
         State(path)

@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from pipelines.private_file import open_private
-from pipelines.stream import upkeep, worker
+from pipelines.stream import upkeep
 from pipelines.stream.upkeep import Garbage, checkpoint, checkpoints
 
 ROW = "INSERT INTO told VALUES (randomblob(4000))"
@@ -29,7 +29,7 @@ def test_a_long_write_ahead_log_is_moved_while_its_writer_is_in_the_middle_of_a_
     there, (rows,) = path.stat().st_size, db.execute("SELECT count(*) FROM told").fetchone()
     db.execute("BEGIN IMMEDIATE")
     db.execute(ROW)
-    assert checkpoint(path)
+    assert checkpoint(path, threading.Lock())
     assert path.stat().st_size > there + upkeep.CHECKPOINT_BYTES / 2
     db.execute("COMMIT")
     assert db.execute("SELECT count(*) FROM told").fetchone() == (rows + 1,)
@@ -38,26 +38,42 @@ def test_a_long_write_ahead_log_is_moved_while_its_writer_is_in_the_middle_of_a_
 
 def test_after_it_was_moved_the_log_is_used_from_its_start_again(written) -> None:
     path, db = written
-    checkpoint(path)
+    checkpoint(path, threading.Lock())
     size = path.with_name("some.db-wal").stat().st_size
     db.execute(ROW)
     assert path.with_name("some.db-wal").stat().st_size == size
 
 
+def test_a_long_log_is_moved_to_its_end_while_its_writer_holds_still(written, monkeypatch) -> None:
+    path, db = written
+    monkeypatch.setattr(upkeep, "RESET_PAGES", 1)
+    writing, ended = threading.Lock(), threading.Event()
+    with writing:  # in the middle of a transaction
+        thread = threading.Thread(target=lambda: (checkpoint(path, writing), ended.set()))
+        thread.start()
+        db.execute(ROW)  # after the first look, or before it: there is a rest
+        assert not ended.wait(0.05), "it waits for the writer"
+    thread.join()
+    assert db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[0] == 0
+    size = path.with_name("some.db-wal").stat().st_size
+    db.execute(ROW)
+    assert path.with_name("some.db-wal").stat().st_size == size, "it is used from its start again"
+
+
 def test_a_short_log_is_left_alone_and_a_missing_file_is_no_failure(tmp_path) -> None:
     path = tmp_path / "some.db"
-    assert not checkpoint(path)
+    assert not checkpoint(path, threading.Lock())
     with closing(open_private(path, "CREATE TABLE told (cell BLOB);", room="test")) as db:
         db.execute(ROW)
-        assert not checkpoint(path)
+        assert not checkpoint(path, threading.Lock())
 
 
 def test_the_thread_moves_the_log_and_ends_with_its_block(written, monkeypatch) -> None:
     path, _ = written
     moved = threading.Event()
     monkeypatch.setattr(upkeep, "CHECKPOINT_S", 0.01)
-    monkeypatch.setattr(upkeep, "checkpoint", lambda path: moved.set())
-    with checkpoints([path]):
+    monkeypatch.setattr(upkeep, "checkpoint", lambda path, writing: moved.set())
+    with checkpoints([path], threading.Lock()):
         assert moved.wait(10)
     assert "checkpoints" not in [thread.name for thread in threading.enumerate()]
 
@@ -79,21 +95,3 @@ def test_the_collector_leaves_what_is_old_alone_until_it_is_time(monkeypatch) ->
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
-
-
-def test_the_log_is_told_when_nothing_comes_and_seldom_while_something_does(world, monkeypatch) -> None:
-    told = []
-    real = world.log.commit
-    monkeypatch.setattr(world.log, "commit", lambda group, positions: (told.append(len(positions)), real(group, positions)))
-    monkeypatch.setattr(worker, "ACKNOWLEDGE_S", 3_600.0)
-    world.stream._acknowledged_s = float("inf")  # a moment ago, whatever the machine does meanwhile
-    for n in range(5):
-        world.say(n, user="u1")
-        assert world.stream.step(wait_s=0.001).read == 1
-    world.stream.step(wait_s=0.001)
-    assert told == [], "each costs flushes of the disk, for which the next call would wait"
-    monkeypatch.setattr(worker, "ACKNOWLEDGE_S", 0.0)
-    world.stream._acknowledged_s = 0.0
-    world.stream.step(wait_s=0.001)
-    assert told == [5]
-    assert world.log.pending(worker.GROUP) == 0

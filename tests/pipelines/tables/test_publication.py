@@ -12,7 +12,8 @@ NOW = pd.Timestamp("2026-01-01", tz="UTC")
 
 
 def items(*ids: str) -> pd.DataFrame:
-    return pd.DataFrame({"item_id": list(ids), "category": None, "price_cents": 5, "event_timestamp": NOW, "created_timestamp": NOW})
+    told = {"category": None, "price_cents": 5, "in_stock": None}
+    return pd.DataFrame({"item_id": list(ids), **told, "event_timestamp": NOW, "created_timestamp": NOW})
 
 
 def consents(*customers: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Trials of one search, kept in a journal or on a server: the same promises of both. SQLite is the server, PostgreSQL where given."""
+"""Trials of one search, kept in a journal or on a server: the same promises of all. The server is a real PostgreSQL."""
 
 import multiprocessing
 import os
@@ -13,20 +13,14 @@ import pytest
 from pipelines.errors import StoreError
 from pipelines.training.study import GRACE_BEATS, MendingLock, Storage, open_study
 
-POSTGRES = os.environ.get("RAPPORT_TEST_POSTGRES_URL")
-WHY = "RAPPORT_TEST_POSTGRES_URL names no PostgreSQL to use; it needs psycopg, which is not among our packages"
-KINDS = [
-    "journal",
-    pytest.param("server", marks=pytest.mark.slow),
-    pytest.param("postgresql", marks=[pytest.mark.server, pytest.mark.skipif(not POSTGRES, reason=WHY)]),
-]
+KINDS = ["journal", pytest.param("postgresql", marks=pytest.mark.server)]
 
 
 @pytest.fixture(params=KINDS)
 def storage(request, tmp_path):
     if request.param == "journal":
         return Storage(journal=tmp_path / "journal.log")
-    return Storage(server=POSTGRES if request.param == "postgresql" else f"sqlite:///{tmp_path}/trials.db", heartbeat_s=1)
+    return Storage(server=request.getfixturevalue("postgresql_server").url, heartbeat_s=1)
 
 
 @pytest.fixture

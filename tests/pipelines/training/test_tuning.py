@@ -12,7 +12,7 @@ from scipy import sparse
 from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines.errors import PipelineError
-from pipelines.training import tune
+from pipelines.training import tune, tuning
 from pipelines.training.study import Storage, open_study
 
 
@@ -127,9 +127,58 @@ def test_loss_of_a_trial_is_the_mean_over_all_origins(tmp_path):
     seen = []
     words = {"n_trials": 30, "seed": 3, "earlier": [((0.7,), None)]}
     between = tune(Bowl, (0.3,), None, **words, on_trial=seen.append)
-    assert all(trial.value == pytest.approx((abs(x - 0.3) + abs(x - 0.7)) / 2) for trial in seen if (x := trial.params["x"]) is not None)
+    whole = [trial for trial in seen if trial.value is not None]
+    assert all(trial.value == pytest.approx((abs(trial.params["x"] - 0.3) + abs(trial.params["x"] - 0.7)) / 2) for trial in whole)
     assert 0.25 < between["x"] < 0.75
     assert tune(Bowl, (0.3,), None, **words) == between
+
+
+NEAR = {"n_trials": 30, "seed": 3, "earlier": [((0.32,), None), ((0.25,), None)]}
+
+
+def twentieths(trial):
+    return {"x": trial.suggest_int("twentieths", 0, 20) / 20}
+
+
+def test_trials_that_are_behind_are_pruned_which_saves_fits_and_changes_no_winner(monkeypatch):
+    found = {}
+    for unpruned in (tuning.UNPRUNED, 1_000):  # the second: control, nothing is pruned
+        monkeypatch.setattr(tuning, "UNPRUNED", unpruned)
+        seen, before = [], Bowl.fits
+        params = tune(Bowl, (0.3,), None, **NEAR, suggest=twentieths, on_trial=seen.append)
+        found[unpruned] = params, Bowl.fits - before, [trial.state.name for trial in seen]
+    (params, fits, states), (unpruned_params, unpruned_fits, unpruned_states) = found.values()
+    assert params == unpruned_params
+    assert params["x"] == 0.3
+    assert unpruned_fits == 3 * 30
+    assert fits < 0.8 * unpruned_fits
+    assert states[0] == "COMPLETE"  # the defaults, far off as they are
+    assert "PRUNED" in states
+    assert "PRUNED" not in unpruned_states
+
+
+def test_pruned_trial_was_tried_at_the_oldest_origins_alone_and_tells_how_it_stood():
+    seen = []
+    tune(Bowl, (0.3,), None, **NEAR, on_trial=seen.append)
+    pruned = [trial for trial in seen if trial.state.name == "PRUNED"]
+    for trial in pruned:
+        off = [abs(trial.params["x"] - goal) for goal in (0.25, 0.32)]
+        assert trial.value is None
+        assert list(trial.intermediate_values.values()) == pytest.approx(
+            [np.mean(off[: n + 1]) for n in range(len(trial.intermediate_values))]
+        )
+    assert {len(trial.intermediate_values) for trial in pruned} <= {1, 2}
+    assert all(len(trial.intermediate_values) == 3 for trial in seen if trial not in pruned)
+
+
+def test_pruned_trials_are_kept_and_not_tried_again(tmp_path):
+    words = {**NEAR, "storage": Storage(tmp_path / "journal.log"), "study_name": "s"}
+    first, again = [], []
+    tune(Bowl, (0.3,), None, **{**words, "n_trials": 15}, on_trial=first.append)
+    before, made = Bowl.fits, sum(len(trial.intermediate_values) for trial in first)
+    assert tune(Bowl, (0.3,), None, **words, on_trial=again.append) == tune(Bowl, (0.3,), None, **NEAR)
+    assert [(trial.number, trial.state) for trial in again[:15]] == [(trial.number, trial.state) for trial in first]
+    assert Bowl.fits - before == 2 * sum(len(trial.intermediate_values) for trial in again) - made
 
 
 def test_search_space_of_a_task_takes_the_place_of_the_learners():
@@ -163,15 +212,21 @@ class Doomed(Uneven):
 
 def searched(learner=Uneven, **words):
     seen = []
-    params = tune(learner, (0.3,), None, **{"n_trials": 14, "seed": 3, "workers": 2, **words}, on_trial=seen.append)
+    words = {"n_trials": 14, "seed": 3, "workers": 2, "earlier": [((0.32,), None)], **words}
+    params = tune(learner, (0.3,), None, **words, on_trial=seen.append)
     return params, [(trial.number, trial.params["x"], trial.value) for trial in seen]
+
+
+def sound(seen):
+    return [trial for trial in seen if trial[2] is not None]
 
 
 def test_several_workers_give_one_answer_in_whatever_order_their_trials_end(tmp_path):
     params, seen = searched(storage=Storage(tmp_path / "journal.log"))
     assert [number for number, _, _ in seen] == list(range(14))
     assert seen[0][1] == 0.9  # the defaults first
-    assert params["x"] == min(seen, key=lambda trial: trial[2])[1]
+    assert params["x"] == min(sound(seen), key=lambda trial: trial[2])[1]
+    assert 4 <= len(sound(seen)) < 14  # some are pruned, the same ones every time
     assert searched(learner=Bowl) == (params, seen)
     assert searched(learner=Bowl, seed=4)[1] != seen  # control
 
@@ -183,12 +238,16 @@ def test_worker_killed_with_nine_loses_no_trial_and_its_own_is_done_again(tmp_pa
     assert Doomed.mark.exists()
 
 
-@pytest.mark.slow
-def test_workers_that_share_a_database_give_the_same_answer_though_one_is_killed(tmp_path):
+@pytest.mark.server
+def test_workers_that_share_a_server_give_the_answer_of_a_journal_though_one_is_killed(tmp_path, postgresql_server):
     Doomed.mark = tmp_path / "killed"
-    storage = Storage(server=f"sqlite:///{tmp_path}/trials.db", heartbeat_s=1)
-    assert searched(learner=Doomed, storage=storage, n_trials=5) == searched(learner=Bowl, n_trials=5)
+    words, storage = {"n_trials": 10, "study_name": "shared"}, Storage(server=postgresql_server.url, heartbeat_s=1)
+    assert searched(learner=Doomed, storage=storage, **words) == searched(learner=Bowl, storage=Storage(tmp_path / "journal.log"), **words)
     assert Doomed.mark.exists()
+    with closing(open_study("shared/2", storage)) as study:
+        assert sorted(study.finished()) == list(range(10))
+        stored = [trial for trial in study._study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    assert len(stored) == 10  # each was made once, by one of the two: what the killed one had finished was not made again
 
 
 def test_several_workers_take_up_a_search_that_was_broken_off(tmp_path):
@@ -246,17 +305,17 @@ def test_worker_that_fails_says_why():
 
 
 def test_trial_knows_those_that_lie_further_back_than_the_workers_may_be_apart():
-    """With n workers the answer is that of trials drawn one by one from what was known 2n - 1 trials before."""
-    from pipelines.training.tuning import _Search
+    """With n workers the answer is that of trials drawn and pruned one by one by what was known 2n - 1 trials before."""
+    from pipelines.training.tuning import _Origin, _Search
+
+    origins = [_Origin(Bowl(), (goal,), None) for goal in (0.32, 0.3)]
 
     def one_by_one(lag):
-        search = _Search(
-            Bowl, [((0.3,), None)], Bowl.suggest, {"random_state": 3}, seed=3, n_trials=14, lag=lag, stop_at=None, parent=os.getpid()
-        )
+        search = _Search(Bowl, origins, Bowl.suggest, {"random_state": 3}, seed=3, n_trials=14, lag=lag, stop_at=None, parent=os.getpid())
         done = {}
         for number in range(14):
             done[number] = search.trial(number, done)
-        return [trial.params["x"] for trial in done.values()]
+        return [(trial.params["x"], trial.value) for trial in done.values()]
 
-    assert [x for _, x, _ in searched(learner=Bowl)[1]] == one_by_one(3)
+    assert [(x, value) for _, x, value in searched(learner=Bowl)[1]] == one_by_one(3)
     assert one_by_one(1) != one_by_one(3)  # control

@@ -1,0 +1,81 @@
+"""Of which category the items are, as `features build` would have it now: the word of the table `items`, else that of the log's rows.
+
+In: what the table says; rows of `rows` that come and go, by whatever process. Out: an item's category; where it becomes another one,
+every customer with a row of the item is to be made anew. As in ingest/forming.py: what the table says stays, and of an item of which it
+has no category the next ingest takes the word of its earliest event. Holds nothing of a person.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from pipelines.stream.timetable import Timetable
+
+_NOT_LISTED = "NOT EXISTS (SELECT 1 FROM categories WHERE item_id = {0}.item_id AND listed IS NOT NULL)"
+_NOTE = "WHEN {0}.category IS NOT NULL AND {0}.item_id IS NOT NULL AND %s BEGIN INSERT OR IGNORE INTO unsettled VALUES ({0}.item_id); END"
+# listed: by the table; category: what holds. unsettled: items of which a row with a word came or went since.
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS categories (item_id TEXT PRIMARY KEY, listed TEXT, category TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unsettled (item_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS word_came AFTER INSERT ON rows {(_NOTE % _NOT_LISTED).format("new")};
+CREATE TRIGGER IF NOT EXISTS word_gone AFTER DELETE ON rows {(_NOTE % _NOT_LISTED).format("old")};
+"""
+TABLES = ("categories", "unsettled")
+INDICES = {"rows_by_word": "INDEX rows_by_word ON rows (item_id, event_us, category) WHERE category IS NOT NULL"}
+
+_TOLD = """(SELECT category FROM rows WHERE rows.item_id = {0}.item_id AND category IS NOT NULL ORDER BY event_us, category LIMIT 1)"""
+
+
+class Categories:
+    """The categories of one state; written inside its transactions."""
+
+    def __init__(self, db: sqlite3.Connection, timetable: Timetable) -> None:
+        self.db, self.timetable = db, timetable
+
+    def of(self, items: Sequence[str]) -> dict[str, str]:
+        """By item; those that have none are left out."""
+        marks = ",".join("?" * len(items))
+        query = f"SELECT item_id, category FROM categories WHERE item_id IN ({marks}) AND category IS NOT NULL"
+        return dict(self.db.execute(query, items).fetchall())
+
+    def settle(self) -> None:
+        """Take over what the rows say of items that the table says nothing of."""
+        if self.db.execute("SELECT 1 FROM unsettled LIMIT 1").fetchone() is None:
+            return
+        told = _TOLD.format("unsettled")
+        moved = self.db.execute(
+            f"""SELECT item_id, {told} FROM unsettled LEFT JOIN categories USING (item_id)
+            WHERE listed IS NULL AND {told} IS NOT categories.category"""
+        ).fetchall()
+        self.db.execute("DELETE FROM unsettled")
+        self.db.executemany(
+            "INSERT INTO categories VALUES (?, NULL, ?) ON CONFLICT (item_id) DO UPDATE SET category = excluded.category", moved
+        )
+        for item, _ in moved:
+            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id = ?", item)
+
+    def take(self, listed: Iterable[tuple[str, str]]) -> None:
+        """The table says this: item, category."""
+        for name in ("listing", "moved"):
+            self.db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} (item_id TEXT PRIMARY KEY, category TEXT) WITHOUT ROWID")
+            self.db.execute(f"DELETE FROM {name}")
+        self.db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?)", listed)
+        self.db.execute(
+            f"""INSERT INTO moved
+            SELECT item_id, category FROM listing
+                WHERE category IS NOT (SELECT categories.category FROM categories WHERE categories.item_id = listing.item_id)
+            UNION ALL SELECT item_id, {_TOLD.format("categories")} FROM categories
+                WHERE listed IS NOT NULL AND item_id NOT IN (SELECT item_id FROM listing)"""
+        )
+        self.db.execute("UPDATE categories SET listed = NULL WHERE listed IS NOT NULL AND item_id NOT IN (SELECT item_id FROM listing)")
+        self.db.execute(
+            """INSERT INTO categories SELECT item_id, category, category FROM listing WHERE true
+            ON CONFLICT (item_id) DO UPDATE SET listed = excluded.listed, category = excluded.category"""
+        )
+        self.db.execute("UPDATE categories SET category = moved.category FROM moved WHERE categories.item_id = moved.item_id")
+        if not self.timetable.are_all_marked():
+            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id IN (SELECT item_id FROM moved)")
+
+    def look_again(self) -> None:
+        """Rows were replaced by those of the events table, which have no word."""
+        self.db.execute("INSERT OR IGNORE INTO unsettled SELECT item_id FROM categories WHERE listed IS NULL AND category IS NOT NULL")
+        self.settle()

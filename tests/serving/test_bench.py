@@ -1,0 +1,137 @@
+"""The bench of the service: rivals say what we say, a run in which requests failed is refused, figures are what was sent."""
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from http.client import HTTPConnection, RemoteDisconnected
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from serving.bench import rivals, serve
+from serving.bench.relay import FROZEN, SLOW, TROUBLES, Relay
+from serving.bench.sending import Plan, Second, offer, percentile, send
+from serving.bench.serve import Cost
+from serving.fallbacks import Deadline
+from serving.process import ServiceError
+from serving.wire import ScoreRequest
+
+
+@pytest.mark.slow
+def test_rivals_say_what_we_say(answers, settings, cast, tmp_path):
+    """Without their servers: what those would answer, from the files that they are given."""
+    import mlflow
+
+    ids = cast.customers[:8]
+    ours = answers.scoring.answer("churn", ScoreRequest(customer_ids=ids, reasons=0), Deadline.after_ms(5_000))
+    assert ours.source == "personal"
+    expected = np.array([prediction.probability for prediction in ours.predictions])
+
+    rivals.write_plain(settings.home, tmp_path / "plain", at=cast.now.isoformat())
+    spec = importlib.util.spec_from_file_location("plain_rival", tmp_path / "plain" / "service.py")
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    plain = module.Plain.inner()
+    told = plain.churn(customer_ids=ids)["predictions"]
+    np.testing.assert_allclose([one["probability"] for one in told], expected, rtol=1e-9)
+    items = plain.recommend(customer_id=cast.customers[0], k=5)["items"]
+    assert {item["item_id"] for item in items} <= set(cast.items)
+    assert len(items) == 5
+
+    rivals.write_mlflow(settings.home, tmp_path / "mlflow")
+    asked = [json.loads(text)["dataframe_split"] for text in serve.features(settings, ids)]
+    frame = pd.DataFrame([one["data"][0] for one in asked], columns=asked[0]["columns"], dtype=float)
+    raw = mlflow.pyfunc.load_model(str(tmp_path / "mlflow")).predict(frame)
+    slope, intercept = answers.champions.bundle.scorers["churn"].learner.calibration_
+    np.testing.assert_allclose(1 / (1 + np.exp(-(slope * np.log(raw / (1 - raw)) + intercept))), expected, rtol=1e-9)
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Answers what the server was told to."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        status, body = self.server.script
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def scripted():
+    """A server that answers `server.script`: a status and a body."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        server.script = 200, b'{"model_version":"3","source":"stale","degraded":true}'
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def plan(server, **given):
+    return Plan("127.0.0.1", server.server_address[1], "/churn", {"Content-Type": "application/json"}, ["{}"], 1.0, warm_up_s=0.1, **given)
+
+
+def test_what_was_sent_is_told_by_the_second_and_by_what_the_answers_say(scripted):
+    sent = asyncio.run(send(plan(scripted, connections=2, rate=40.0)))
+    whole = sent.part()
+    assert whole.ok == whole.degraded == len(whole.took_ms)
+    assert 0 < whole.ok <= 41  # a rate, not as many as there can be
+    assert set(sent.versions) == {'"3"'}
+    assert set(sent.statuses) == {"200"}
+    assert percentile(whole.took_ms, 0.99) >= percentile(whole.took_ms, 0.5) > 0
+    scripted.script = 503, b"{}"
+    refused = asyncio.run(send(plan(scripted, connections=2)))
+    assert refused.failed == refused.answered > 0
+    assert refused.part() == Second()  # a refusal has no time
+
+
+def test_a_run_in_which_requests_failed_is_refused(scripted):
+    scripted.script = 503, b"{}"
+    with pytest.raises(ServiceError, match="expected to answer 200 always"):
+        offer(plan(scripted, connections=2))
+
+
+def test_rows_hold_each_figure_beside_its_rivals():
+    names = ("ours: churn, no reasons", "ours: churn", "ours: intent, no reasons", "ours: recommend")
+    costs = {name: Cost(200.0, 1_000.0, 1.0, 2.0) for name in names}
+    costs |= {name: Cost(4_000.0, 50.0, 10.0, 20.0) for name in ("plain: churn", "plain: recommend", "mlflow")}
+    rows = serve.cost_rows(costs | {"ceiling": Cost(50.0, 4_000.0, 0.5, 1.0)})
+    assert {tuple(row) for row in rows} == {("name", "value", "unit", "rival", "rival_value", "ratio")}
+    found = {(row["name"], row["rival"]): row["ratio"] for row in rows}
+    assert found["/churn, one customer, no reasons: CPU", "mlflow models serve"] == 0.05
+    assert found["/churn, one customer, no reasons: CPU", "the front alone"] == 4
+    assert found["/recommend, 10 of all items: CPU", "the goal"] == pytest.approx(200 / serve.RECOMMEND_GOAL_US, abs=1e-4)
+
+
+def test_the_relay_passes_on_and_makes_each_trouble(scripted):
+    """Asked over HTTP, which is nothing to it."""
+    with Relay(f"redis://127.0.0.1:{scripted.server_address[1]}/0") as relay:
+        assert through(relay, timeout_s=5.0) == 200
+        for trouble in TROUBLES:
+            relay.trouble = trouble
+            time.sleep(0.1)  # it looks every 20 ms
+            kind = TimeoutError if trouble in (FROZEN, SLOW) else (ConnectionError, RemoteDisconnected)
+            with pytest.raises(kind):
+                through(relay, timeout_s=0.3)
+        relay.trouble = None
+        time.sleep(0.1)
+        assert through(relay, timeout_s=5.0) == 200
+
+
+def through(relay, *, timeout_s):
+    with contextlib.closing(HTTPConnection("127.0.0.1", urlsplit(relay.url).port, timeout=timeout_s)) as connection:
+        connection.request("POST", "/", body=b"{}")
+        return connection.getresponse().status
