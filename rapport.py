@@ -7,7 +7,7 @@ Every verb parses its words, calls one room and prints what came back. Exit 0 do
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -113,7 +113,8 @@ def simulate(
     from pipelines import simulate as shop
 
     s = _settings(simulation={"customers": customers, "days": days, "seed": seed}).simulation
-    knobs = shop.Knobs(drift, strength, onset_day, bias, bias_group, treatment_effect, experiment_day)
+    # Knobs itself says which drifts there are
+    knobs = shop.Knobs(drift, strength, onset_day, bias, bias_group, treatment_effect, experiment_day)  # type: ignore[arg-type]
     with _step("simulate"):
         report = shop.simulate(out_dir, customers=s.customers, days=s.days, seed=s.seed, knobs=knobs)
     _show(report, as_json)
@@ -877,6 +878,10 @@ def _run(steps: tuple[Any, ...], job: Any) -> Any:
         if not err.is_terminal:
             err.print(f"{done.name}: {'unchanged' if done.is_skipped else f'{done.took_s:.1f} s'}", highlight=False)
 
+    def ended(done: flow.StepRun) -> None:
+        line(done)
+        bar.advance(task)
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description:<20}"),
@@ -890,7 +895,7 @@ def _run(steps: tuple[Any, ...], job: Any) -> Any:
             steps,
             job,
             on_start=lambda step: bar.update(task, description=step.name),
-            on_end=lambda done: (line(done), bar.advance(task)),
+            on_end=ended,
         )
 
 
@@ -960,7 +965,7 @@ def _show_parity(report: Any, as_json: bool) -> None:
         out.print(f"  repaired {feature}: {number:,} values", highlight=False)
 
 
-def _show_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show_rows(rows: Sequence[dict[Any, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": rows}, default=str))  # noqa: T201
         return
@@ -1079,7 +1084,7 @@ def _declared_task(name: str) -> str:
 
 def _further_rivals(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row for each baseline but the first, which stands beside the model, and one for the champion that it was held against."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("", "", "", one["name"], f"{one['value']:.4f}", f"{one['lead']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})", "", "")
         for one in report.get("baselines", [])[1:]
     ]
@@ -1113,7 +1118,7 @@ def _show_segments(report: dict[str, Any]) -> None:
 def _remark(report: dict[str, Any]) -> str:
     """What the figures alone do not say."""
     if not report["trainable"]:
-        return "not trainable, because " + report["why"]
+        return f"not trainable, because {report['why']}"
     if report.get("champion") and not report["details"]["is_champion"]:
         return f"version {report['champion']['version']} stays the champion: {report['details']['why']}"
     if report["low"] <= 0:

@@ -15,6 +15,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from models import boosters, evaluation
+from models.calibration import cheapest_threshold, platt, sigmoid
+from models.encoding import check_columns, check_label, check_training, codes_of, encoded, learn_categories
 from models.learner import Learner, read_json, write_json
 from models.silence import ROLES, Silence
 from models.single_row import CONTRIBUTIONS, RAW_SCORE, SingleRow
@@ -26,9 +28,6 @@ Floats = NDArray[np.float64]
 Labelled = tuple[pd.DataFrame, ArrayLike]
 
 VALIDATION_SHARE = 0.2  # of the rows, the newest, where `fit` is given no validation rows
-MIN_SLOPE = 0.01  # a calibration may flatten the scores but never turn their order around
-# Pulls Platt's numbers to "already calibrated" (1, 0) with the force of a standard deviation of 0.2: some hundred rows say less of them.
-PRIOR_PRECISION = 25.0
 
 
 @dataclass(frozen=True)
@@ -125,28 +124,28 @@ class Classifier(Learner):
 
     def prepare(self, features: pd.DataFrame, label: ArrayLike, validation: Labelled | None = None) -> Prepared:
         """What `fit` takes, ready for many fits of other hyper-parameters. Raises ValueError as `fit` does."""
-        y = _check_training(features, label)
-        names, categories = [str(name) for name in features.columns], _learn_categories(features)
-        matrix = _encode(features, names, categories)
+        y = check_training(features, label)
+        names, categories = [str(name) for name in features.columns], learn_categories(features)
+        matrix = encoded(features, names, categories)
         if validation is None:
             is_tail = _tail(y)
             later, y_later = matrix[is_tail], y[is_tail]
             matrix, y = matrix[~is_tail], y[~is_tail]
         else:
-            _check_columns(validation[0], names, "validation")
-            y_later = _check_label(validation[1], len(validation[0]))
+            check_columns(validation[0], names, "validation")
+            y_later = check_label(validation[1], len(validation[0]))
         silence = self._silence(matrix, y, names, categories)
         binned = self._binned(matrix, y, names, categories, silence)
         del matrix  # before the later rows take their place
         if validation is not None:
-            later = _encode(validation[0], names, categories)
+            later = encoded(validation[0], names, categories)
         binned_later = self._binned(later, y_later, names, categories, silence, like=binned) if len(later) else None
         return Prepared(names, categories, binned, binned_later, later, y_later, silence)
 
     def search_loss(self, prepared: Prepared) -> float:
         """What `fit` and then `loss` of the same validation rows give, without looking at them twice; this one is fitted as by `fit`."""
         raw = self._fitted(prepared)
-        return evaluation.log_loss(prepared.y_later, _sigmoid(self.calibration_, raw))
+        return evaluation.log_loss(prepared.y_later, sigmoid(self.calibration_, raw))
 
     def refitted(self, features: pd.DataFrame, label: ArrayLike) -> Self:
         """Another with the trees of all these rows, those that this one was stopped on among them: the newest are not left unlearned.
@@ -155,10 +154,10 @@ class Classifier(Learner):
         Raises ValueError as `fit` does, and on other columns.
         """
         self._check_fitted("feature_names_")
-        _check_columns(features, self.feature_names_, "features")
-        y, names, categories = _check_training(features, label), self.feature_names_, _learn_categories(features)
+        check_columns(features, self.feature_names_, "features")
+        y, names, categories = check_training(features, label), self.feature_names_, learn_categories(features)
         rounds = max(1, round(self.booster_.num_trees() / self.n_seeds))
-        matrix = _encode(features, names, categories)
+        matrix = encoded(features, names, categories)
         silence = self._silence(matrix, y, names, categories)
         booster = self._train(self._binned(matrix, y, names, categories, silence), None, names, categories, rounds=rounds)
         again = type(self)(**self.get_params())
@@ -167,7 +166,7 @@ class Classifier(Learner):
     def predict_proba(self, features: pd.DataFrame) -> Floats:
         """Calibrated probabilities (n, 2) of label 0 and label 1. Raises ValueError if the columns are not those of `fit`."""
         self._check_fitted("feature_names_")
-        _check_columns(features, self.feature_names_, "features")
+        check_columns(features, self.feature_names_, "features")
         positive = self._probability(self.encode(features), self.num_threads)
         return np.column_stack([1.0 - positive, positive])
 
@@ -181,11 +180,11 @@ class Classifier(Learner):
         A null, and a text never seen in `fit`, is missing. Raises ValueError on a column that is absent or not a number.
         """
         self._check_fitted("feature_names_")
-        return _encode(columns, self.feature_names_, self.categories_)
+        return encoded(columns, self.feature_names_, self.categories_)
 
     def codes(self, name: str, values: Any) -> Floats:
         """One text column (n,) as `encode` writes it: the place of each text among those of `fit`, NaN for others and for null."""
-        return _codes(values, self.categories_[name])
+        return codes_of(values, self.categories_[name])
 
     def predict_values(self, matrix: Floats) -> Floats:
         """Probability of label 1 (n,) for an encoded matrix; the same bits as `predict_proba`, without pandas, on one thread."""
@@ -198,7 +197,7 @@ class Classifier(Learner):
         Source: Lundberg et al., Nature Machine Intelligence 2020.
         """
         self._check_fitted("feature_names_")
-        _check_columns(features, self.feature_names_, "features")
+        check_columns(features, self.feature_names_, "features")
         return pd.DataFrame(self.explain_values(self.encode(features)), columns=self.feature_names_, index=features.index)
 
     def explain_values(self, matrix: Floats) -> Floats:
@@ -215,7 +214,7 @@ class Classifier(Learner):
     def loss(self, validation: Labelled) -> float:
         """Log-loss of the calibrated probabilities on rows (features, label): what tuning minimises."""
         features, label = validation
-        return evaluation.log_loss(_check_label(label, len(features)), self.predict_proba(features)[:, 1])
+        return evaluation.log_loss(check_label(label, len(features)), self.predict_proba(features)[:, 1])
 
     def save(self, folder: Path) -> None:
         """Write `model.lgb` (LightGBM's text) and `classifier.json` into the folder, made if absent."""
@@ -254,8 +253,8 @@ class Classifier(Learner):
             raise ValueError(f"Classifier: expected rows that were prepared for the history {self.history}; prepare them with the same")
         booster = self._train(prepared.binned, prepared.binned_later, names, categories)
         raw = self._raw(booster, silence, names, prepared.later, self.num_threads)
-        calibration = _platt(raw, y_later)
-        threshold = _cheapest_threshold(_sigmoid(calibration, raw), y_later, self.cost_false_positive, self.cost_false_negative)
+        calibration = platt(raw, y_later)
+        threshold = cheapest_threshold(sigmoid(calibration, raw), y_later, self.cost_false_positive, self.cost_false_negative)
         self._learned(booster, silence, names, categories, calibration, threshold)
         return raw
 
@@ -329,8 +328,8 @@ class Classifier(Learner):
 
     def _probability(self, matrix: Floats, num_threads: int) -> Floats:
         if len(matrix) == 1 and self.silence_ is None:
-            return _sigmoid(self.calibration_, self._score(matrix[0]))
-        return _sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
+            return sigmoid(self.calibration_, self._score(matrix[0]))
+        return sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
 
     def _raw(self, booster: "lgb.Booster", silence: Silence | None, names: list[str], matrix: Floats, num_threads: int) -> Floats:
         """The uncalibrated logit (n,)."""
@@ -356,38 +355,6 @@ _FIXED_PARAMS: dict[str, Any] = {
 }
 
 
-def _check_training(features: pd.DataFrame, label: ArrayLike) -> Floats:
-    if features.empty:
-        raise ValueError(f"Classifier: expected rows and columns to learn from, found shape {features.shape}")
-    nameless = [name for name in features.columns if not isinstance(name, str)]
-    if nameless:
-        raise ValueError(f"Classifier: expected columns with names, found {nameless[:5]}; name them, so that files can tell them apart")
-    repeated = features.columns[features.columns.duplicated()].tolist()
-    if repeated:
-        raise ValueError(f"Classifier: expected each column once, found {repeated} repeatedly; rename or drop them")
-    y = _check_label(label, len(features))
-    if y.min() == y.max():
-        raise ValueError(f"Classifier: expected labels of both classes, found only {y[0]:g} in {len(y)} rows; widen the label window")
-    return y
-
-
-def _check_label(label: ArrayLike, n_rows: int) -> Floats:
-    y = _numbers("label", label)
-    if y.shape != (n_rows,):
-        raise ValueError(f"Classifier: expected one label for each of {n_rows} rows, found shape {y.shape}")
-    wrong = y[(y != 0) & (y != 1)]
-    if wrong.size:
-        raise ValueError(f"Classifier: labels must be 0 or 1, found {wrong[0]:g} (and {wrong.size - 1} more); drop rows without a label")
-    return y
-
-
-def _check_columns(features: pd.DataFrame, names: list[str], what: str) -> None:
-    found = [str(name) for name in features.columns]
-    if sorted(found) != sorted(names):
-        missing, extra = sorted(set(names) - set(found)), sorted(set(found) - set(names))
-        raise ValueError(f"Classifier: {what} must have the columns of fit, each once; missing {missing}, not known {extra}")
-
-
 def _constraints(monotone: Mapping[str, int], taken: list[str], names: list[str], categories: Mapping[str, tuple[str, ...]]) -> list[int]:
     """The direction of each column. Raises ValueError on a column that is not there, is text or `taken`, or a direction that is none."""
     free = {name for name in names if not categories.get(name) and name not in taken}
@@ -399,61 +366,6 @@ def _constraints(monotone: Mapping[str, int], taken: list[str], names: list[str]
     return [int(monotone.get(name, 0)) for name in names]
 
 
-def _learn_categories(features: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """The sorted values of each text column; none for a column without values, whatever its type."""
-    learned: dict[str, tuple[str, ...]] = {}
-    for name, column in features.items():
-        if column.isna().all():
-            learned[str(name)] = ()
-        elif _is_text(column):
-            learned[str(name)] = tuple(sorted({str(value) for value in column.dropna().unique()}))
-    return learned
-
-
-def _is_text(column: pd.Series) -> bool:
-    kind = pd.api.types.infer_dtype(column, skipna=True)
-    if kind in ("string", "categorical"):
-        return True
-    if kind in ("boolean", "integer", "floating", "mixed-integer-float", "decimal"):
-        return False
-    raise ValueError(f"Classifier: column {column.name} holds {kind} values; expected numbers, booleans or text (turn times into ages)")
-
-
-def _encode(columns: Mapping[str, Any] | pd.DataFrame, names: list[str], categories: Mapping[str, tuple[str, ...]]) -> Floats:
-    """A new matrix, or where a frame is one already, that one: to be read only."""
-    if isinstance(columns, pd.DataFrame) and list(columns) == names and not categories and (columns.dtypes == np.float64).all():
-        return columns.to_numpy()
-    absent = [name for name in names if name not in columns]
-    if absent:
-        raise ValueError(f"Classifier: the columns {absent} are missing; expected {names}")
-    matrix = np.empty((len(columns[names[0]]), len(names)))
-    for j, name in enumerate(names):
-        known = categories.get(name)
-        values = _numbers(name, columns[name]) if known is None else _codes(columns[name], known)
-        if values.shape != matrix.shape[:1]:
-            raise ValueError(f"Classifier: column {name} has shape {values.shape}; expected {matrix.shape[:1]} as the first column")
-        matrix[:, j] = values
-    return matrix
-
-
-def _numbers(name: str, values: Any) -> Floats:
-    try:
-        if isinstance(values, pd.Series):
-            return values.to_numpy(dtype=np.float64, na_value=np.nan)
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Classifier: {name} must hold numbers ({error})") from error
-
-
-def _codes(values: Any, known: tuple[str, ...]) -> Floats:
-    # a single row without pandas needs none of the tools for many
-    if len(values) == 1 and not isinstance(values, pd.Series) and (values[0] is None or type(values[0]) is str):
-        return np.array([known.index(values[0]) if values[0] in known else np.nan])
-    position = {value: float(code) for code, value in enumerate(known)}
-    codes, seen = pd.factorize(np.asarray(values, dtype=object))
-    return np.array([*(position.get(str(value), np.nan) for value in seen), np.nan])[codes]  # null has code -1: the last
-
-
 def _tail(y: Floats) -> NDArray[np.bool_]:
     """The newest rows; the newest of each class where time order would leave a part without one of the classes."""
     is_tail = np.arange(len(y)) >= len(y) - int(len(y) * VALIDATION_SHARE)
@@ -463,40 +375,3 @@ def _tail(y: Floats) -> NDArray[np.bool_]:
         rows = np.flatnonzero(y == value)
         is_tail[rows] = np.arange(len(rows)) >= len(rows) - int(len(rows) * VALIDATION_SHARE)
     return is_tail
-
-
-def _sigmoid(calibration: tuple[float, float], raw: Floats) -> Floats:
-    from scipy.special import expit
-
-    return np.asarray(expit(calibration[0] * raw + calibration[1]))
-
-
-def _platt(raw: Floats, y: Floats) -> tuple[float, float]:
-    """Slope and intercept of the logit that make the labels most likely; (1, 0) without rows. Source: Platt 1999."""
-    from scipy.optimize import minimize
-
-    design, prior = np.column_stack([raw, np.ones_like(raw)]), np.array([1.0, 0.0])
-
-    def cost(theta: Floats) -> tuple[float, Floats]:
-        logit, away = design @ theta, theta - prior
-        gradient = design.T @ (_sigmoid((1.0, 0.0), logit) - y) + PRIOR_PRECISION * away
-        return float(np.sum(np.logaddexp(0.0, logit) - y * logit) + PRIOR_PRECISION / 2 * away @ away), gradient
-
-    best = minimize(cost, prior, jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)], options={"ftol": 1e-12}).x
-    return float(best[0]), float(best[1])
-
-
-def _cheapest_threshold(probability: Floats, y: Floats, false_positive: float, false_negative: float) -> float:
-    """The cut with the least cost on these rows; of equally cheap ones that nearest to the cut of perfect calibration."""
-    ideal = false_positive / (false_positive + false_negative)
-    levels, place = np.unique(-probability, return_inverse=True)
-    if not levels.size:
-        return ideal
-    positives = np.bincount(place, weights=y, minlength=levels.size)
-    negatives = np.bincount(place, weights=1 - y, minlength=levels.size)
-    # acting on the first i levels, for i = 0 .. all of them
-    cost = np.append(0.0, np.cumsum(false_positive * negatives - false_negative * positives))
-    edges = np.concatenate([[1.0], -levels, [0.0]])
-    cuts = (edges[:-1] + edges[1:]) / 2
-    cheapest = cuts[cost <= cost.min() + 1e-9]
-    return float(cheapest[np.abs(cheapest - ideal).argmin()])

@@ -214,9 +214,9 @@ class Collector:
             raise Refused(503, "log_unavailable", "the log could not be written; send them again later", header=_retry(5)) from None
         for outcome in set(outcomes):
             _events(source, outcome.value).inc(outcomes.count(outcome))
-        for refused, outcome in zip(calls.refused, aside, strict=True):
+        for left, outcome in zip(calls.refused, aside, strict=True):
             if outcome is Outcome.APPENDED:
-                _aside(source, refused.reason).inc()
+                _aside(source, left.reason).inc()
             else:  # the same bytes were set aside before
                 _events(source, outcome.value).inc()
 

@@ -13,10 +13,11 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from pipelines.errors import StoreError
+from pipelines.feast_format import Value
 from pipelines.requests import Kind, Requests, Result, State, is_worked
 from pipelines.settings import Settings
 from pipelines.vault import Vault
@@ -24,9 +25,10 @@ from serving import access
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable
 from serving.gateway import Answer, Refused
-from serving.online_store import Value
 from serving.profile import Profiles
 from serving.store_guard import Guard
+
+T = TypeVar("T")
 
 BY = "an admin key over HTTP"
 WAIT_S = 20.0  # that a caller is kept waiting; then 202
@@ -116,7 +118,7 @@ class People:
         finally:
             self._waiting -= 1
 
-    async def _run(self, call: Callable[[Requests], Any]) -> Any:
+    async def _run(self, call: Callable[[Requests], T]) -> T:
         """In the thread that has the file open: a commit waits for the disk."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(self._requests))

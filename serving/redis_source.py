@@ -126,8 +126,8 @@ class RedisSource:
             self._close()  # replies that were not read would be taken for the next ones
             raise
 
-    def _connection(self) -> redis.Connection:
-        connection = getattr(self._local, "connection", None)
+    def _connection(self) -> Any:  # its socket, whose patience is set here, is not of the public interface
+        connection: Any = getattr(self._local, "connection", None)
         if connection is None:
             limits = {"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S}
             pool = redis.ConnectionPool.from_url(self._url, retry=Retry(NoBackoff(), 0), protocol=2, **limits)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
+from pipelines.feast_format import Key
 from pipelines.windows import Derived
 from serving import fallbacks, metrics
 from serving.access import score_path
@@ -180,9 +181,10 @@ class Scoring:
     def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
         ids = list(customers.values())
         if case.task in WITH_COLUMNS:
-            view, keys, prefix = "customer_scores", ids, f"{case.task}_"
+            view, prefix = "customer_scores", f"{case.task}_"
         else:
-            view, keys, prefix = "task_scores", [(customer, case.task) for customer in ids], ""
+            view, prefix = "task_scores", ""
+        keys: list[Key] = list(ids) if prefix else [(customer, case.task) for customer in ids]
         rows = self._guard.ask(lambda profiles: profiles.read(view, keys, at=case.at, deadline=case.deadline), is_batch=case.is_batch)
         values, versions = (rows.columns[f"{prefix}{what}"] for what in ("probability", "version"))
         found = {i: float(value) for i, value in zip(customers, values, strict=True) if isinstance(value, float) and 0 <= value <= 1}

@@ -104,7 +104,8 @@ class Sample:
 
     def _next(self) -> tuple[list[Row], bool]:
         """What came within a moment, and whether more may come."""
-        rows, end = [], 0.0
+        rows: list[Row] = []
+        end = 0.0
         while True:
             try:
                 row = self._rows.get(timeout=max(0.0, end - time.monotonic()) if rows else None)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from models.evaluation import Interval
 from pipelines import consent, registry, tables, tracking, verdicts
+from pipelines.code_version import code_version
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
@@ -156,11 +157,9 @@ def decide(home: Path, fitted: Fitted, version: int, *, settings: Settings, as_o
 
 
 def code_hash(learner_class: Any) -> str:
-    """SHA-256 of the source file of a learner or a task, and of the libraries: other code, other study, other version."""
-    file, module = Path(inspect.getfile(learner_class)), str(learner_class.__module__)
-    is_family = module.startswith("models.") and module.count(".") > 1  # a folder of models is one learner in several files
-    source = b"".join(path.read_bytes() for path in (sorted(file.parent.glob("*.py")) if is_family else [file]))
-    return hashlib.sha256(source + json.dumps(requirements()).encode()).hexdigest()
+    """SHA-256 of the file of a learner or a task, what it imports of ours, and the libraries: other code, other study and version."""
+    source, imported = Path(inspect.getfile(learner_class)).read_bytes(), code_version((learner_class.__module__,))
+    return hashlib.sha256(source + json.dumps([imported, requirements()]).encode()).hexdigest()
 
 
 def requirements() -> list[str]:

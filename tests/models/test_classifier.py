@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from models import evaluation
-from models.classifier import MIN_SLOPE, Classifier, _cheapest_threshold, _platt
+from models.classifier import Classifier
 
 
 @dataclass(frozen=True)
@@ -62,22 +62,6 @@ def test_trees_of_a_rare_label_keep_its_rate_before_any_calibration() -> None:
     label, label_later = (world.label * (np.arange(len(world.label)) % 7 == 0) for world in (train, later))
     fitted = Classifier(n_rounds=40).fit(train.features, label, (later.features, label_later))
     assert fitted.booster_.predict(fitted.encode(later.features)).mean() == pytest.approx(label.mean(), abs=0.01)
-
-
-def test_platt_takes_overconfidence_and_bias_back() -> None:
-    rng = np.random.default_rng(6)
-    logit = rng.normal(-0.5, 1.0, 20_000)
-    label = (rng.random(len(logit)) < 1 / (1 + np.exp(-logit))).astype(float)
-    assert _platt(3.0 * logit + 1.0, label) == pytest.approx((1 / 3, -1 / 3), abs=0.03)
-    assert _platt(logit, label) == pytest.approx((1.0, 0.0), abs=0.05)
-
-
-def test_platt_never_turns_the_order_around_and_says_nothing_without_rows() -> None:
-    logit = np.linspace(-3, 3, 500)
-    slope, _ = _platt(logit, (logit < 0).astype(float))
-    assert slope == MIN_SLOPE
-    assert _platt(np.empty(0), np.empty(0)) == (1.0, 0.0)
-    assert np.isfinite(_platt(logit, (logit > 0).astype(float))).all()  # separable: the likelihood alone has no maximum
 
 
 def test_refitted_learns_the_newest_rows_too_and_keeps_what_was_judged_on_them(test_rows: World) -> None:
@@ -154,16 +138,6 @@ def test_the_threshold_follows_the_costs() -> None:
     patient, eager = (Classifier(n_rounds=30, cost_false_negative=cost).fit(train.features, train.label) for cost in (0.5, 20.0))
     assert eager.threshold_ < patient.threshold_
     assert eager.predict(train.features).sum() > patient.predict(train.features).sum()
-
-
-def test_the_threshold_is_the_cheapest_cut_of_the_calibration_rows() -> None:
-    rng = np.random.default_rng(3)
-    probability = np.round(rng.random(200), 2)
-    label = (rng.random(200) < probability).astype(float)
-    cost = lambda cut: 1.0 * ((probability >= cut) & (label == 0)).sum() + 4.0 * ((probability < cut) & (label == 1)).sum()  # noqa: E731
-    chosen = _cheapest_threshold(probability, label, 1.0, 4.0)
-    assert cost(chosen) == min(cost(cut) for cut in np.linspace(0, 1.01, 102))
-    assert _cheapest_threshold(np.empty(0), np.empty(0), 1.0, 4.0) == 0.2
 
 
 def test_a_label_without_signal_gives_the_base_rate_to_all() -> None:
