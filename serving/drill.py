@@ -31,7 +31,7 @@ from serving.process import Process, ServiceError
 HEALTHY = "nothing broken"
 SECONDS = 10
 BACK_S = 5  # that a phase goes on after its fault has ended
-RATE = 50.0  # requests a second to each endpoint
+RATE = 50.0
 CONNECTIONS = 16
 N_CUSTOMERS = 200
 ENDPOINTS = ("/churn", "/recommend")
@@ -66,8 +66,11 @@ class Row:
         return set(self.statuses) == {"200"} and self.healthy_after_s is not None
 
 
-def drill(settings: Settings, *, seconds: int = SECONDS, only: Sequence[str] = ()) -> list[Row]:
-    """A row for each fault and endpoint. `only`: the names of some faults; none: all. Raises ServiceError where nothing can be asked."""
+def drill(settings: Settings, *, seconds: int = SECONDS, rate: float = RATE, only: Sequence[str] = ()) -> list[Row]:
+    """A row for each fault and endpoint. rate: requests a second to each endpoint; `only`: names of some faults; none: all.
+
+    Raises ServiceError where nothing can be asked.
+    """
     home = settings.home.resolve()
     with tempfile.TemporaryDirectory(dir=home, prefix="drill-") as folder, contextlib.ExitStack() as stack:
         own = settings.model_copy(update={"home": Path(folder) / "home"})
@@ -82,7 +85,8 @@ def drill(settings: Settings, *, seconds: int = SECONDS, only: Sequence[str] = (
         bodies = _bodies(own.home)
         service = stack.enter_context(process.start(own, 0, is_alone=True))
         bodies = {endpoint: _sound(service, endpoint, some) for endpoint, some in bodies.items()}
-        return [row for name, fault in found.items() if name in (only or found) for row in _phase(service, name, fault, bodies, seconds)]
+        asked = {name: fault for name, fault in found.items() if name in (only or found)}
+        return [row for name, fault in asked.items() for row in _phase(service, name, fault, bodies, seconds, rate)]
 
 
 def faults(home: Path, relay: Relay | None) -> dict[str, Fault]:
@@ -128,9 +132,9 @@ def _is_sqlite(path: str) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
-def _phase(service: Process, name: str, fault: Fault, bodies: Mapping[str, Sequence[str]], seconds: int) -> list[Row]:
+def _phase(service: Process, name: str, fault: Fault, bodies: Mapping[str, Sequence[str]], seconds: int, rate: float) -> list[Row]:
     """The fault lasts for the first `seconds` of the load."""
-    sendings = {endpoint: Sending(_plan(service, endpoint, bodies[endpoint], seconds + BACK_S)) for endpoint in ENDPOINTS}
+    sendings = {endpoint: Sending(_plan(service, endpoint, bodies[endpoint], seconds + BACK_S, rate)) for endpoint in ENDPOINTS}
     for sending in sendings.values():
         sending.wait_started()
     with fault():
@@ -150,9 +154,9 @@ def _row(name: str, endpoint: str, sent: Sent, seconds: int) -> Row:
     )  # fmt: skip
 
 
-def _plan(service: Process, endpoint: str, bodies: Sequence[str], seconds: float) -> Plan:
+def _plan(service: Process, endpoint: str, bodies: Sequence[str], seconds: float, rate: float) -> Plan:
     headers = {"Authorization": f"Bearer {read_key(service.settings, Role.DECIDE)}", "Content-Type": "application/json"}
-    return Plan(service.host, service.port, endpoint, headers, bodies, seconds, connections=CONNECTIONS, rate=RATE)
+    return Plan(service.host, service.port, endpoint, headers, bodies, seconds, connections=CONNECTIONS, rate=rate)
 
 
 def _bodies(home: Path) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipelines.settings import silence_telemetry
 
 silence_telemetry()
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # read when the metrics client is first imported, by whichever test
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -61,7 +63,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(GUARD)
     log = folder / "connections.log"
     log.touch()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "RAPPORT_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PROMETHEUS_", "RAPPORT_"))
+    }
     return clean | {"PYTHONPATH": str(folder), "CONNECTIONS_LOG": str(log)}
 
 

@@ -32,6 +32,7 @@ def items(*prices):
             "item_id": [f"i{n}" for n in range(len(prices))],
             "category": "c",
             "price_cents": prices,
+            "in_stock": True,
             "event_timestamp": pd.Timestamp(NOW),
             "created_timestamp": pd.Timestamp(NOW),
         }

@@ -18,7 +18,9 @@ NOW = pd.Timestamp(datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def items(*ids):
-    return pd.DataFrame({"item_id": list(ids), "category": None, "price_cents": 5, "event_timestamp": NOW, "created_timestamp": NOW})
+    return pd.DataFrame(
+        {"item_id": list(ids), "category": None, "price_cents": 5, "in_stock": None, "event_timestamp": NOW, "created_timestamp": NOW}
+    )
 
 
 def rejected(days):

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # read when the metrics client is first imported
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp()
 
 import numpy as np

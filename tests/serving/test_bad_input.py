@@ -76,7 +76,8 @@ def asked(service, method, path, body=b"", headers=None, key=Role.ADMIN):
     """Status, headers, body."""
     connection = HTTPConnection("127.0.0.1", service.port, timeout=BUDGET_S)
     with contextlib.closing(connection):
-        connection.request(method, path, body, {"Authorization": f"Bearer {service.keys[key]}"} | (headers or {}))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may come before all of the body is sent
+            connection.request(method, path, body, {"Authorization": f"Bearer {service.keys[key]}"} | (headers or {}))
         response = connection.getresponse()
         return response.status, response.headers, response.read()
 

@@ -14,14 +14,10 @@ from serving.process import ServiceError
 @pytest.mark.slow
 def test_faults_degrade_answers_and_cost_none(shop):
     before = {path: path.stat().st_mtime_ns for path in (shop / "models").rglob("*") if path.is_file()}
-    rows = drill.drill(Settings(home=shop), seconds=3, only=["store cut off", "model damaged"])
-    assert [(row.fault, row.endpoint) for row in rows] == [
-        (fault, path) for fault in ("store cut off", "model damaged") for path in drill.ENDPOINTS
-    ]
+    rows = drill.drill(Settings(home=shop), seconds=2, rate=10.0, only=["store cut off"])
+    assert [(row.fault, row.endpoint) for row in rows] == [("store cut off", path) for path in drill.ENDPOINTS]
     assert [row for row in rows if not row.is_passed] == []
-    cut, damaged = rows[:2], rows[2:]
-    assert all(row.degraded > 0.5 and len(row.sources) > 1 for row in cut)
-    assert all(row.degraded == 0 and set(row.versions) <= {'"1"', "null"} for row in damaged)
+    assert all(row.degraded > 0.5 and len(row.sources) > 1 for row in rows)
     assert {path: path.stat().st_mtime_ns for path in (shop / "models").rglob("*") if path.is_file()} == before
     assert not list(shop.glob("drill-*"))
 

@@ -44,7 +44,9 @@ def test_direct_read_equals_feast_for_every_view_and_key(shop, feast, views, cas
         "customer_session",
         "identifier_customer",
         "customer_consent",
+        "customer_item",
         "customer_scores",
+        "customer_segments",
         "task_scores",
     }
     for view in views.values():

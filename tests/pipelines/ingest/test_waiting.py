@@ -1,10 +1,11 @@
 """Calls of the log, with and without a word on their use: what becomes of them does not depend on how they were drained."""
 
+import os
 from contextlib import suppress
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import tables
@@ -22,6 +23,7 @@ CALL = st.tuples(
 )
 SCHEDULE = st.tuples(st.lists(CALL, min_size=3, max_size=10), st.randoms(use_true_random=False))
 SHORT = st.tuples(st.lists(CALL, min_size=4, max_size=6), st.randoms(use_true_random=False))
+SCHEDULES = int(os.environ.get("RAPPORT_SCHEDULES", "4"))
 QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 
@@ -69,17 +71,9 @@ def declared(shop) -> pd.DataFrame:
     return consents[["identifier", "source", "event_timestamp"]].sort_values(["identifier", "source"]).reset_index(drop=True)
 
 
-@settings(max_examples=4, **QUICK)
+@settings(max_examples=SCHEDULES, **QUICK)
 @given(SCHEDULE)
 def test_any_order_and_any_cut_of_drains_gives_the_events_of_one_drain(new_shop, schedule) -> None:
-    check_cuts(new_shop, *schedule)
-
-
-@pytest.mark.slow
-@settings(max_examples=7, **QUICK | {"derandomize": False})
-@seed(20_261_121)
-@given(SCHEDULE)
-def test_any_order_and_any_cut_of_drains_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:
     check_cuts(new_shop, *schedule)
 
 
@@ -116,17 +110,9 @@ def check_channels(new_shop, drawn: list[tuple], random) -> None:
     assert parted.ledger()["applied"] == whole.ledger()["applied"]
 
 
-@settings(max_examples=2, **QUICK)
+@settings(max_examples=SCHEDULES, **QUICK)
 @given(SHORT)
 def test_any_channel_of_a_word_gives_the_events_of_one_drain(new_shop, schedule) -> None:
-    check_channels(new_shop, *schedule)
-
-
-@pytest.mark.slow
-@settings(max_examples=5, **QUICK | {"derandomize": False})
-@seed(20_261_121)
-@given(SCHEDULE)
-def test_any_channel_of_a_word_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:
     check_channels(new_shop, *schedule)
 
 
@@ -183,17 +169,9 @@ def test_a_link_that_is_decided_lets_in_what_the_other_name_did(shop) -> None:
 # -- with a declared basis, which ends when a source begins to speak
 
 
-@settings(max_examples=3, **QUICK)
+@settings(max_examples=SCHEDULES, **QUICK)
 @given(SHORT)
 def test_with_a_declared_basis_any_order_and_any_cut_gives_the_events_of_one_drain(new_shop, schedule) -> None:
-    check_cuts(new_shop, *schedule, legal_basis="contract")
-
-
-@pytest.mark.slow
-@settings(max_examples=7, **QUICK | {"derandomize": False})
-@seed(20_261_121)
-@given(SCHEDULE)
-def test_with_a_declared_basis_any_order_and_any_cut_gives_the_events_of_one_drain_in_many_schedules(new_shop, schedule) -> None:
     check_cuts(new_shop, *schedule, legal_basis="contract")
 
 
