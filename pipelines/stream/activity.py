@@ -211,14 +211,14 @@ class Activity:
         return refused
 
     def _keep(self, call: Call, owned: Owned, ready: Live, covered: str | None, position: int | None) -> None:
-        self.state.keep(call.rows, position=position)
+        with self.state.categories.hearing(call.rows) as categories:
+            self.state.keep(call.rows, position=position)
         if covered is not None and not ready.permits.is_declared(covered, call.event_us):
             declared = Said(covered, call.event_us, is_stated=False, is_allowed=True)
             self.state.hear(call.rows[0].who, declared)
             ready.permits.hear(declared)
         now_us = self.now_us()
         self.items.keep(call.rows, now_us=now_us)
-        categories = self.state.categories.of([row.item_id for row in call.rows if row.item_id is not None])
         for row in call.rows:
             counted = held(row, owned.linked_us, categories.get(row.item_id or ""))
             if ready.fits(counted):

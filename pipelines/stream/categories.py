@@ -6,18 +6,23 @@ has no category the next ingest takes the word of its earliest event. Holds noth
 """
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+from pipelines.stream.rows import CleanRow
 from pipelines.stream.timetable import Timetable
 
-_NOT_LISTED = "NOT EXISTS (SELECT 1 FROM categories WHERE item_id = {0}.item_id AND listed IS NOT NULL)"
-_NOTE = "WHEN {0}.category IS NOT NULL AND {0}.item_id IS NOT NULL AND %s BEGIN INSERT OR IGNORE INTO unsettled VALUES ({0}.item_id); END"
-# listed: by the table; category: what holds. unsettled: items of which a row with a word came or went since.
+_LAST = 2**63 - 1  # no row has a higher number
+_NOTE = """WHEN {0}.category IS NOT NULL AND {0}.item_id IS NOT NULL
+    AND NOT EXISTS (SELECT 1 FROM categories WHERE item_id = {0}.item_id AND {1})
+BEGIN INSERT OR IGNORE INTO unsettled VALUES ({0}.item_id); END"""
+# listed: by the table; category: what holds. unsettled: items of which a row with a word came or went since that may change it; one more
+# that says what holds does not.
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS categories (item_id TEXT PRIMARY KEY, listed TEXT, category TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS unsettled (item_id TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TRIGGER IF NOT EXISTS word_came AFTER INSERT ON rows {(_NOTE % _NOT_LISTED).format("new")};
-CREATE TRIGGER IF NOT EXISTS word_gone AFTER DELETE ON rows {(_NOTE % _NOT_LISTED).format("old")};
+CREATE TRIGGER IF NOT EXISTS word_came AFTER INSERT ON rows {_NOTE.format("new", "(listed IS NOT NULL OR category = new.category)")};
+CREATE TRIGGER IF NOT EXISTS word_gone AFTER DELETE ON rows {_NOTE.format("old", "listed IS NOT NULL")};
 """
 TABLES = ("categories", "unsettled")
 INDICES = {"rows_by_word": "INDEX rows_by_word ON rows (item_id, event_us, category) WHERE category IS NOT NULL"}
@@ -37,8 +42,24 @@ class Categories:
         query = f"SELECT item_id, category FROM categories WHERE item_id IN ({marks}) AND category IS NOT NULL"
         return dict(self.db.execute(query, items).fetchall())
 
-    def settle(self) -> None:
-        """Take over what the rows say of items that the table says nothing of."""
+    @contextmanager
+    def hearing(self, rows: Sequence[CleanRow]) -> Iterator[dict[str, str]]:
+        """The categories of the items of these rows, which the block keeps; after it as these say, for who then counts them.
+
+        Of whom there are no other rows of an item they need not be made anew: else each new item would cost everybody who sees it first.
+        """
+        items = [row.item_id for row in rows if row.item_id is not None]
+        held = self.of(items) if items else {}
+        if all(row.category is None or row.item_id is None or row.category == held.get(row.item_id) for row in rows):
+            yield held
+            return
+        (last,) = self.db.execute("SELECT ifnull(max(rowid), 0) FROM rows").fetchone()
+        yield held
+        self.settle(last=last)
+        held |= self.of(items)
+
+    def settle(self, *, last: int = _LAST) -> None:
+        """Take over what the rows up to this number, and those after it that are not counted yet, say of items that the table does not."""
         if self.db.execute("SELECT 1 FROM unsettled LIMIT 1").fetchone() is None:
             return
         told = _TOLD.format("unsettled")
@@ -51,7 +72,7 @@ class Categories:
             "INSERT INTO categories VALUES (?, NULL, ?) ON CONFLICT (item_id) DO UPDATE SET category = excluded.category", moved
         )
         for item, _ in moved:
-            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id = ?", item)
+            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id = ? AND rowid <= ?", item, last)
 
     def take(self, listed: Iterable[tuple[str, str]]) -> None:
         """The table says this: item, category."""

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from feature_repo.aggregates import WINDOWS, Aggregates
 from pipelines.tiles import Tiles, Values
 
+_LIVES = {name: (window.hop_us, window.size_us + window.hop_us) for name, window in WINDOWS.items()}  # from an event's hop until its exit
+
 
 class Changed(NamedTuple):
     """What a row shows, and since when (microseconds)."""
@@ -21,11 +23,11 @@ class Changed(NamedTuple):
 class Keyed:
     """Values by the last key of the aggregates."""
 
-    __slots__ = ("_aggregates", "_exits", "_fresh", "_leaving", "_since", "_tiles", "_windows", "name")
+    __slots__ = ("_aggregates", "_exits", "_fresh", "_leaving", "_lives", "_since", "_tiles", "name")
 
     def __init__(self, aggregates: Aggregates) -> None:
         self._aggregates, self.name = aggregates, aggregates.key[-1]
-        self._windows = [WINDOWS[name] for name in dict.fromkeys(name for declared in aggregates.sums for name in declared.windows)]
+        self._lives = [_LIVES[name] for name in dict.fromkeys(name for declared in aggregates.sums for name in declared.windows)]
         self._tiles: dict[str, Tiles] = {}
         self._since: dict[str, int] = {}
         self._fresh: set[str] = set()  # keys that changed since they were last shown
@@ -43,8 +45,9 @@ class Keyed:
         tiles.add(row, enter_us)
         self._since[key] = max(enter_us, self._since.get(key, enter_us))
         self._fresh.add(key)
-        for window in self._windows:  # also of rows that are not counted: their tables have a change point there
-            self._note(row["ts"] - row["ts"] % window.hop_us + window.size_us + window.hop_us, enter_us, key)
+        ts = row["ts"]
+        for hop_us, life_us in self._lives:  # also of rows that are not counted: their tables have a change point there
+            self._note(ts - ts % hop_us + life_us, enter_us, key)
 
     def advance(self, now_us: int) -> None:
         """Let time pass: what expires until then, that instant included, has left."""

@@ -9,6 +9,7 @@ import pytest
 from pipelines import tables
 from pipelines.online_writer import OnlineWriter
 from pipelines.stream import state
+from pipelines.stream.activity import Activity
 from pipelines.stream.timetable import Due, Timetable
 
 ALLOW, DENY = {"personalization": True}, {"personalization": False}
@@ -55,6 +56,25 @@ def test_an_item_is_of_the_category_that_its_earliest_event_says(world, tmp_path
     world.to(40 * DAY)
     assert world.row("customer_category", (world.customer("user_id", "bob"), "b"))["customer_category_views_30d"] == 0
     assert world.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+def test_a_word_on_an_item_makes_nobody_anew_but_who_had_seen_it(world, tmp_path, monkeypatch) -> None:
+    made, real = [], Activity._made
+    monkeypatch.setattr(Activity, "_made", lambda self, customer, now_us: (made.append(customer), real(self, customer, now_us))[1])
+    world.say(0, user="ann", product_id="i1", category="a")
+    world.say(0, user="bob", product_id="i2")
+    world.step()
+    made.clear()
+    for n in range(5):
+        world.say(10 + n, user="ann", product_id=f"new{n}", category="a")
+        world.say(10 + n, user="ann", product_id=f"new{n}", category="b")  # of the same instant: the first by name holds
+    world.step()
+    assert made == []
+    world.say(20, user="bob", product_id="i2", category="a")
+    world.step()
+    assert made == [world.customer("user_id", "bob")]
+    assert views(world) == {("ann", "a"): 11, ("bob", "a"): 2}
+    assert world.is_exact(tmp_path / "truth")
 
 
 def test_the_catalogues_word_stands_above_that_of_events_and_may_change(world, tmp_path) -> None:

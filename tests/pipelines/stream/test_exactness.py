@@ -6,17 +6,18 @@ judged when it comes, and an ingest that comes later may know more. Nor does suc
 Some say of which category their item is, and now and then the catalogue says something else of all items.
 """
 
+import os
 from contextlib import closing
 from datetime import UTC, datetime
 
 import pyarrow as pa
-import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import tables
 
 ALLOW, DENY = {"personalization": True}, {"personalization": False}
+SCHEDULES = int(os.environ.get("RAPPORT_SCHEDULES", "5"))
 QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 WHO = st.sampled_from([("u1", None), ("u2", None), ("u1", "d1"), ("u2", "d1"), (None, "d1"), (None, "d2"), ("u3", "d2"), ("u3", None)])
@@ -100,15 +101,7 @@ def say(world, received_s, number, user, device, what, _at_s, late_s) -> None:
         world.say(received_s, names.get(what, what), **options, product_id=item, price=2.5 + number)
 
 
-@settings(max_examples=2, **QUICK)
+@settings(max_examples=SCHEDULES, **QUICK)
 @given(SCHEDULE)
 def test_online_is_what_the_batch_says(new_world, tmp_path_factory, schedule) -> None:
-    check(new_world, tmp_path_factory, schedule)
-
-
-@pytest.mark.slow
-@settings(max_examples=25, **QUICK | {"derandomize": False})
-@seed(20_261_121)
-@given(SCHEDULE)
-def test_online_is_what_the_batch_says_for_many_schedules(new_world, tmp_path_factory, schedule) -> None:
     check(new_world, tmp_path_factory, schedule)

@@ -1,6 +1,7 @@
 """The twin's law: for any payload the rows are those that the ingest's own SQL makes of it."""
 
 import json
+import os
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +21,7 @@ from pipelines.vault import open_vault
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LIMITS = IngestSettings()
+SCHEDULES = int(os.environ.get("RAPPORT_SCHEDULES", "5"))
 QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 TEXTS = st.sampled_from(
@@ -147,16 +149,9 @@ def by_twin(call: dict, vault) -> list[tuple]:
     ]  # fmt: skip
 
 
-@settings(max_examples=12, **QUICK)
+@settings(max_examples=5 * SCHEDULES, **QUICK)
 @given(CALLS)
 def test_rows_are_those_of_the_ingest(vault, tmp_path_factory, calls) -> None:
-    check(calls, vault, tmp_path_factory.mktemp("home"))
-
-
-@pytest.mark.slow
-@settings(max_examples=150, **QUICK)
-@given(CALLS)
-def test_rows_are_those_of_the_ingest_for_many_payloads(vault, tmp_path_factory, calls) -> None:
     check(calls, vault, tmp_path_factory.mktemp("home"))
 
 
