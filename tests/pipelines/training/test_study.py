@@ -1,8 +1,7 @@
 """Trials of one search, kept in a journal or on a server: the same promises of all. The server is a real PostgreSQL."""
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -32,14 +31,17 @@ def trial(value):
     return optuna.trial.create_trial(value=value, params={}, distributions={}, user_attrs={"params": {}})
 
 
-def in_child(work):
-    """`work(tell)` in a process of its own; returns it once `tell` was called, and what was told."""
-    fork = multiprocessing.get_context("fork")
-    reading, writing = fork.Pipe(duplex=False)
-    child = fork.Process(target=work, args=(writing.send,), daemon=True)
-    child.start()
-    assert reading.poll(60)
-    return child, reading.recv()
+HOLD_THREE = """
+import pathlib, sys, time
+from contextlib import closing
+from pipelines.training.study import Storage, open_study
+
+name, kind, place = sys.argv[1:]
+storage = Storage(journal=pathlib.Path(place)) if kind == "journal" else Storage(server=place, heartbeat_s=1)
+with closing(open_study(name, storage)) as mine, mine.hold(3) as is_mine:
+    print(is_mine, flush=True)
+    time.sleep(120)
+"""
 
 
 def test_finished_trials_are_seen_by_all_and_the_first_of_a_number_counts(storage, name):
@@ -54,22 +56,19 @@ def test_finished_trials_are_seen_by_all_and_the_first_of_a_number_counts(storag
 
 
 def test_number_that_a_living_process_holds_is_nobody_elses_and_free_when_it_is_let_go(storage, name):
-    def hold_three(tell):
-        with closing(open_study(name, storage)) as mine, mine.hold(3) as is_mine:
-            tell(is_mine)
-            time.sleep(60)
-
-    child, held = in_child(hold_three)
+    place = ("journal", str(storage.journal)) if storage.journal else ("server", storage.server)
+    words = [sys.executable, "-W", "ignore", "-c", HOLD_THREE, name, *place]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)  # not forked: this process has threads
     try:
-        assert held
+        assert child.stdout.readline().strip() == "True"
         with closing(open_study(name, storage)) as study:
             time.sleep(1.2 * GRACE_BEATS if storage.server else 0.0)  # longer than a dead one is waited for
             with study.hold(3) as is_mine:
                 assert not is_mine
             with study.hold(4) as is_mine:
                 assert is_mine
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
+            child.kill()
+            child.wait()
             until = time.monotonic() + 30
             is_mine = False
             while not is_mine and time.monotonic() < until:
@@ -79,7 +78,7 @@ def test_number_that_a_living_process_holds_is_nobody_elses_and_free_when_it_is_
             assert is_mine
     finally:
         child.kill()
-        child.join()
+        child.communicate()
 
 
 def test_number_that_was_let_go_can_be_held_again(storage, name):
