@@ -11,6 +11,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -84,8 +85,9 @@ class Sending:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._told = tempfile.NamedTemporaryFile(prefix="rapport-sent-")  # noqa: SIM115 - read at the end, which removes it
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "serving.bench.sending"],
+            [sys.executable, "-m", "serving.bench.sending", self._told.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -103,14 +105,15 @@ class Sending:
     def result(self) -> Sent:
         """Wait for the end. Raises ServiceError where the sender failed."""
         try:
-            told, said = self._child.communicate(timeout=self.plan.seconds + _GRACE_S)
+            _, said = self._child.communicate(timeout=self.plan.seconds + _GRACE_S)
         except subprocess.TimeoutExpired:
             self._child.kill()
             raise _failure(f"bench: the sender did not end {_GRACE_S:g} s after its time; look at the service's log") from None
         if self._child.returncode:
             code, end = self._child.returncode, said[-500:].decode(errors="replace")
             raise _failure(f"bench: the sender ended with code {code}; the end of what it said: {end}")
-        found = json.loads(told.splitlines()[-1])
+        with self._told as told:
+            found = json.load(told)
         return Sent(**{**found, "seconds": [Second(**second) for second in found["seconds"]]})
 
 
@@ -277,7 +280,7 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     plan = Plan(**json.loads(sys.stdin.readline()))
     sent = uvloop.run(send(plan))
-    sys.stdout.write(json.dumps(asdict(sent)) + "\n")
+    Path(sys.argv[1]).write_text(json.dumps(asdict(sent)))  # a file: what is many megabytes long is no pipe's
 
 
 if __name__ == "__main__":
