@@ -768,12 +768,13 @@ def _bench_serve(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any
 
     shop = generated.SHOP_QUICK if quick else generated.SHOP_USUAL
     sizes = measures.SERVE_QUICK if quick else measures.SERVE_FULL if full else measures.SERVE_USUAL
-    settings, troubled = Settings(home=folder / "shop"), None
+    unlimited: dict[str, Any] = {"rate_per_s": 1e9, "burst": 10**9}  # one key asks for all
+    settings, troubled = Settings(home=folder / "shop", serving=unlimited), None
     with generated.redis_beside(folder / "redis") as url:
         with _step(f"a shop of {shop.customers:,} customers and {shop.items:,} items"):
             generated.fill_shop(settings, sizes=shop)
             if url is not None:
-                troubled = Settings(home=folder / "troubled", online=OnlineSettings(redis_url=url))
+                troubled = Settings(home=folder / "troubled", serving=unlimited, online=OnlineSettings(redis_url=url))
                 generated.fill_shop(troubled, sizes=generated.SHOP_TINY)
         with _step("four servers, asked in turns, then in trouble"):
             customers = [f"c{n}" for n in range(generated.SHOP_TINY.customers)]

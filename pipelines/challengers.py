@@ -10,6 +10,7 @@ from typing import Any
 from models import tasks
 from pipelines import registry
 from pipelines.errors import RegistryError
+from pipelines.private_file import replace_file
 
 
 def challengers(home: Path) -> dict[str, dict[str, Any]]:
@@ -37,9 +38,8 @@ def challenge(home: Path, name: str, version: int | None) -> None:
         registry.load_version(home, name, version)
     path = _path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps({**challengers(home), name: {"version": version}}, indent=1, sort_keys=True), encoding="utf-8")
-    draft.replace(path)
+    entries = {**challengers(home), name: {"version": version}}
+    replace_file(path, json.dumps(entries, indent=1, sort_keys=True).encode())
 
 
 def _path(home: Path) -> Path:

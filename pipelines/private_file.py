@@ -1,10 +1,12 @@
 """A SQLite file that is for its owner's eyes only: made, opened, written whole or not at all, and set to keep what it acknowledges.
 
-In: a path and the statements that create its tables. Out: a connection in autocommit mode. Never deletes or migrates anything.
+In: a path and the statements that create its tables. Out: a connection in autocommit mode. Beside it the two ways in which any file here is
+made to outlive a loss of power. Never deletes or migrates anything.
 """
 
 import os
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,3 +67,13 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Readers see the old file or the new one, never half of either, also after a power cut."""
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with fresh.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ import numpy as np
 from pydantic import SecretStr
 
 from pipelines.errors import RegistryError, StoreError
-from pipelines.private_file import sync
+from pipelines.private_file import replace_file, sync
 from pipelines.signing import signing_key
 
 MANIFEST = "manifest.json"
@@ -211,7 +210,7 @@ def _set_champion(home: Path, name: str, entry: dict[str, Any]) -> None:
     path = _champions_path(home)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**champions(home), name: entry}, indent=1, sort_keys=True)
-    _replace(path, content.encode())
+    replace_file(path, content.encode())
 
 
 def _save_array(folder: Path, label: str, values: np.ndarray) -> None:
@@ -243,7 +242,7 @@ def _sign(home: Path, folder: Path, manifest: Mapping[str, Any]) -> None:
             sync(path)
     files = {_relative(path, folder): _digest(path) for path in _files(folder)}
     unsigned = {**json.loads(json.dumps(manifest, allow_nan=False)), "files": files}
-    _replace(folder / MANIFEST, _signed(_key(home, create=True), unsigned))
+    replace_file(folder / MANIFEST, _signed(_key(home, create=True), unsigned))
 
 
 def _read_manifest(home: Path, folder: Path) -> dict[str, Any]:
@@ -295,16 +294,6 @@ def _key(home: Path, *, create: bool = False) -> bytes:
         return signing_key(home, create=create)
     except StoreError as error:
         raise RegistryError(f"registry: {error}, or train again") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of either, also after a power cut."""
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _move_alias(home: Path, name: str, version: int, server: SecretStr | None) -> None:

@@ -98,10 +98,9 @@ class Recommendations:
         bundle: Callable[[], Bundle],
         catalogue: Callable[[], Catalogue],
         clock: Clock,
-        remembered: Remembered | None = None,
     ) -> None:
         self._guard, self._bundle, self._catalogue, self._clock = guard, bundle, catalogue, clock
-        self.remembered = remembered or Remembered()
+        self._answered = Remembered()
         self._aligned: tuple[Recommending, Catalogue, Offers] | None = None
 
     def answer(self, request: RecommendRequest, deadline: Deadline) -> Recommendation:
@@ -153,7 +152,7 @@ class Recommendations:
         if not names:
             raise Declined(fallbacks.NO_MATCH)
         if not case.bought and case.request.filters == NO_FILTERS and not case.request.exclude and case.request.max_per_category is None:
-            self.remembered.keep(customer, names, values, model.version)
+            self._answered.keep(customer, names, values, model.version)
         strongest = taste.strongest(model.learner, best[:k])
         done = {act.item_id: BOUGHT if act.is_bought else VIEWED for act in acts}
         reasons = [
@@ -230,7 +229,7 @@ class Recommendations:
         customer = case.person.customer_id
         if customer is None or not case.person.is_allowed:
             if customer is not None:
-                self.remembered.forget(customer)
+                self._answered.forget(customer)
             raise Declined(fallbacks.UNKNOWN_CUSTOMER if customer is None else fallbacks.CONSENT)
         if case.request.new_only and case.failure is None:
             bought = self._guard.ask(lambda profiles: recent.bought(profiles, customer, deadline=case.deadline))
@@ -249,7 +248,7 @@ class Recommendations:
         """What was answered before. Raises what the customer's own answer failed with where that is nothing, or where nobody could be asked
         whether they still allow it.
         """
-        found = self.remembered.of(case.person.customer_id or "") if case.person.is_allowed else None
+        found = self._answered.of(case.person.customer_id or "") if case.person.is_allowed else None
         if found is None:
             raise Declined((case.failure or Unavailable(fallbacks.MODEL_FAILED)).cause)
         return found

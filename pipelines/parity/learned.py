@@ -23,8 +23,6 @@ from pipelines.settings import Settings
 from pipelines.tables import Table
 from pipelines.training.tasks import discover
 
-OWN = {"churn": (tables.TRAINING_CHURN, tables.SCORED_CHURN), "intent": (tables.TRAINING_INTENT, tables.SCORED_INTENT)}
-SHARED = (tables.TRAINING_TASKS, tables.SCORED_TASKS)
 _ASKED = ("customer_id", "event_timestamp", *windows.REQUEST)
 
 
@@ -43,13 +41,13 @@ def look(home: Path, *, customers: int, rng: np.random.Generator, settings: Sett
     """Look at the rows of so many customers of each model, chosen at random. Raises StoreError where a service was never applied."""
     found, champions = Learned(), registry.champions(home)
     for name, task in discover().items():
-        for table in OWN.get(name, SHARED):
+        for table in tables.OWN_ROWS.get(name, tables.SHARED_ROWS):
             rows = _rows(home, table, name, customers, rng)
             if rows.empty:
                 continue
             today = feature_store.training_frame(home, rows[[c for c in _ASKED if c in rows]], service=task.feature_service)
             entry: Mapping[str, Any] = champions.get(name, {})
-            part = table.name if table not in SHARED else f"{table.name}/{name}"
+            part = table.name if table not in tables.SHARED_ROWS else f"{table.name}/{name}"
             found.parts[part] = {**_compare(found, part, rows, today, home, settings), "champion": entry.get("version")}
     return found
 
@@ -61,11 +59,11 @@ def _rows(home: Path, table: Table, model: str, customers: int, rng: np.random.G
     """Some customers' rows of a model, without the columns that are other models'."""
     if not tables.exists(home, table):
         return pd.DataFrame()
-    mine = pc.scalar(True) if table not in SHARED else pc.field("model") == model
+    mine = pc.scalar(True) if table not in tables.SHARED_ROWS else pc.field("model") == model
     known = np.unique(tables.matching(home, table, mine, ["customer_id"])["customer_id"].to_numpy(zero_copy_only=False).astype(str))
     chosen = pc.field("customer_id").isin(pa.array(rng.permutation(known)[:customers].tolist(), pa.string()))
     rows: pd.DataFrame = tables.matching(home, table, mine & chosen, tables.schema_of(home, table).names).to_pandas()
-    return rows if table not in SHARED else rows.dropna(axis="columns", how="all")
+    return rows if table not in tables.SHARED_ROWS else rows.dropna(axis="columns", how="all")
 
 
 def _compare(found: Learned, part: str, rows: pd.DataFrame, today: pd.DataFrame, home: Path, settings: Settings) -> dict[str, Any]:

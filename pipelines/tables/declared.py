@@ -344,3 +344,7 @@ TABLES = (
     TRAINING_CHURN, TRAINING_INTENT, TRAINING_TASKS, SCORED_CHURN, SCORED_INTENT, SCORED_TASKS,
     CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, RECOMMENDATIONS,
 )  # fmt: skip
+
+# The rows that a model learned from, and those that it scored last: tables of its own, else its part (column `model`) of shared ones.
+OWN_ROWS = {"churn": (TRAINING_CHURN, SCORED_CHURN), "intent": (TRAINING_INTENT, SCORED_INTENT)}
+SHARED_ROWS = (TRAINING_TASKS, SCORED_TASKS)

@@ -8,13 +8,12 @@ import pyarrow.compute as pc
 
 from pipelines import tables
 
-OWN = {"churn": tables.TRAINING_CHURN, "intent": tables.TRAINING_INTENT}  # the others share a table
-
 
 def keep(home: Path, name: str, frame: pd.DataFrame) -> None:
     """Put the rows of model `name` in the place of those that were kept of it before; another model's stay."""
-    if name in OWN:
-        tables.write(home, OWN[name], frame)
+    if name in tables.OWN_ROWS:
+        learned_from, _ = tables.OWN_ROWS[name]
+        tables.write(home, learned_from, frame)
         return
     mine = pa.Table.from_pandas(frame.assign(model=name), preserve_index=False)
     with tables.locked(home):  # two models may be trained at once

@@ -258,3 +258,13 @@ def running(shop, tmp_path_factory):
     with start(Settings(home=home), 0, is_alone=True) as service:
         keys = {role: read_key(service.settings, role) for role in Role}
         yield SimpleNamespace(port=service.port, url=service.url, keys=keys, child=service.child, output=service.output, home=home)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """The words that start a browser without a window, a profile of its own, and without calls home."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no browser on this machine")
+    quiet = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+    return [program, *quiet, f"--user-data-dir={tmp_path}"]

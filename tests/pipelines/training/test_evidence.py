@@ -27,5 +27,5 @@ def test_a_model_that_is_trained_again_replaces_its_rows_and_keeps_those_of_othe
 @pytest.mark.parametrize("name", ["churn", "intent"])
 def test_the_models_of_the_loop_have_tables_of_their_own(tmp_path, name):
     evidence.keep(tmp_path, name, rows(3))
-    assert tables.count(tmp_path, evidence.OWN[name]) == 3
+    assert tables.count(tmp_path, tables.OWN_ROWS[name][0]) == 3
     assert not tables.exists(tmp_path, tables.TRAINING_TASKS)
