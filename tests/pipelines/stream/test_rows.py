@@ -160,6 +160,51 @@ def check(calls: list[dict], vault, home) -> None:
         assert by_twin(call, vault) == expected, json.dumps(call)
 
 
+ODD = [
+    None, True, False, "", " ", " i1 ", "NaN", "Infinity", "-inf", "null", "1e16", "\u2028\x7f", "a/b\"\\", "[1e16]", '{"a":1e16}', "i\u0000",
+    0, -1, 2, 10**15, 2**53 + 1, 2**63, 2**64, -(2**70), 10**400,
+    -0.0, 0.0, 2.0, 2.555, 1e-5, 1e-7, 5e-324, 1e15, 1e16, 123456789012345680.0, 1e20, 1e21, 1e22, 1.7976931348623157e308,
+]  # fmt: skip
+NESTED = [*([value] for value in ODD), [], {}, [[]], [[[1e16, -0.0]]], {"a": {"b": [1e16, {"c": 1e17}]}}, {"": ""}, {"a.b": 1e20}, [1e16] * 3]
+FIELDS = (
+    "type", "event", "name", "messageId", "timestamp", "originalTimestamp", "receivedAt", "context", "context.sessionId", "context.consent",
+    "context.consent.categoryPreferences", "context.consent.categoryPreferences.personalization", "properties",
+    *(f"properties.{name}" for name in ("product_id", "item_id", "sku", "order_id", "session_id", "quantity", "price", "revenue", "total",
+                                        "value", "category", "categoryPreferences", "products")),
+    *(f"properties.products.0{part}" for part in ("", ".product_id", ".item_id", ".sku", ".quantity", ".price", ".category")),
+)  # fmt: skip
+
+
+def with_value(call: dict, path: str, value) -> dict:
+    """The call with this value there, whatever is on the way to it."""
+    made = place = json.loads(json.dumps(call))
+    *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    for step, following in zip(steps, [*steps[1:], last], strict=True):
+        if not isinstance(place, list) and step not in place:
+            place[step] = [{"product_id": "i1", "quantity": 1, "price": 9.99}] if isinstance(following, int) else {}
+        place = place[step]
+    place[last] = value
+    return made
+
+
+def test_every_field_with_every_odd_value_is_read_alike_by_stream_and_ingest(vault, tmp_path) -> None:
+    """Through the log's own door: what it lets in, both read from the same bytes."""
+    plain = [sale("Order Completed", order_id="o1", product_id="i1", price=9.5, quantity=2), sale("Order Completed", revenue=5, order_id="o1")]
+    calls = [with_value(call, path, value) for path in FIELDS for value in (*ODD, *NESTED) for call in plain]
+    let_in = [event for number, call in enumerate(calls) for event in through_door(call | {"messageId": call.get("messageId", "")}, vault, number)]
+    assert len(let_in) > len(calls) * 0.8
+    found = by_sql([event.payload.decode() for event in let_in], vault, tmp_path)
+    for event, expected in zip(let_in, found, strict=True):
+        assert by_stream(event) == expected, event.payload
+
+
+def test_a_list_that_is_written_by_another_library_is_found_out(vault, tmp_path, monkeypatch) -> None:
+    """The control: as it was."""
+    monkeypatch.setattr(rows, "_nested_by_sql", lambda text: text)
+    (event,) = through_door(sale("Product Viewed", product_id=[1e16]), vault, 0)
+    assert by_stream(event) != by_sql([event.payload.decode()], vault, tmp_path)[0]
+
+
 def sale(event="Order Completed", **properties):
     return {"type": "track", "messageId": "m", "event": event, "timestamp": NOW.isoformat(), "userId": "u1", "properties": properties}
 

@@ -1,0 +1,88 @@
+"""How models stand against their rivals, as a table."""
+
+import json
+from typing import Any
+
+from pipelines.commands import terminal
+
+
+def show_models(models: dict[str, Any], as_json: bool) -> None:
+    """By name what `train` told of each: its figure, its rivals, the champion it was held against, and what the figures do not say."""
+    from rich.table import Table as Grid
+
+    if as_json:
+        print(json.dumps({"models": models}))  # noqa: T201
+        return
+    grid = Grid(box=None, pad_edge=True)
+    for column in ("model", "metric", "value", "rival", "its value", "ahead by (95 %)", "optimum", "version"):
+        grid.add_column(column, no_wrap=column != "rival")
+    for name, report in models.items():
+        if report["trainable"]:
+            grid.add_row(name, *_model_cells(report))
+            for cells in _further_rivals(report):
+                grid.add_row(*cells)
+    terminal.out.print(grid)
+    for name, report in models.items():
+        remark = _remark(report)
+        if remark:
+            terminal.out.print(f"  {name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _model_cells(report: dict[str, Any]) -> tuple[str, ...]:
+    optimum = report.get("optimum")
+    return (
+        report["metric"],
+        f"{report['value']:.4f}",
+        report["rival"],
+        f"{report['rival_value']:.4f}",
+        f"{report['value'] - report['rival_value']:+.3f} ({report['low']:+.3f} to {report['high']:+.3f})",
+        "" if optimum is None else f"{optimum:.4f}",
+        str(report["version"]),
+    )
+
+
+def _further_rivals(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row for each baseline but the first, which stands beside the model, and one for the champion that it was held against."""
+    rows: list[tuple[str, ...]] = [
+        ("", "", "", one["name"], f"{one['value']:.4f}", f"{one['lead']:+.3f} ({one['low']:+.3f} to {one['high']:+.3f})", "", "")
+        for one in report.get("baselines", [])[1:]
+    ]
+    champion = report.get("champion")
+    if champion is None:
+        return rows
+    ahead = f"{report['value'] - champion['value']:+.3f}"
+    if champion.get("low") is not None:
+        ahead += f" ({champion['low']:+.3f} to {champion['high']:+.3f})"
+    return [*rows, ("", "", "", f"champion, version {champion['version']}", f"{champion['value']:.4f}", ahead, "", "")]
+
+
+def _remark(report: dict[str, Any]) -> str:
+    """What the figures alone do not say."""
+    if not report["trainable"]:
+        return f"not trainable, because {report['why']}"
+    if report.get("champion") and not report["details"]["is_champion"]:
+        return f"version {report['champion']['version']} stays the champion: {report['details']['why']}"
+    if report["low"] <= 0:
+        judged = int(report["details"].get("judged_customers", 0)) or report["details"]["rows"]["test"]
+        return f"not shown to be ahead: {judged:,} judged in the test window leave an interval that reaches {report['low']:+.3f}"
+    return ""
+
+
+def show_segments(report: dict[str, Any]) -> None:
+    """What the segments are, in words, and how many customers have moved since they were last written."""
+    shown = ("segment", "customers", "share", "stability", "description")
+    rows = [
+        {name: f"{row[name]:.2f}" if name in ("share", "stability") else row[name] for name in shown}
+        for row in report["details"].get("segments", ())
+    ]
+    if rows:
+        terminal.show_rows(rows, as_json=False)
+    for name, title in (("lifecycle", "life cycle"), ("rfm_tier", "recency, frequency and money")):
+        counts = ", ".join(f"{count:,} {key}" for key, count in report["details"].get(name, {}).items())
+        terminal.out.print(f"  {title}: {counts or 'nobody'}", highlight=False)
+    moved = report["details"].get("moved")
+    if rows and moved and moved["share_moved"] is not None:
+        word = "more than chance and little" if moved["is_material"] else "no more than chance or little"
+        terminal.out.print(
+            f"  {moved['share_moved']:.1%} of customers have another segment than before; shares moved by {word}", highlight=False
+        )
