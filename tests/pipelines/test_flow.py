@@ -81,7 +81,7 @@ def test_changed_content_reruns_the_reader(job):
 def test_changed_code_runs_the_step_again(job, monkeypatch):
     calls = []
     flow.run(counting_steps(calls), job)
-    monkeypatch.setattr(flow, "code_version", lambda modules: "other")
+    monkeypatch.setattr(flow.runner, "code_version", lambda modules: "other")
     flow.run(counting_steps(calls), job)
     assert calls == ["first", "second", "first", "second"]
 
