@@ -69,12 +69,15 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Readers see the old file or the new one, never half of either, also after a power cut. Its folder is made if absent."""
+def replace_file(path: Path, content: bytes, *, rights: int = 0o666) -> None:
+    """Readers see the old file or the new one, never half of either, also after a power cut. Its folder is made if absent.
+
+    rights: of the file, as far as the process's mask lets them. Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with fresh.open("wb") as file:
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, rights), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from pipelines.errors import InputError, StoreError
+from pipelines.private_file import replace_file
 
 RING = "ring.json"
 
@@ -106,15 +107,9 @@ def changing(home: Path) -> Iterator[list[Entry]]:
 
 def write_private(path: Path, content: bytes) -> None:
     """Replace the file, for its owner's eyes only; whoever reads it finds the old content or the new. Raises StoreError."""
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(6)}")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        replace_file(path, content, rights=0o600)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise StoreError(f"keys: {path} could not be written ({error}); free space or mend its rights") from error
 
 
