@@ -6,6 +6,7 @@ made to outlive a loss of power. Never deletes or migrates anything.
 
 import os
 import sqlite3
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,12 +27,26 @@ def open_private(path: Path, schema: str, *, room: str, is_durable: bool = True,
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         db = sqlite3.connect(path, timeout=busy_s, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode = WAL", f"synchronous = {'FULL' if is_durable else 'NORMAL'}", "secure_delete = ON"):
+        write_ahead(db, busy_s=busy_s)
+        for pragma in (f"synchronous = {'FULL' if is_durable else 'NORMAL'}", "secure_delete = ON"):
             db.execute(f"PRAGMA {pragma}").fetchall()
         db.executescript(schema)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{room}: {path} could not be opened ({error}); check its rights and the space on its disk") from error
     return db
+
+
+def write_ahead(db: sqlite3.Connection, *, busy_s: float) -> None:
+    """Put the file into WAL mode. Of several who open a new file at once SQLite refuses some without waiting, whatever its timeout."""
+    until = time.monotonic() + busy_s
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """How a file of the log is opened, what a transaction on it is, and what its refusals are called.
 
 In: paths. Out: SQLite connections whose commits are on disk when they return, and StoreErrors in place of SQLite's own.
-Never retries: whoever asked knows whether asking again makes sense.
+Never retries a commit: whoever asked knows whether asking again makes sense.
 """
 
 import sqlite3
@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pipelines.errors import StoreError
+from pipelines.private_file import write_ahead
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -31,6 +32,7 @@ def connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False, cached_statements=256)
     if is_new:
         path.chmod(0o600)
+    write_ahead(db, busy_s=_BUSY_S)  # first: the pragma alone does not wait
     for pragma in PRAGMAS:
         db.execute(f"PRAGMA {pragma}").fetchall()
     return db
