@@ -18,6 +18,7 @@ from pipelines.private_file import flush, transaction
 BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
 CACHE_KB = 32 * 1024  # a batch of a load stays in it
 WAL_PAGES = 1_000  # of the write-ahead log, from which on a commit moves it into the file
+STATEMENTS = 512  # kept prepared: of some there is one for each number of keys
 LONG_WAL_PAGES = 65_536  # where somebody else is to move it (`stream.upkeep`), and the writer only if that one cannot keep up
 _MEND = f"{online_schema.MEND}, or free space on its disk"
 
@@ -105,8 +106,9 @@ class OnlineFile:
         try:
             # never created here: an empty file would look like a store that knows nobody
             db = sqlite3.connect(
-                f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-            )
+                f"{self.path.resolve().as_uri()}?mode=rw", uri=True, timeout=BUSY_S, isolation_level=None, check_same_thread=False,
+                cached_statements=STATEMENTS,
+            )  # fmt: skip
             synchronous, pages = ("FULL", WAL_PAGES) if self._is_durable else ("NORMAL", LONG_WAL_PAGES)
             for pragma in (
                 "journal_mode = WAL", f"synchronous = {synchronous}", "secure_delete = ON", f"cache_size = -{CACHE_KB}",

@@ -9,8 +9,8 @@ Feast itself is not imported. Never creates a table (`feature_store.apply` does)
         online.write("customer_consent", [Row(customer_id, {"is_personalization_allowed": False}, event_us=now)])
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, repeat
@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pipelines import online_schema
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StoreError
 from pipelines.feast_format import (
     JoinKey,
     Key,
     Value,
+    decode_value,
     encode_value,
     key_decoder,
     key_encoder,
-    key_prefix,
     sorted_names,
     stored_seconds,
     table_of,
 )
-from pipelines.online_file import OnlineFile
+from pipelines.online_reader import CUSTOMER, FORMER, IDENTIFIER_VIEW, K, OnlineReader, is_former, micros
+from pipelines.online_rows import Standing, StandingRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,14 +40,16 @@ if TYPE_CHECKING:
     from pipelines.redis_writer import RedisWriter
     from pipelines.settings import Settings
 
-IDENTIFIER_VIEW = "identifier_customer"
+__all__ = [
+    "CONSENT_VIEW", "CUSTOMER", "FORMER", "IDENTIFIER_VIEW", "K", "OnlineWriter", "Row", "as_text", "encoded_keys", "encoded_value",
+    "is_former", "mapped", "open_writer",
+]  # fmt: skip
+
 CONSENT_VIEW = "customer_consent"
-FORMER = "customer_id"  # the kind of an identifier that was a customer's id before it was merged into another
-CUSTOMER = "customer_id"  # the join key, alone or with others, of what is known about a person
 
-K = TypeVar("K", bound=Key)
+Self = TypeVar("Self", bound="OnlineWriter")
+Cell = tuple[bytes, str, bytes, str | None, int, float]  # as stored: key, feature, value and its text, times
 
-_AT_A_TIME = 500
 _LOW = 4_096  # most values are counts below
 _STREAMED = "CREATE TABLE IF NOT EXISTS streamed_views (view TEXT PRIMARY KEY) WITHOUT ROWID"
 
@@ -64,8 +67,24 @@ class Row:
     created_us: int | None = None
 
 
-class OnlineWriter(OnlineFile):
+class OnlineWriter(OnlineReader):
     """Writes rows to the online store of one home; one thread. Everything but reading is done inside a `transaction`."""
+
+    def __init__(self, home: Path, *, schema: str = "", is_durable: bool = True) -> None:
+        """See OnlineFile."""
+        super().__init__(home, schema=schema, is_durable=is_durable)
+        self._standing = StandingRows()
+
+    @contextmanager
+    def transaction(self: Self) -> Iterator[Self]:
+        """See OnlineFile."""
+        try:
+            with super().transaction():
+                self._standing.follow(self.db)
+                yield self
+        except BaseException:
+            self._standing.clear()
+            raise
 
     def write(self, view: str, rows: Iterable[Row], *, join_key: JoinKey = CUSTOMER) -> int:
         """Write the rows, each value unless a newer one is there; returns the values written. Equal times: the later call wins.
@@ -74,25 +93,84 @@ class OnlineWriter(OnlineFile):
         """
         encode, cells, kinds = key_encoder(join_key), [], self._kinds(view, (), join_key)
         for row in rows:
-            if not row.values.keys() <= kinds.keys():
-                self._kinds(view, row.values, join_key)
-            values = online_schema.checked(view, kinds, row.values)
-            key, stamps = encode(row.key), _stamps(row.event_us, row.created_us)
+            values, key, stamps = self._checked(view, kinds, row.values, join_key), encode(row.key), _stamps(row.event_us, row.created_us)
             cells += [(key, name, *_cell(view, name, value), *stamps) for name, value in values.items()]
-        if cells:
-            self._mark(view)
-        return self.db.executemany(_upsert(view), cells).rowcount if cells else 0
+        return self._upserted(view, cells)
 
     def renew(self, view: str, rows: Sequence[Row], *, join_key: JoinKey = CUSTOMER) -> int:
-        """Write the rows whatever is there; returns the values. What is newer was told before something was taken back, so they are made
-        as new as that.
+        """Write the rows, whole ones, whatever is there; returns their values. Raises as `write` does.
+
+        What is newer was told before something was taken back, so they are made as new as that. Of a row that stands there already
+        only its time and the values that are others are written.
         """
-        values = sum(len(row.values) for row in rows)
-        if not rows or self.write(view, rows, join_key=join_key) == values:
-            return values
-        there = self.read(view, next(iter(rows[0].values)), [row.key for row in rows], join_key=join_key)
-        self.write(view, [replace(row, event_us=max(row.event_us, there[row.key][1])) for row in rows], join_key=join_key)
-        return values
+        return sum(len(row.values) for row in self._renewed(view, rows, join_key))
+
+    def _renewed(self, view: str, rows: Sequence[Row], join_key: JoinKey) -> list[Row]:
+        """The rows with the times that they were given."""
+        encode, kinds = key_encoder(join_key), self._kinds(view, (), join_key)
+        keys = [encode(row.key) for row in rows]
+        there = self._there(view, {key: tuple(row.values) for key, row in zip(keys, rows, strict=True)})
+        fresh, odd, stamps, others, dated, n_stamped = [], [], [], [], [], 0
+        for key, row in zip(keys, rows, strict=True):
+            before = there.get(key)
+            made = Standing(tuple(row.values), tuple(row.values.values()), *_stamps(row.event_us, row.created_us))
+            if before is not None and made.time < before.time:
+                row = replace(row, event_us=max(row.event_us, micros(before.known_s)), created_us=None)
+                made = Standing(made.names, made.values, *_stamps(row.event_us, None))
+            dated.append(row)
+            if before is not None and before.names == made.names:
+                if made.time != before.time:
+                    stamps.append((*made.time, key))
+                    n_stamped += len(made.names)
+                values = self._checked(
+                    view, kinds, {(name := made.names[at]): row.values[name] for at in before.differences(made)}, join_key
+                )
+                others += [(*_cell(view, name, value), key, name) for name, value in values.items()]
+            else:
+                values = self._checked(view, kinds, row.values, join_key)
+                if before is None:
+                    fresh.append((made, key, [half for name, value in values.items() for half in _cell(view, name, value)]))
+                else:
+                    odd += [(key, name, *_cell(view, name, value), *made.time) for name, value in values.items()]
+            there[key] = made if before is None or before.names == made.names else Standing((), (), *made.time)
+        for made, key, halves in fresh:
+            self._mark(view)
+            self.db.execute(_insert(view, made.names), (key, *made.time, *halves))
+        self._upserted(view, odd)
+        self._updated(view, "event_ts = ?, created_ts = ? WHERE entity_key = ?", stamps, n_stamped)
+        self._updated(view, "value = ?, value_text = ? WHERE entity_key = ? AND feature_name = ?", others, len(others))
+        for key in keys:
+            if there[key].names:
+                self._standing.put(view, key, there[key])
+        return dated
+
+    def _there(self, view: str, columns: Mapping[bytes, tuple[str, ...]]) -> dict[bytes, Standing]:
+        """The rows under these keys. One of other columns, or not written all at once, has no names; its time is the newest."""
+        found = {key: row for key in columns if (row := self._standing.get(view, key)) is not None}
+        cells: dict[bytes, dict[str, tuple]] = {}
+        head = f'SELECT entity_key, feature_name, value, value_text, event_ts, coalesce(created_ts, event_ts) FROM "{table_of(view)}"'
+        for key, name, *cell in self._select(f"{head} WHERE entity_key", [key for key in columns if key not in found]):
+            cells.setdefault(key, {})[name] = tuple(cell)
+        return found | {key: _standing(some, columns[key]) for key, some in cells.items()}
+
+    def _checked(self, view: str, kinds: Mapping[str, str], values: Mapping[str, Value], join_key: JoinKey) -> Mapping[str, Value]:
+        if not values.keys() <= kinds.keys():
+            self._kinds(view, values, join_key)
+        return online_schema.checked(view, kinds, values)
+
+    def _upserted(self, view: str, cells: Sequence[Cell]) -> int:
+        if not cells:
+            return 0
+        self._mark(view)
+        self._standing.drop(view, {cell[0] for cell in cells})
+        return self.db.executemany(_upsert(view), cells).rowcount
+
+    def _updated(self, view: str, change: str, cells: Sequence[tuple], expected: int) -> None:
+        """Change cells that stand there, so many of them."""
+        if cells and (found := self.db.executemany(f'UPDATE "{table_of(view)}" SET {change}', cells).rowcount) != expected:
+            raise StoreError(
+                f"online store: expected {expected} cells of {view} to stand in {self.path}, found {found}; the next look tells"
+            )
 
     def load(self, view: str, batch: "pa.RecordBatch | pa.Table", *, join_key: JoinKey, is_guarded: bool) -> int:
         """Write a batch: join keys, features, event_us and created_us (null: none). Not guarded: whatever is there is replaced.
@@ -114,38 +192,8 @@ class OnlineWriter(OnlineFile):
         )
         # key by key, in the order of the table's index: column by column, pages come and go
         cells = chain.from_iterable(zip(*columns, strict=True))
+        self._standing.clear()
         return self.db.executemany(_upsert(view, is_guarded=is_guarded), cells).rowcount if features else 0
-
-    def is_streamed(self, view: str) -> bool:
-        """Whether rows of the view were ever written one by one, as events came, and not only loaded from its table."""
-        if self.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'streamed_views'").fetchone() is None:
-            return False
-        return self.db.execute("SELECT 1 FROM streamed_views WHERE view = ?", (view,)).fetchone() is not None
-
-    def read(self, view: str, feature: str, keys: Sequence[K], *, join_key: JoinKey = CUSTOMER) -> dict[K, tuple[str | None, int]]:
-        """The stored text of one feature and when it was known (microseconds), by key; keys without a row are left out."""
-        encode = key_encoder(join_key)
-        names = {encode(key): key for key in keys}
-        columns = "entity_key, value_text, coalesce(created_ts, event_ts)"
-        head = f'SELECT {columns} FROM "{table_of(view)}" WHERE feature_name = ? AND entity_key'
-        return {names[key]: (text, math.ceil(known * 1e6)) for key, text, known in self._select(head, list(names), feature)}
-
-    def everything(self, view: str, feature: str, *, join_key: str = CUSTOMER) -> Iterator[tuple[str, str | None]]:
-        """Key and stored text of one feature, of every row."""
-        decode = key_decoder(join_key)
-        query = f'SELECT entity_key, value_text FROM "{table_of(view)}" WHERE feature_name = ?'
-        for key, text in self.db.execute(query, (feature,)):
-            yield str(decode(key)), text
-
-    def identifiers_of(self, customers: Sequence[str]) -> dict[str, list[str]]:
-        """Whose identifiers these customers are known by, as the view of identifiers has it now; every customer is a key."""
-        found: dict[str, list[str]] = {customer: [] for customer in customers}
-        table, start = table_of(IDENTIFIER_VIEW), len(key_encoder("identifier")("")) + 1
-        self.db.execute(f'CREATE INDEX IF NOT EXISTS "{table}_owner" ON "{table}" (value_text)')
-        head = f'SELECT value_text, CAST(substr(entity_key, {start}) AS TEXT) FROM "{table}" WHERE feature_name = ? AND value_text'
-        for customer, identifier in self._select(head, list(found), "customer_id"):
-            found[customer].append(identifier)
-        return found
 
     def remove(self, view: str, keys: Sequence[Key], *, join_key: JoinKey = CUSTOMER) -> int:
         """Delete the keys' rows of a view; returns the values deleted."""
@@ -156,32 +204,9 @@ class OnlineWriter(OnlineFile):
         """Delete everything that the online store holds under these customer ids, in whatever view; returns the values deleted."""
         return sum(self._delete(view, self.keys_of(view, customers)) for view in self._personal()) if customers else 0
 
-    def keys_of(self, view: str, customers: Sequence[str]) -> list[bytes]:
-        """The encoded keys of these customers in a view, all of them where it has a second join key."""
-        join_key = self.schema[view].join_key
-        if isinstance(join_key, str):
-            encode = key_encoder(join_key)
-            return [encode(customer) for customer in customers]
-        if sorted_names(join_key)[0] == CUSTOMER:
-            return [key for customer in customers for key in self._range(view, key_prefix(join_key, customer))]
-        encode, other = key_encoder(join_key), join_key.index(CUSTOMER) ^ 1
-        firsts = self._firsts(view, join_key, other)  # few, as categories are: each customer's key of every one is asked for
-        made = ((customer, first) if other else (first, customer) for customer in customers for first in firsts)
-        return [encode(key) for key in made]
-
-    def held_of(self, view: str, customers: Sequence[str], identifiers: Sequence[str]) -> list[tuple[Key, str, str | None]]:
-        """Key, feature and stored text of everything that a view holds of a person: by customer id, or by identifier."""
-        join_key = self.schema[view].join_key
-        is_personal = CUSTOMER in sorted_names(join_key)
-        if not is_personal and join_key != "identifier":
-            return []
-        keys = self.keys_of(view, customers) if is_personal else [key_encoder(join_key)(name) for name in identifiers]
-        decode = key_decoder(join_key)
-        rows = self._select(f'SELECT entity_key, feature_name, value_text FROM "{table_of(view)}" WHERE entity_key', keys)
-        return [(decode(key), name, text) for key, name, text in rows]
-
     def clear(self, view: str, kept: "Iterable[bytes]") -> int:
         """Delete the rows of all keys but `kept`, encoded; returns the values deleted."""
+        self._standing.clear()
         self.db.execute("CREATE TEMP TABLE IF NOT EXISTS kept_keys (entity_key BLOB PRIMARY KEY) WITHOUT ROWID")
         self.db.execute("DELETE FROM kept_keys")
         self.db.executemany("INSERT OR IGNORE INTO kept_keys VALUES (?)", ((key,) for key in kept))
@@ -199,20 +224,6 @@ class OnlineWriter(OnlineFile):
             deleted += self._delete(view, gone)
         return deleted
 
-    def count(self, view: str) -> int:
-        """The rows of a view."""
-        (found,) = self.db.execute(f'SELECT count(DISTINCT entity_key) FROM "{table_of(view)}"').fetchone()
-        return int(found)
-
-    def _kinds(self, view: str, features: Iterable[str], join_key: JoinKey) -> Mapping[str, str]:
-        """The types of a view's features. Raises StoreError where the store was not made for these, or for this join key."""
-        return online_schema.view_of(self.schema, view, features, join_key, str(self.path)).features
-
-    def _personal(self) -> list[str]:
-        """The views with rows of customers that are there."""
-        views = [view for view, made in self.schema.items() if CUSTOMER in sorted_names(made.join_key)]
-        return [view for view in views if self.has(view)]
-
     def _mark(self, view: str) -> None:
         if view in self._marked:
             return
@@ -222,28 +233,9 @@ class OnlineWriter(OnlineFile):
         self._marked.add(view)
 
     def _delete(self, view: str, keys: Sequence[bytes]) -> int:
+        self._standing.drop(view, keys)
         statement = f'DELETE FROM "{table_of(view)}" WHERE entity_key = ?'
         return self.db.executemany(statement, [(key,) for key in keys]).rowcount if keys else 0
-
-    def _range(self, view: str, prefix: bytes) -> list[bytes]:
-        statement = f'SELECT DISTINCT entity_key FROM "{table_of(view)}" WHERE entity_key >= ? AND entity_key < ?'
-        return [key for (key,) in self.db.execute(statement, (prefix, _after(prefix)))]
-
-    def _firsts(self, view: str, join_key: JoinKey, place: int) -> list[str]:
-        """The different first texts of a view's keys: one look-up for each."""
-        statement, decode = f'SELECT min(entity_key) FROM "{table_of(view)}" WHERE entity_key >= ?', key_decoder(join_key)
-        found, start = [], key_prefix(join_key)
-        while (key := self.db.execute(statement, (start,)).fetchone()[0]) is not None:
-            found.append(decode(key)[place])
-            start = _after(key_prefix(join_key, found[-1]))
-        return found
-
-    def _select(self, head: str, values: Sequence[str | bytes], *first: str) -> list[tuple]:
-        rows: list[tuple] = []
-        for start in range(0, len(values), _AT_A_TIME):
-            some = values[start : start + _AT_A_TIME]
-            rows += self.db.execute(f"{head} IN ({','.join('?' * len(some))})", (*first, *some)).fetchall()
-        return rows
 
 
 def open_writer(home: Path, settings: "Settings | None" = None) -> "OnlineWriter | RedisWriter":
@@ -255,23 +247,12 @@ def open_writer(home: Path, settings: "Settings | None" = None) -> "OnlineWriter
     return RedisWriter(settings.online.redis_url.get_secret_value())
 
 
-def is_former(identifier: str) -> bool:
-    """Whether it is the id of a customer who was merged into another."""
-    return identifier.startswith(f"{FORMER}:")
-
-
 def encoded_keys(batch: "pa.RecordBatch | pa.Table", join_key: JoinKey) -> list[bytes]:
     """The keys of a batch's rows, encoded."""
     encode = key_encoder(join_key)
     if isinstance(join_key, str):
         return mapped(batch[join_key], encode)  # type: ignore[return-value]
     return [encode(key) for key in zip(*(batch[name].to_pylist() for name in join_key), strict=True)]
-
-
-def _after(prefix: bytes) -> bytes:
-    """The least bytes above all that begin with `prefix`."""
-    kept = prefix.rstrip(b"\xff")
-    return kept[:-1] + bytes([kept[-1] + 1])
 
 
 def encoded_value(view: str, feature: str, value: Value) -> bytes:
@@ -286,7 +267,24 @@ def _cell(view: str, feature: str, value: Value) -> tuple[bytes, str | None]:
     """Both forms in which a value is stored."""
     if type(value) is int and 0 <= value < _LOW:
         return _low(value)
-    return encoded_value(view, feature, value), as_text(value)
+    return (b"", None) if value is None else (encoded_value(view, feature, value), as_text(value))
+
+
+def _standing(cells: Mapping[str, tuple[bytes, str | None, int, float]], names: tuple[str, ...]) -> Standing:
+    """A row of its stored cells: value, its text and its times by feature."""
+    times = {(event_s, known_s) for _, _, event_s, known_s in cells.values()}
+    if len(times) > 1 or cells.keys() != set(names):
+        return Standing((), (), *max(times))
+    return Standing(names, tuple(_told(*cells[name][:2]) for name in names), *times.pop())
+
+
+def _told(value: bytes, text: str | None) -> Value | object:
+    """What a cell holds; something that equals nothing where its two forms do not agree."""
+    try:
+        told = decode_value(value)
+    except ValueError:
+        return object()
+    return told if as_text(told) == text else object()
 
 
 @cache
@@ -318,6 +316,14 @@ def mapped(column: "pa.Array | pa.ChunkedArray", call: Callable[..., object]) ->
     made[:] = [call(value) for value in coded.dictionary.to_pylist()]
     answer: list[object] = made[coded.indices.to_numpy(zero_copy_only=False)].tolist()
     return answer
+
+
+@cache
+def _insert(view: str, names: tuple[str, ...]) -> str:
+    """Of a whole row: its key, its times, then a value and its text for each name. One statement costs half of one for each cell."""
+    quoted = ["'" + name.replace("'", "''") + "'" for name in names]
+    cells = ", ".join(f"(?1, {name}, ?{2 * at + 4}, ?{2 * at + 5}, ?2, ?3)" for at, name in enumerate(quoted))
+    return f'INSERT INTO "{table_of(view)}" (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES {cells}'
 
 
 @cache

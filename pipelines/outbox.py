@@ -55,6 +55,12 @@ class MirroredWriter(OnlineWriter):
             self._owe("write", view, join_key, [[row.key, dict(row.values), row.event_us] for row in some])
         return written
 
+    def _renewed(self, view: str, rows: Sequence[Row], join_key: JoinKey) -> list[Row]:
+        dated = super()._renewed(view, rows, join_key)
+        if dated:
+            self._owe("write", view, join_key, [[row.key, dict(row.values), row.event_us] for row in dated])
+        return dated
+
     def remove(self, view: str, keys: Sequence[Key], *, join_key: JoinKey = CUSTOMER) -> int:
         """See OnlineWriter."""
         if keys:

@@ -29,7 +29,7 @@ class Tiles:
     __slots__ = ("_best", "_kept", "_leaving", "_now", "_plan", "_seen", "_state", "_sums")
 
     def __init__(self, aggregates: Aggregates) -> None:
-        self._plan = plan = _plan(aggregates)
+        self._plan = plan = _plan_of(aggregates)
         self._now = _NEVER
         self._state: list[Any] = list(plan.start)  # by column; of a value that its time decides the pair (ts, value)
         self._leaving: list[tuple[int, int]] = []  # heap of (exit, place): the tiles of sums first, then of distinct, then of best values
@@ -230,6 +230,16 @@ class _Plan:
     dated: tuple[int, ...]
     rules: dict[str, _Rule]
     other: _Rule  # of types that no aggregate names
+
+
+_PLANS: dict[int, tuple[Aggregates, _Plan]] = {}  # by identity: there is one of each entity, and its hash costs more than its state
+
+
+def _plan_of(aggregates: Aggregates) -> _Plan:
+    found = _PLANS.get(id(aggregates))
+    if found is None or found[0] is not aggregates:
+        found = _PLANS[id(aggregates)] = aggregates, _plan(aggregates)
+    return found[1]
 
 
 @cache

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import PipelineError, StoreError
+from pipelines.log_lines import write_lines
 from pipelines.settings import Settings, silence_telemetry
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ PAUSES_S = (0.2, 5.0)  # after a refusal: at first, and at most
 def main() -> None:
     """Run until told to stop. Exit 1 with one sentence where this worker is there already, or the vault is not this home's."""
     silence_telemetry()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings = Settings()
+    write_lines(settings.serving.log_format)
     stop = threading.Event()
     for told in (signal.SIGTERM, signal.SIGINT):
         signal.signal(told, lambda *_: stop.set())
     try:
         number = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-        run(Settings(), stop) if number == 0 else run_beside(Settings(), stop, number)
+        run(settings, stop) if number == 0 else run_beside(settings, stop, number)
     except PipelineError as error:
         log.error("%s", error)
         raise SystemExit(1) from None

@@ -219,7 +219,7 @@ class Activity:
             ready.permits.hear(declared)
         now_us = self.now_us()
         self.items.keep(call.rows, now_us=now_us)
-        for row in call.rows:
+        for row in call.rows if self._is_mine(owned.customer_id) else ():
             counted = held(row, owned.linked_us, categories.get(row.item_id or ""))
             if ready.fits(counted):
                 ready.add(counted, now_us=now_us)
@@ -247,8 +247,9 @@ class Activity:
             return []
         touched = []
         for customer in self.state.customers_since(source, since_us, of_log=of_log):
-            rows = self.state.rows_of(customer)
-            permits = self._permits(customer, rows)
+            spells = self.state.spells_of(customer)
+            rows = self.state.rows_of(customer, spells)
+            permits = self._permits(customer, rows, spells)
             later = [row for row in rows if row.key[0] == source and row.row["ts"] >= since_us]
             gone = [row.key for row in later if not permits.may_store(row.row["ts"], covered=None)]
             if gone:
@@ -282,13 +283,16 @@ class Activity:
         return ready
 
     def _made(self, customer: str, now_us: int) -> Live:
-        rows = self.state.rows_of(customer)
-        permits = self._permits(customer, rows)
+        spells = self.state.spells_of(customer)
+        rows = self.state.rows_of(customer, spells)
+        permits = self._permits(customer, rows, spells)
         gone = [row.key for row in rows if permits.must_go(row.row["ts"])] if permits.refused_us is not None else []
         if gone:
             self.state.drop(gone)
             left = set(gone)
             rows = [row for row in rows if row.key not in left]
+        if not self._is_mine(customer):
+            rows = []  # another worker counts them; here is decided what is kept of them, for the items
         noted = self.state.timetable.of([customer]).get(customer, UNKNOWN)
         made = live.made_of(rows, permits, gap_minutes=self.settings.ingest.session_gap_minutes, now_us=now_us, mark=noted.mark)
         if customer not in self._anew and noted.shown_us:
@@ -296,8 +300,8 @@ class Activity:
                 keyed.shown_until(noted.shown_us)
         return made
 
-    def _permits(self, customer: str, rows: Iterable[Held]) -> Permits:
-        permits = Permits(self.purposes, self.state.statements_of(customer))
+    def _permits(self, customer: str, rows: Iterable[Held], spells: Mapping[str, Sequence[Owned]]) -> Permits:
+        permits = Permits(self.purposes, self.state.statements_of(customer, spells))
         for row in rows:
             permits.allow(row.allows, row.row["ts"])
         return permits

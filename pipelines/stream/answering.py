@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.errors import InputError, PipelineError
+from pipelines.log_lines import write_lines
 from pipelines.requests import Kind, Request, Requests
 from pipelines.settings import Settings, silence_telemetry
 from pipelines.vault import Vault, open_vault
@@ -97,8 +98,8 @@ def answer(waiting: Sequence[Request], answerers: Mapping[Kind, Answerer], reque
 def main() -> None:
     """Finish what was left half-erased, then answer the erasures and exports that are asked for, and end."""
     silence_telemetry()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     settings = Settings()
+    write_lines(settings.serving.log_format)
     with closing(open_vault(settings.home, master=settings.master_key)) as vault:
         _resume(settings)
         answerers = {

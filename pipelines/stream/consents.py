@@ -8,9 +8,8 @@ late never overrides a newer one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import engine, tables
 from pipelines.errors import StoreError
@@ -33,8 +32,7 @@ _STATED = "consent"  # the basis of what people said themselves
 _AT_A_TIME = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """What an identifier last said. `since_us`: when it first said so; `said_us`: when it last did. Microseconds, UTC."""
 
     is_allowed: bool
@@ -44,10 +42,11 @@ class Word:
     def told(self, made_us: int, *, is_allowed: bool) -> "Word":
         """The word after a statement made then, arriving in any order."""
         if is_allowed == self.is_allowed:
-            return replace(self, said_us=max(self.said_us, made_us))
+            return Word(is_allowed, self.since_us, max(self.said_us, made_us))
         if made_us > self.said_us or (made_us == self.said_us and not is_allowed):
             return Word(is_allowed, made_us, made_us)
-        return replace(self, since_us=self.said_us) if made_us >= self.since_us else self  # it was interrupted, and said again later
+        # interrupted, and said again later; or older than all of it
+        return Word(self.is_allowed, self.said_us, self.said_us) if made_us >= self.since_us else self
 
 
 class Consents:
@@ -94,11 +93,13 @@ class Consents:
         self._looked_at.update(unknown)
         return {name for name, _, _ in newer}
 
-    def decide(self, online: OnlineWriter, customers: Iterable[str], *, known_us: int) -> int:
+    def decide(self, online: OnlineWriter, customers: Sequence[str], *, known_us: int) -> int:
         """Write what follows for these customers, where it is not what is there; returns the rows written.
 
         All that the tables say was looked at just now, so the row is made newer than whatever is there.
         """
+        if not customers:
+            return 0
         shown = online.read(CONSENT_VIEW, _FEATURE, list(customers))
         rows = []
         for customer, allowed in self.state(online, customers).items():

@@ -71,6 +71,8 @@ def follow(online: OnlineWriter, links: Mapping[str, Owner]) -> set[str]:
 
     What the linker says holds, so the rows are made newer than whatever is there.
     """
+    if not links:
+        return set()
     before = online.read(IDENTIFIER_VIEW, "customer_id", list(links), join_key=JOIN_KEY)
     at = {name: max(owner.known_us, before[name][1] if name in before else 0) for name, owner in links.items()}
     _write(online, {name: Owner(owner.customer_id, at[name]) for name, owner in links.items()})

@@ -65,8 +65,9 @@ class Live:
         """Let time pass: what expires until then, that instant included, has left."""
         now_us = max(now_us, self._seen)
         self._seen = now_us
-        before = self._tiles.values()
+        before = None
         while (at_us := self._tiles.next_us()) is not None and at_us <= now_us:
+            before = self._tiles.values() if before is None else before
             self._tiles.advance(at_us)
             after = self._tiles.values()
             if after != before:

@@ -39,7 +39,7 @@ _ROWS = """(
 INDICES = {
     "rows_by_id": "UNIQUE INDEX rows_by_id ON rows (source, event_id)",
     "rows_by_who": "INDEX rows_by_who ON rows (who)",
-    "rows_by_file": "INDEX rows_by_file ON rows (file)",
+    "rows_by_file": "INDEX rows_by_file ON rows (file) WHERE file IS NOT NULL",
     "rows_by_item": "INDEX rows_by_item ON rows (item_id) WHERE item_id IS NOT NULL",
     **categories.INDICES,
 }
@@ -168,10 +168,14 @@ class State:
         """Take out rows by source and event_id."""
         self.db.executemany("DELETE FROM rows WHERE source = ? AND event_id = ?", keys)
 
-    def rows_of(self, customer: str) -> list[Held]:
-        """A customer's rows in order of enter, then time: what their identifiers did while they were theirs."""
+    def spells_of(self, customer: str) -> dict[str, list[Owned]]:
+        """The identifiers that are or were theirs, each with whose it was by time."""
+        return self.owners(self.names_of([customer]))
+
+    def rows_of(self, customer: str, spells: Mapping[str, Sequence[Owned]] | None = None) -> list[Held]:
+        """A customer's rows in order of enter, then time: what their identifiers did while they were theirs. `spells`: where known."""
         found: list[Held] = []
-        for who, states in self.owners(self.names_of([customer])).items():
+        for who, states in (self.spells_of(customer) if spells is None else spells).items():
             for values in self.db.execute(f"SELECT {_FEATURES} FROM rows WHERE who = ?", (who,)):
                 owned = owner_at(states, values[1])
                 if owned.customer_id == customer:
@@ -194,6 +198,8 @@ class State:
         """Take over whose these identifiers are; returns the customers for whom something follows."""
         before = self.owners(links.keys())
         changed = {who: states for who, states in links.items() if before.get(who) != list(states)}
+        if not changed:
+            return set()
         self.db.executemany("DELETE FROM owners WHERE who = ?", [(who,) for who in changed])
         self.db.executemany(
             "INSERT INTO owners VALUES (?, ?, ?, ?)", [(who, *state) for who, states in changed.items() for state in states]
@@ -217,10 +223,10 @@ class State:
 
     # -- consent
 
-    def statements_of(self, customer: str) -> list[Said]:
-        """What a customer said beside their rows, and what was declared for them."""
+    def statements_of(self, customer: str, spells: Mapping[str, Sequence[Owned]] | None = None) -> list[Said]:
+        """What a customer said beside their rows, and what was declared for them. `spells`: where they are known."""
         found = []
-        for who, states in self.owners(self.names_of([customer])).items():
+        for who, states in (self.spells_of(customer) if spells is None else spells).items():
             for purpose, said_us, is_stated, is_allowed in self.db.execute(
                 "SELECT purpose, said_us, is_stated, is_allowed FROM said WHERE who = ?", (who,)
             ):

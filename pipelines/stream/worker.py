@@ -223,6 +223,8 @@ class Stream:
     def _owe(self, links: Iterable[Linked]) -> None:
         """Remember what is to be written until it is committed: the linker tells each change once. The erased are left out."""
         told = list(links)
+        if not told and not self._owed:
+            return
         self._owed |= identities.newest(told)
         self.activity.owe(told)
         dead = self.vault.entombed(list(self._owed))

@@ -276,3 +276,10 @@ def test_people_told_apart_by_a_decision_are_apart_online_though_their_rows_are_
     table(home, tables.IDENTITY_EDGES, [cut])
     feature_store.materialize(home, as_of=NOW + timedelta(days=1), views=["identifier_customer"])
     assert through_feast(home, "identifier_customer", "customer_id", "user_id:b", "identifier") == "c2"
+
+
+def test_tables_have_no_index_beside_their_keys_and_are_read_by_these(applied) -> None:
+    with closing(sqlite3.connect(applied / "feature_store" / "online.db")) as db:
+        assert db.execute("SELECT name FROM sqlite_master WHERE type = 'index' AND name GLOB 'rapport_*_ek'").fetchall() == []
+        plan = db.execute(f'EXPLAIN QUERY PLAN SELECT value FROM "{table_of("customer_session")}" WHERE entity_key = ?', (b"",)).fetchall()
+    assert "USING INDEX sqlite_autoindex" in plan[0][3]

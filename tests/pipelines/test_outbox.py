@@ -68,7 +68,7 @@ def shown(online, keys):
 
 
 KEYS = ["c1", "c2", "c3"]
-STEP = st.tuples(st.sampled_from(["write", "remove", "forget"]), st.sampled_from(KEYS), st.integers(0, 5), st.integers(0, 9))
+STEP = st.tuples(st.sampled_from(["write", "renew", "remove", "forget"]), st.sampled_from(KEYS), st.integers(0, 5), st.integers(0, 9))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -80,6 +80,8 @@ def test_both_stores_hold_the_same_after_any_transactions(fresh, batches):
             for what, key, at, value in batch:
                 if what == "write":
                     online.write("customer_session", [Row(key, {"session_events": value}, event_us=1_000_000 + at)])
+                elif what == "renew":
+                    online.renew("customer_session", [Row(key, {"session_events": value}, event_us=1_000_000 + at)])
                 elif what == "remove":
                     online.remove("customer_session", [key])
                 else:

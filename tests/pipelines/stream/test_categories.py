@@ -1,13 +1,11 @@
 """What the stream says of customers and categories is what the feature tables say, whoever says of which category an item is."""
 
-from contextlib import closing
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
 
-from pipelines import tables
-from pipelines.online_writer import OnlineWriter
+from pipelines import feature_store, features, provenance, tables
 from pipelines.stream import state
 from pipelines.stream.activity import Activity
 from pipelines.stream.timetable import Due, Timetable
@@ -131,7 +129,29 @@ def test_who_is_marked_between_the_look_and_the_note_stays_due(world) -> None:
         assert held.timetable.due(0, limit=9) == []
 
 
-def test_a_load_of_older_tables_leaves_what_was_streamed(world) -> None:
+def built_before_the_catalogue_changed(world) -> dict:
+    """What is online after it, and after a load of the tables from before."""
     told(world)
-    with closing(OnlineWriter(world.home)) as online:
-        assert online.is_streamed("customer_category")
+    world.drain()
+    features.build(world.home)
+    list_items(world, i1="c", i2="a")
+    assert views(world) == {("bob", "c"): 1, ("ann", "c"): 1, ("ann", "a"): 1}
+    load(world)
+    return views(world)
+
+
+def load(world) -> None:
+    feature_store.materialize(world.home, as_of=datetime.fromtimestamp(world.now / 1e6 + 1, UTC))
+
+
+def test_a_load_of_tables_from_before_the_catalogue_changed_restores_nothing(world, tmp_path) -> None:
+    assert built_before_the_catalogue_changed(world) == {("bob", "c"): 1, ("ann", "c"): 1, ("ann", "a"): 1}
+    features.build(world.home)
+    load(world)
+    assert views(world) == {("bob", "c"): 1, ("ann", "c"): 1, ("ann", "a"): 1}
+    assert world.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+def test_control_such_a_load_brings_back_a_category_that_is_gone_and_an_old_count(world, monkeypatch) -> None:
+    monkeypatch.setattr(provenance, "is_outdated", lambda *_: False)
+    assert built_before_the_catalogue_changed(world) == {("bob", "a"): 1, ("bob", "c"): 1, ("ann", "c"): 1, ("ann", "a"): 2}

@@ -69,6 +69,7 @@ if where == "item moved":
     die_after(ItemRows, "move_due")
 if where == "online":
     die_after(OnlineWriter, "write")
+    die_after(OnlineWriter, "renew")
 if where == "log":
     die_after(log, "commit")
 if where == "told first":  # the defect that is planted

@@ -14,9 +14,11 @@ from pipelines.engine import connect
 from pipelines.events import SEGMENT_NAMES
 from pipelines.ingest import names, rereading, staging
 from pipelines.ingest.messages import _REVENUE
-from pipelines.settings import IngestSettings
+from pipelines.log import Incoming, Logged
+from pipelines.log.calls import CallError, parse
+from pipelines.settings import CollectSettings, IngestSettings
 from pipelines.sources.lines import REJECTED, Lines
-from pipelines.stream import rows
+from pipelines.stream import calls, rows
 from pipelines.vault import open_vault
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -105,13 +107,12 @@ def vault(tmp_path_factory):
         yield opened
 
 
-def by_sql(calls: list[dict], vault, home) -> list[list[tuple]]:
-    """Of each call what the ingest stages and finds good, line by line."""
+def by_sql(calls: list[str], vault, home) -> list[list[tuple]]:
+    """Of each call, as JSON, what the ingest stages and finds good, line by line."""
     with connect(home) as db:
         names.prepare(db, vault)
         staging.prepare(db)
-        text = pa.array([json.dumps(call) for call in calls], pa.string())
-        lines = Lines(text, pa.array(range(len(calls)), pa.int64()), REJECTED.empty_table())
+        lines = Lines(pa.array(calls, pa.string()), pa.array(range(len(calls)), pa.int64()), REJECTED.empty_table())
         origin = staging.Origin(0, "web", "log", NOW)
         staging.stage(db, rereading.calls(db, lines, source="web"), origin, LIMITS)
         found = db.execute(
@@ -119,10 +120,10 @@ def by_sql(calls: list[dict], vault, home) -> list[list[tuple]]:
                 item_id, order_id, session_id, quantity, price_cents, {_REVENUE} AS revenue_cents, category, consent
             FROM staged LEFT JOIN names ON number = who_no WHERE is_good ORDER BY row, line"""
         ).fetchall()
-    told: list[list[tuple]] = [[] for _ in calls]
+    lines_of: list[list[tuple]] = [[] for _ in calls]
     for row, *values, said in found:
-        told[row].append((*values, allowed(said)))
-    return told
+        lines_of[row].append((*values, allowed(said)))
+    return lines_of
 
 
 def allowed(said: str | None) -> tuple[str, ...]:
@@ -142,6 +143,10 @@ def by_twin(call: dict, vault) -> list[tuple]:
     main = vault.pseudonym(*who[0]) if who else None
     made = rows.read(json.loads(json.dumps(call)), source="web", who=main, logged_us=rows.instant_us(NOW.isoformat()), limits=LIMITS)
     assert all(row.source == "web" for row in made)
+    return told(made)
+
+
+def told(made) -> list[tuple]:
     return [
         (r.event_id, r.type, r.event_us, r.received_us, r.who, r.item_id, r.order_id, r.session_id, r.quantity, r.price_cents,
          r.revenue_cents, r.category, r.allows)
@@ -155,54 +160,9 @@ def test_rows_are_those_of_the_ingest(vault, tmp_path_factory, calls) -> None:
     check(calls, vault, tmp_path_factory.mktemp("home"))
 
 
-def check(calls: list[dict], vault, home) -> None:
-    for call, expected in zip(calls, by_sql(calls, vault, home), strict=True):
+def check(said: list[dict], vault, home) -> None:
+    for call, expected in zip(said, by_sql([json.dumps(call) for call in said], vault, home), strict=True):
         assert by_twin(call, vault) == expected, json.dumps(call)
-
-
-ODD = [
-    None, True, False, "", " ", " i1 ", "NaN", "Infinity", "-inf", "null", "1e16", "\u2028\x7f", "a/b\"\\", "[1e16]", '{"a":1e16}', "i\u0000",
-    0, -1, 2, 10**15, 2**53 + 1, 2**63, 2**64, -(2**70), 10**400,
-    -0.0, 0.0, 2.0, 2.555, 1e-5, 1e-7, 5e-324, 1e15, 1e16, 123456789012345680.0, 1e20, 1e21, 1e22, 1.7976931348623157e308,
-]  # fmt: skip
-NESTED = [*([value] for value in ODD), [], {}, [[]], [[[1e16, -0.0]]], {"a": {"b": [1e16, {"c": 1e17}]}}, {"": ""}, {"a.b": 1e20}, [1e16] * 3]
-FIELDS = (
-    "type", "event", "name", "messageId", "timestamp", "originalTimestamp", "receivedAt", "context", "context.sessionId", "context.consent",
-    "context.consent.categoryPreferences", "context.consent.categoryPreferences.personalization", "properties",
-    *(f"properties.{name}" for name in ("product_id", "item_id", "sku", "order_id", "session_id", "quantity", "price", "revenue", "total",
-                                        "value", "category", "categoryPreferences", "products")),
-    *(f"properties.products.0{part}" for part in ("", ".product_id", ".item_id", ".sku", ".quantity", ".price", ".category")),
-)  # fmt: skip
-
-
-def with_value(call: dict, path: str, value) -> dict:
-    """The call with this value there, whatever is on the way to it."""
-    made = place = json.loads(json.dumps(call))
-    *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
-    for step, following in zip(steps, [*steps[1:], last], strict=True):
-        if not isinstance(place, list) and step not in place:
-            place[step] = [{"product_id": "i1", "quantity": 1, "price": 9.99}] if isinstance(following, int) else {}
-        place = place[step]
-    place[last] = value
-    return made
-
-
-def test_every_field_with_every_odd_value_is_read_alike_by_stream_and_ingest(vault, tmp_path) -> None:
-    """Through the log's own door: what it lets in, both read from the same bytes."""
-    plain = [sale("Order Completed", order_id="o1", product_id="i1", price=9.5, quantity=2), sale("Order Completed", revenue=5, order_id="o1")]
-    calls = [with_value(call, path, value) for path in FIELDS for value in (*ODD, *NESTED) for call in plain]
-    let_in = [event for number, call in enumerate(calls) for event in through_door(call | {"messageId": call.get("messageId", "")}, vault, number)]
-    assert len(let_in) > len(calls) * 0.8
-    found = by_sql([event.payload.decode() for event in let_in], vault, tmp_path)
-    for event, expected in zip(let_in, found, strict=True):
-        assert by_stream(event) == expected, event.payload
-
-
-def test_a_list_that_is_written_by_another_library_is_found_out(vault, tmp_path, monkeypatch) -> None:
-    """The control: as it was."""
-    monkeypatch.setattr(rows, "_nested_by_sql", lambda text: text)
-    (event,) = through_door(sale("Product Viewed", product_id=[1e16]), vault, 0)
-    assert by_stream(event) != by_sql([event.payload.decode()], vault, tmp_path)[0]
 
 
 def sale(event="Order Completed", **properties):
@@ -213,7 +173,7 @@ def test_an_order_with_one_bad_line_has_no_rows(vault, tmp_path) -> None:
     good = {"product_id": "i1", "quantity": 2, "price": "2.555"}
     whole, broken = sale(products=[good, good]), sale(products=[good, good | {"quantity": 0}])
     assert [row[10] for row in by_twin(whole, vault)] == [512, 512]  # 2.555 is 256 cents: by decimals
-    assert by_twin(broken, vault) == by_sql([broken], vault, tmp_path)[0] == []
+    assert by_twin(broken, vault) == by_sql([json.dumps(broken)], vault, tmp_path)[0] == []
 
 
 def test_a_twin_that_rounds_by_floats_is_found_out(vault, tmp_path, monkeypatch) -> None:
@@ -223,3 +183,59 @@ def test_a_twin_that_rounds_by_floats_is_found_out(vault, tmp_path, monkeypatch)
     monkeypatch.setattr(rows, "_cents", lambda text: None if text is None else round(float(text) * 100))
     with pytest.raises(AssertionError):
         check([call], vault, tmp_path)
+
+
+ODD = [
+    None, True, False, "", " ", " i1 ", "NaN", "Infinity", "-inf", "null", "1e16", "\u2028\x7f", 'a/b"\\', "[1e16]", '{"a":1e16}',
+    "i\u0000", "\ud800", 0, -1, 2, 10**15, 2**53 + 1, 2**63, 2**64, -(2**70), -0.0, 0.0, 2.0, 2.555, 1e-5, 1e-7, 5e-324, 1e15, 1e16,
+    123456789012345680.0, 1e20, 1e21, 1e22, 1.7976931348623157e308,
+]  # fmt: skip
+NESTED = [*([value] for value in ODD), [], {}, [[]], [[[1e16, -0.0]]], {"a": {"b": [1e16, {"c": 1e17}]}}, {"": 1e20}, [1e16] * 3]
+FIELDS = (
+    "type", "event", "name", "messageId", "timestamp", "originalTimestamp", "receivedAt", "properties", "context", "context.sessionId",
+    "context.consent", "context.consent.categoryPreferences", "context.consent.categoryPreferences.personalization",
+    *(f"properties.{name}" for name in ("product_id", "item_id", "sku", "order_id", "session_id", "quantity", "price", "revenue", "total",
+                                        "value", "category", "categoryPreferences", "products")),
+    *(f"properties.products.{name}" for name in ("product_id", "item_id", "sku", "quantity", "price", "category")),
+)  # fmt: skip
+
+
+def with_value(call: dict, path: str, value) -> dict:
+    """The call with this value there; `products`: of its one line."""
+    first, *rest = path.split(".")
+    if not rest:
+        return call | {first: value}
+    if first == "products":
+        return call | {first: [with_value({"product_id": "i1", "quantity": 1, "price": 9.99}, rest[0], value)]}
+    return call | {first: with_value(call.get(first, {}), ".".join(rest), value)}
+
+
+def through_door(call: dict, vault) -> list[Incoming]:
+    """What the log takes in of it: nothing where the call is none."""
+    try:
+        return parse(json.dumps(call).encode(), None, source="web", received=NOW, vault=vault, limits=CollectSettings()).events
+    except CallError:
+        return []
+
+
+def by_stream(event: Incoming) -> list[tuple]:
+    found = calls.read(Logged(1, event.source, event.subjects, event.payload, event.received_us, 0, event.message_id), LIMITS)
+    return told(found.rows if found else ())
+
+
+def test_every_field_with_every_odd_value_is_read_alike_by_stream_and_ingest(vault, tmp_path) -> None:
+    """Through the log's own door: what it lets in, both read from the same bytes."""
+    plain = [sale(order_id="o1", product_id="i1", price=9.5, quantity=2), sale(order_id="o1", revenue=5)]
+    asked = [with_value(call, path, value) for path in FIELDS for value in (*ODD, *NESTED) for call in plain]
+    let_in = [event for call in asked for event in through_door(call, vault)]
+    assert len(let_in) > len(asked) * 0.8
+    found = by_sql([event.payload.decode() for event in let_in], vault, tmp_path)
+    for event, expected in zip(let_in, found, strict=True):
+        assert by_stream(event) == expected, event.payload
+
+
+def test_a_list_that_is_written_by_another_library_is_found_out(vault, tmp_path, monkeypatch) -> None:
+    """The control: as it was."""
+    monkeypatch.setattr(rows, "_nested_by_sql", lambda text: text)
+    (event,) = through_door(sale("Product Viewed", product_id=[1e16]), vault)
+    assert by_stream(event) != by_sql([event.payload.decode()], vault, tmp_path)[0]

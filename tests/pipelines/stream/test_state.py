@@ -250,6 +250,9 @@ def test_two_workers_write_what_one_would(new_world) -> None:
         assert len(alone.online("customer_activity")) > 3
         counts = [stream.activity.state.db.execute("SELECT count(*) FROM due").fetchone()[0] for stream in (first, second)]
         assert min(counts) > 0  # each has its share
+        counted = [{customer for customer, live in stream.activity._lives.items() if live.n_rows} for stream in (first, second)]
+        assert all(counted)
+        assert counted[0].isdisjoint(counted[1])  # what another one writes, a worker does not count
         second.close()
     shared.stream = first
 
@@ -277,16 +280,16 @@ def test_a_full_disk_costs_nothing_once_there_is_room(world, tmp_path, monkeypat
     world.say(0, user="ann", product_id="i1")
     world.step()
     world.say(1, user="ann", product_id="i2")
-    real, where = State.keep, OnlineWriter.write
+    real, where = State.keep, OnlineWriter.renew
     monkeypatch.setattr(State, "keep", lambda *args, **options: (_ for _ in ()).throw(sqlite3.OperationalError("database or disk is full")))
     for _ in range(6):
         with pytest.raises(StoreError, match="free space"):
             world.stream.step()
     monkeypatch.setattr(State, "keep", real)
-    monkeypatch.setattr(OnlineWriter, "write", lambda *args, **options: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")))
+    monkeypatch.setattr(OnlineWriter, "renew", lambda *args, **options: (_ for _ in ()).throw(sqlite3.OperationalError("disk is full")))
     with pytest.raises(StoreError):
         world.stream.step()
-    monkeypatch.setattr(OnlineWriter, "write", where)
+    monkeypatch.setattr(OnlineWriter, "renew", where)
     world.step()
     assert events_of(world, "ann") == 2
     assert world.log.counts().parked == 0
