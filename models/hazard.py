@@ -68,6 +68,27 @@ def person_periods(waited: Waits, *, period_days: float, n_periods: int) -> tupl
     return row, period, (period == ends[row]).astype(np.int64)
 
 
+def expected_days(survival: Floats, *, period_days: float) -> Floats:
+    """The mean wait (n,) in days of survival curves (n, k), one that lasts beyond the last period counted as its end.
+
+    What is within a period is averaged by an even hazard: its mean survival is the logarithmic mean of those at its two ends.
+    """
+    begins = np.column_stack([np.ones(len(survival)), survival[:, :-1]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        within = (begins - survival) / np.log(begins / survival)
+    return np.asarray(period_days * np.where(begins > survival, within, begins).sum(axis=1))
+
+
+def median_days(survival: Floats, *, period_days: float) -> Floats:
+    """The day (n,) by which the event is as likely as not to have come, for survival curves (n, k); NaN beyond the last period."""
+    rows, reached = np.arange(len(survival)), survival <= 0.5
+    period = reached.argmax(axis=1)  # the first
+    begins = np.where(period > 0, survival[rows, period - 1], 1.0)
+    with np.errstate(divide="ignore"):
+        within = np.log(2.0 * begins) / np.log(begins / survival[rows, period])
+    return np.where(reached.any(axis=1), period_days * (period + within), np.nan)
+
+
 class Hazard(Learner):
     """The hazard of the next event in each of `n_periods` periods of `period_days`.
 
@@ -130,6 +151,13 @@ class Hazard(Learner):
         later = None if validation is None else self._expanded(*validation)
         self.classifier_ = classifier.fit(expanded, label, later if later is not None and len(later[1]) else None)
         return self
+
+    def refitted(self, features: pd.DataFrame, waited: Waits) -> Self:
+        """Another with the trees of all these rows, those that this one was stopped on among them; the rest as `Classifier.refitted`."""
+        self._check_fitted("classifier_")
+        again = type(self)(**self.get_params())
+        again.classifier_ = self.classifier_.refitted(*self._expanded(features, waited))
+        return again
 
     def predict_hazard(self, features: pd.DataFrame) -> Floats:
         """The probability (n, n_periods) that the event comes in each period, if it did not come before."""

@@ -44,12 +44,19 @@ class Champion:
 
 
 def register(
-    home: Path, name: str, *, learner: Learner, manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None
+    home: Path,
+    name: str,
+    *,
+    learner: Learner,
+    manifest: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray] | None = None,
+    beside: Mapping[str, Learner] | None = None,
 ) -> int:
     """Store a new version and return its number. It serves nobody before `promote`.
 
-    arrays: saved beside the learner's files as NAME.npy; texts as fixed-width unicode. manifest: JSON values. A manifest with a
-    `training_key` that some sound version already carries is that version: an interrupted run registers once.
+    arrays: saved beside the learner's files as NAME.npy; texts as fixed-width unicode. beside: further learners, each in a folder of its
+    name. manifest: JSON values. A manifest with a `training_key` that some sound version already carries is that version: an
+    interrupted run registers once.
     """
     known = find(home, name, training_key=manifest["training_key"]) if "training_key" in manifest else None
     if known is not None:
@@ -60,6 +67,8 @@ def register(
         learner.save(staging)
         for label, values in (arrays or {}).items():
             _save_array(staging, label, values)
+        for label, other in (beside or {}).items():
+            other.save(staging / label)
         return _publish(home, name, staging, dict(manifest))
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -6,19 +6,23 @@ that is damaged stops the run.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from models import hazard
 from models.classifier import Classifier
-from models.recommender import Recommender
+from models.customer_value import CustomerValue
+from models.hazard import Hazard
+from models.stages import Stages
 from models.task import Task
 from pipelines import consent, feature_store, labels, registry, tables
 from pipelines.registry import Champion
 from pipelines.settings import Settings
+from pipelines.training import timing, valuing
 from pipelines.training.rows import with_protected
 from pipelines.training.tasks import discover
 
@@ -28,6 +32,7 @@ CUSTOMERS_AT_A_TIME = 20_000
 
 _EVENT_COLUMNS = ["type", "event_timestamp", "created_timestamp", "customer_id", "session_id"]
 _KEYS = ["customer_id", "event_timestamp"]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,8 @@ class ScoreReport:
 
 
 def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
-    """Write customer_scores, scored_churn, scored_intent and recommendations; and task_scores and scored_tasks, where other tasks have
-    a champion.
+    """Write customer_scores, scored_churn, scored_intent and recommendations; next_orders and customer_values, where churn's champion
+    tells them; and task_scores and scored_tasks, where other tasks have a champion.
 
     Raises RegistryError on a damaged champion.
     """
@@ -60,6 +65,7 @@ def score(home: Path, *, settings: Settings, as_of: datetime) -> ScoreReport:
             home, tables.RECOMMENDATIONS, _recommendations(champions["recommender"], set(allowed["customer_id"]), as_of)
         ),
     }
+    rows |= _told_beside(home, champions["churn"], churn[churn["customer_id"].isin(population)], settings=settings, as_of=as_of)
     others = {name: _champion(home, name) for name in sorted(set(discover()) - set(champions))}
     trained = {name: champion for name, champion in others.items() if champion is not None}
     if trained:
@@ -131,6 +137,56 @@ def _scores(allowed: pd.DataFrame, churn: pd.DataFrame, intent: pd.DataFrame, ch
     )
 
 
+def _told_beside(home: Path, champion: Champion | None, active: pd.DataFrame, *, settings: Settings, as_of: datetime) -> dict[str, int]:
+    """Write next_orders and customer_values, where churn's champion tells them; the rows of each. active: as for `_next_orders`."""
+    told = {}
+    if champion is not None and timing.FOLDER in champion.manifest:
+        told[tables.NEXT_ORDERS] = _next_orders(champion, active)
+    if champion is not None and valuing.FOLDER in champion.manifest:
+        told[tables.CUSTOMER_VALUES] = _values(home, champion, settings=settings, as_of=as_of)
+    for table in (tables.NEXT_ORDERS, tables.CUSTOMER_VALUES):
+        if table not in told:
+            tables.drop(home, table)
+    return {table.name: tables.write(home, table, frame) for table, frame in told.items()}
+
+
+def _next_orders(champion: Champion, rows: pd.DataFrame) -> pd.DataFrame:
+    """When each customer's next order is to be expected. rows: the champion's features of who may churn."""
+    learner = Hazard.load(champion.folder / timing.FOLDER)
+    names = [name for name in learner.classifier_.feature_names_ if name != hazard.PERIOD]
+    starts = range(0, len(rows), CUSTOMERS_AT_A_TIME)  # a row becomes one a period
+    parts = [learner.predict_survival(rows.iloc[start : start + CUSTOMERS_AT_A_TIME][names]) for start in starts]
+    silence = np.concatenate([np.empty((0, learner.n_periods)), *parts])
+    return pd.DataFrame(
+        {
+            **{name: rows[name].to_numpy() for name in _KEYS},
+            "period_days": float(learner.period_days),
+            "silence": list(silence),
+            "expected_days": hazard.expected_days(silence, period_days=learner.period_days),
+            "median_days": hazard.median_days(silence, period_days=learner.period_days),
+            "version": str(champion.version),
+        }
+    )
+
+
+def _values(home: Path, champion: Champion, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
+    """What each customer who ever ordered will be worth."""
+    learner, now = CustomerValue.load(champion.folder / valuing.FOLDER), pd.Timestamp(as_of)
+    history, mean_cents = valuing.known(home, valuing.paid_orders(home, settings=settings), now, settings=settings)
+    told = learner.predict(history, mean_cents) if len(history) else pd.DataFrame(columns=["expected_orders", "order_value", "value"])
+    return pd.DataFrame(
+        {
+            "customer_id": history.index,
+            "event_timestamp": now,
+            "horizon_days": float(learner.horizon_days),
+            "expected_orders": told["expected_orders"].to_numpy(dtype=float),
+            "order_value_cents": told["order_value"].to_numpy(dtype=float),
+            "value_cents": told["value"].to_numpy(dtype=float),
+            "version": str(champion.version),
+        }
+    )
+
+
 def _task_scores(home: Path, allowed: pd.DataFrame, champions: dict[str, Champion]) -> pd.DataFrame:
     """One row per customer and task, everybody scored as of now."""
     parts = [
@@ -171,13 +227,13 @@ def _recommendations(champion: Champion | None, allowed: set[str], as_of: dateti
     """The best items of each customer whom the model knows and who allows it, best first, some customers at a time."""
     if champion is None:
         return
-    learner = Recommender.load(champion.folder)
+    stages, at_us = Stages.load(champion.folder), (as_of - _EPOCH) // timedelta(microseconds=1)
     names, items = (np.load(champion.folder / f"{label}.npy", allow_pickle=False).astype(object) for label in ("customer_ids", "item_ids"))
     chosen = np.flatnonzero(pd.Index(names).isin(list(allowed)))
     length = min(LIST_LENGTH, len(items))
     for start in range(0, len(chosen), CUSTOMERS_AT_A_TIME):
         part = chosen[start : start + CUSTOMERS_AT_A_TIME]
-        best, scores = (values.ravel() for values in learner.recommend(part, length))
+        best, scores = (values.ravel() for values in stages.recommend(part, length, at_us=at_us))
         frame = pd.DataFrame(
             {
                 "customer_id": np.repeat(names[part], length),

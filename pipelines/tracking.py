@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 BOOSTER = "model.lgb"  # LightGBM's own text format
 FLAVOR = "rapport"
 
+# Where MLflow's tables say that files lie.
+_PLACES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"), ("model_versions", "storage_location"),
+)  # fmt: skip
 _ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -50,8 +54,7 @@ def open_run(home: Path, name: str, *, study: str, tags: Mapping[str, str], serv
     """The parent run of `study`, found or created, with its tags set anew. Raises StoreError where a server cannot be used."""
     client = connect(home, server)
     experiment = client.get_experiment_by_name(name)
-    folder = (home / "mlflow" / "artifacts").resolve()
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=folder.as_uri())
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(name, artifact_location=_artifacts(home))
     found = client.search_runs([experiment_id], f"tags.study = '{study}'", max_results=1)
     run = found[0] if found else client.create_run(experiment_id, run_name=study, tags={"study": study})
     for key, value in tags.items():
@@ -151,9 +154,10 @@ def connect(home: Path, server: SecretStr | None = None) -> "MlflowClient":
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     client = _client(f"sqlite:///{path.resolve()}")
-    if is_new:
-        with closing(sqlite3.connect(path)) as db:
+    with closing(sqlite3.connect(path)) as db:
+        if is_new:
             db.execute("PRAGMA journal_mode=WAL")  # stays with the file; writers then wait less for each other
+        _follow_home(db, _artifacts(home))
     return client
 
 
@@ -176,6 +180,22 @@ def _client(uri: str) -> "MlflowClient":
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)  # the first call makes the tables where there are none
     return client
+
+
+def _artifacts(home: Path) -> str:
+    return (home / "mlflow" / "artifacts").resolve().as_uri()
+
+
+def _follow_home(db: sqlite3.Connection, here: str) -> None:
+    """Let a home that was moved or copied keep its files in itself: MLflow wrote down where it lay, and has no call to change that."""
+    moved = db.execute("SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlflow/artifacts'")
+    for (there,) in [row for row in moved if row[0] != here]:
+        for table, column in _PLACES:
+            db.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                (here, len(there) + 1, there, len(there) + 1, f"{there}/"),
+            )
+        db.commit()
 
 
 def _on_server(server: SecretStr) -> "MlflowClient":

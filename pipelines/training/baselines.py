@@ -1,4 +1,4 @@
-"""What a model must beat: the task's simple rule, logistic regression on the same columns, and for silence a model of lifetimes.
+"""What a model must beat: the task's simple rule, logistic regression on the same columns, and for silence models of lifetimes.
 
 In: labelled rows and, for lifetimes, the orders known at each cut-off. Out: a score for each test row, higher = likelier positive.
 Never sees a label of the test.
@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models import hazard
-from models.hazard import Hazard
-from models.lifetime import HISTORY, ParetoNBD
+from models.lifetime import HISTORY, BetaGeometric, Lifetime, ParetoNBD
 from models.task import Floats, Task
 from pipelines import consent, tables
 from pipelines.settings import Settings
 from pipelines.training.rows import Rows
+from pipelines.training.timing import Timing, orders
 
-LOGISTIC, LIFETIME, HAZARD = "logistic regression", "Pareto/NBD", "discrete-time hazard"
-PERIODS = 4  # of the hazard, in the time until the label is known
+LOGISTIC, HAZARD = "logistic regression", "discrete-time hazard"
+LIFETIMES: Mapping[str, type[Lifetime]] = {"Pareto/NBD": ParetoNBD, "BG/NBD": BetaGeometric}
 STRENGTHS = (0.003, 0.03, 0.3)  # of the inverse penalty, chosen on the validation rows
 MAX_CUSTOMERS = 2_000  # that the lifetimes are learned from: four parameters need no more
 MAX_TRAIN_ROWS = 50_000  # that the regression is learned from
@@ -29,15 +28,14 @@ MAX_TRAIN_ROWS = 50_000  # that the regression is learned from
 _DAY_S = 86_400.0
 
 
-def scores(task: Task, rows: Rows, home: Path, *, settings: Settings) -> dict[str, Floats]:
-    """Scores of the test rows by baseline, the task's rule first."""
+def scores(task: Task, rows: Rows, home: Path, *, settings: Settings, timing: Timing | None = None) -> dict[str, Floats]:
+    """Scores of the test rows by baseline, the task's rule first. timing: of a silence, where there is one."""
     test = rows.test()
     found = {task.rival_name: task.rival(test), LOGISTIC: logistic(rows, seed=settings.training.seed)}
     if task.is_silence:
-        silent = silence(home, test[["customer_id", "event_timestamp"]], rows.matured[rows.frame["split"] == "test"], settings=settings)
-        found |= {} if silent is None else {LIFETIME: silent}
-        foretold = waiting(home, rows, settings=settings)
-        found |= {} if foretold is None else {HAZARD: foretold}
+        found |= silence(home, test[["customer_id", "event_timestamp"]], rows.matured[rows.frame["split"] == "test"], settings=settings)
+    if timing is not None:
+        found |= {HAZARD: timing.silence}
     return found
 
 
@@ -62,44 +60,26 @@ def logistic(rows: Rows, *, seed: int) -> Floats:
     return np.asarray(best.predict_proba(columns.transform(_plain(rows.part("test")[0], text)))[:, 1])
 
 
-def silence(home: Path, asked: pd.DataFrame, matured: pd.Series, *, settings: Settings) -> Floats | None:
-    """1 - P(at least one order until the label is known) of each row, learned at its cut-off; None where nobody came back by then.
+def silence(home: Path, asked: pd.DataFrame, matured: pd.Series, *, settings: Settings) -> dict[str, Floats]:
+    """1 - P(at least one order until the label is known) of each row, learned at its cut-off; nothing where nobody came back by then.
 
-    A gap between cut-off and horizon is counted with the horizon: the rank of customers hardly depends on it.
+    By each model of lifetimes. A gap between cut-off and horizon is counted with the horizon: the rank of customers hardly depends on it.
     """
-    acts, consents, answer = _orders(home, settings=settings), tables.read(home, tables.CONSENTS), np.empty(len(asked))
-    at = asked["event_timestamp"].reset_index(drop=True)
+    acts, consents = orders(home, settings=settings), tables.read(home, tables.CONSENTS)
+    answers, at = {name: np.empty(len(asked)) for name in LIFETIMES}, asked["event_timestamp"].reset_index(drop=True)
     for cut in at.unique():
         known = histories(acts, cut)
         people = pd.DataFrame({"customer_id": known.index, "event_timestamp": cut})
         known = known[consent.state_at(consents, people, purpose=settings.consent.purpose)]
         if known.empty or not known["repeat_orders"].any():
-            return None
-        model = ParetoNBD(n_starts=2, max_customers=MAX_CUSTOMERS, random_state=settings.training.seed).fit(known)
+            return {}
         here = np.flatnonzero(at == cut)
         days = (matured.iloc[here[0]] - cut) / timedelta(days=1)
         theirs = known.reindex(asked["customer_id"].iloc[here]).fillna(0.0)
-        answer[here] = 1.0 - model.probability_of_purchase(theirs, float(days))
-    return answer
-
-
-def waiting(home: Path, rows: Rows, *, settings: Settings) -> Floats | None:
-    """P(no order until the label is known) of the test rows, of one instant, by the hazards of the others; None where there are several."""
-    is_test = rows.frame["split"] == "test"
-    test, at = rows.test(), rows.frame.loc[is_test, "event_timestamp"].unique()
-    if len(at) != 1:
-        return None
-    acts = _orders(home, settings=settings)
-    days = float((rows.matured[is_test].iloc[0] - at[0]) / timedelta(days=1)) - settings.labels.churn_gap_days
-    known = rows.frame[~is_test]
-    waited = hazard.waits(known, acts[acts["created_timestamp"] < at[0]], as_of=at[0], gap_days=settings.labels.churn_gap_days)
-    when = Hazard(period_days=days / PERIODS, n_periods=PERIODS, random_state=settings.training.seed).fit(known[rows.inputs], waited)
-    return np.asarray(when.silence(test[rows.inputs], days))
-
-
-def _orders(home: Path, *, settings: Settings) -> pd.DataFrame:
-    acts = tables.read(home, tables.EVENTS, ["type", "event_timestamp", "created_timestamp", "customer_id"])
-    return acts[(acts["type"] == settings.labels.churn_event) & acts["customer_id"].notna()]
+        for name, kind in LIFETIMES.items():
+            model = kind(n_starts=2, max_customers=MAX_CUSTOMERS, random_state=settings.training.seed).fit(known)
+            answers[name][here] = 1.0 - model.probability_of_purchase(theirs, float(days))
+    return answers
 
 
 def histories(acts: pd.DataFrame, at: pd.Timestamp) -> pd.DataFrame:

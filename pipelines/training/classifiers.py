@@ -1,9 +1,9 @@
 """Labelled rows of a task -> a tuned, calibrated classifier with its test against baselines and optimum."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from models.task import Task
 from pipelines import horizon, tracking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import baselines, explanations, truth
+from pipelines.training import baselines, explanations, slices, timing, truth, valuing
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Sheet, Verdict, examine
 from pipelines.training.leaks import suspects
@@ -34,7 +34,11 @@ from pipelines.training.publishing import (
 from pipelines.training.rows import PROTECTED, Rows, read_rows, with_protected
 from pipelines.training.study import storage_of
 from pipelines.training.tasks import discover
+from pipelines.training.timing import Timing
 from pipelines.training.tuning import search_name, tune
+from pipelines.training.valuing import Valuing
+
+CHURN = "churn"  # the task that may be asked for more than its label
 
 _DAY_S = 86_400.0
 
@@ -47,7 +51,11 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     searched = fingerprint(digest, code_hash(Classifier), code_hash(task.rival), fixed, options.folds)[:16]
     study = f"{name}/{searched}/{options.seed}"
     tags = {"data.sha256": digest, "feature_service": task.feature_service, "cutoffs": _cutoffs(rows.frame), **tracking.commit()}
-    searched_as = f"{search_name(study, options.workers)}/{options.trials}"
+    when = _timing(task, rows, home, settings=settings, as_of=as_of)
+    kept = when if when is not None and when.is_kept else None
+    value = _valuing(task, rows, home, settings=settings, as_of=as_of)
+    asked = [f"{name} {days} days" for name, days in ((timing.FOLDER, options.when_days), (valuing.FOLDER, options.value_days)) if days]
+    searched_as = "/".join([search_name(study, options.workers), str(options.trials), *(asked if task.name == CHURN else [])])
     run = tracking.open_run(home, name, study=searched_as, tags=tags, server=options.tracking_url)
 
     finished: list[Any] = []
@@ -68,9 +76,13 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     params["n_seeds"] = options.seeds
     stopped = Classifier(**params).fit(*train, validation=validation)
     learner = stopped.refitted(*rows.part("train", "validation"))
-    fitted = _tested(task, learner, stopped, rows, home, params=params, digest=digest, settings=settings)
+    fitted = _tested(task, learner, stopped, rows, home, params=params, digest=digest, when=when, settings=settings)
     fitted = replace(fitted, manifest={**fitted.manifest, "search": told})
-    explanations.save(run, learner, rows, trials=finished, seed=options.seed)
+    if kept is not None:
+        fitted = _with(fitted, timing.FOLDER, kept.hazard, kept.told(), kept.metrics())
+    if value is not None:
+        fitted = _with(fitted, valuing.FOLDER, value.learner, value.told(), value.metrics())
+    explanations.save(run, learner, rows, trials=finished, seed=options.seed, when=kept)
     return fitted, run
 
 
@@ -87,9 +99,37 @@ def _fixed(task: Task, rows: Rows, settings: Settings) -> dict[str, Any]:
     return fixed
 
 
+def _timing(task: Task, rows: Rows, home: Path, *, settings: Settings, as_of: datetime) -> Timing | None:
+    """Of a silence, when it ends: of churn as far ahead as the settings ask, to be kept, else to the horizon, as a baseline."""
+    if not task.is_silence:
+        return None
+    days = settings.training.when_days if task.name == CHURN else None
+    return timing.fit(home, rows, days=days, settings=settings, as_of=as_of)
+
+
+def _valuing(task: Task, rows: Rows, home: Path, *, settings: Settings, as_of: datetime) -> Valuing | None:
+    """What customers will be worth, where churn's settings ask."""
+    if task.name != CHURN or settings.training.value_days is None:
+        return None
+    is_test = rows.frame["split"] == "test"
+    at, matured = rows.frame.loc[is_test, "event_timestamp"].iloc[0], rows.matured[is_test].iloc[0]
+    return valuing.fit(home, at=at, days=(matured - at) / timedelta(days=1), settings=settings, as_of=as_of)
+
+
+def _with(fitted: Fitted, folder: str, learner: Any, told: Mapping[str, Any], metrics: Mapping[str, float]) -> Fitted:
+    """The same with a further learner beside it, what it tells, and how good it is."""
+    return replace(
+        fitted,
+        quality=replace(fitted.quality, others={**fitted.quality.others, **metrics}),
+        manifest={**fitted.manifest, folder: told},
+        beside={**fitted.beside, folder: learner},
+    )
+
+
 def _tested(
-    task: Task, learner: Classifier, stopped: Classifier, rows: Rows, home: Path, *, params: dict[str, Any], digest: str, settings: Settings
-) -> Fitted:
+    task: Task, learner: Classifier, stopped: Classifier, rows: Rows, home: Path, *, params: dict[str, Any], digest: str,
+    when: Timing | None, settings: Settings,
+) -> Fitted:  # fmt: skip
     """`stopped` has not seen the validation rows: of these, what it says is what a model says of people it does not know."""
     test = rows.test()
     metric: Metric = getattr(evaluation, task.metric)
@@ -124,7 +164,7 @@ def _tested(
         name=task.name,
         learner=learner,
         params=params,
-        quality=_quality(task, metric, rows, probability, home, settings=settings),
+        quality=_quality(task, metric, rows, probability, home, when=when, settings=settings),
         data_sha256=digest,
         manifest={
             "feature_service": task.feature_service,
@@ -134,6 +174,7 @@ def _tested(
             "cutoffs": _cutoffs(rows.frame),
             "rows": {str(split): int(n) for split, n in rows.frame["split"].value_counts().items()},
             "suspect_features": suspects(train, label),
+            "slices": slices.of_test(sheet, settings=settings),
             "consent": consent_record(home, rows.frame["customer_id"], settings=settings),
             "fit": "stopped and calibrated on the validation rows, then fitted on these and the train rows, tested once",
             "golden": {"features": _json_columns(sample), "probability": output["probability"].tolist()},
@@ -145,10 +186,12 @@ def _tested(
     )
 
 
-def _quality(task: Task, metric: Metric, rows: Rows, probability: np.ndarray, home: Path, *, settings: Settings) -> Quality:
+def _quality(
+    task: Task, metric: Metric, rows: Rows, probability: np.ndarray, home: Path, *, when: Timing | None, settings: Settings
+) -> Quality:
     test, options = rows.test(), settings.training
     label = test["label"].to_numpy(dtype=float)
-    rivals = baselines.scores(task, rows, home, settings=settings)
+    rivals = baselines.scores(task, rows, home, settings=settings, timing=when)
     leads = evaluation.leads(metric, label, probability, rivals, test["customer_id"], draws=options.bootstrap_draws, seed=options.seed)
     best = truth.probability(home, task.name, test[["customer_id", "event_timestamp"]], settings=_with_horizon(task, rows, settings))
     rule = leads[task.rival_name]

@@ -17,6 +17,7 @@ import pandas as pd
 from models.classifier import Classifier
 from pipelines import tracking
 from pipelines.training.rows import Rows
+from pipelines.training.timing import Timing
 
 if TYPE_CHECKING:
     import optuna
@@ -30,12 +31,17 @@ COLUMNS = 6  # that it is drawn for
 BINS = 10
 
 
-def save(run: tracking.Run, learner: Classifier, rows: Rows, *, trials: Sequence["optuna.trial.FrozenTrial"], seed: int) -> None:
-    """Write all of it into the run's folder `FOLDER`; nothing where the run is closed, which has it."""
+def save(
+    run: tracking.Run, learner: Classifier, rows: Rows, *, trials: Sequence["optuna.trial.FrozenTrial"], seed: int,
+    when: Timing | None = None,
+) -> None:  # fmt: skip
+    """Write all of it into the run's folder `FOLDER`; nothing where the run is closed, which has it. when: of a silence, its end."""
     if run.client.get_run(run.run_id).info.status == "FINISHED":
         return
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch), learner, rows, trials=trials, seed=seed)
+        if when is not None:
+            write_timing(Path(scratch), when)
         run.client.log_artifacts(run.run_id, scratch, FOLDER)
 
 
@@ -52,9 +58,29 @@ def write(folder: Path, learner: Classifier, rows: Rows, *, trials: Sequence["op
     overall.rename_axis("feature").to_csv(folder / "contributions.csv")
     for name, frame in (("contributions_by_row", shown), ("partial_dependence", dependence), ("calibration", calibration), ("gain", gain)):
         frame.to_csv(folder / f"{name}.csv", index=False)
-    search_table(trials).to_csv(folder / "search.csv", index=False)
-    (folder / "search_importance.json").write_text(json.dumps(search_importance(trials), indent=1) + "\n")
+    search, importance = search_table(trials), search_importance(trials)
+    search.to_csv(folder / "search.csv", index=False)
+    (folder / "search_importance.json").write_text(json.dumps(importance, indent=1) + "\n")
     _draw(folder, overall, dependence, calibration, gain)
+    _draw_search(folder / "search.png", search, importance)
+
+
+def write_timing(folder: Path, when: Timing) -> None:
+    """How the test rows were expected to order and how they have, by period, and the calibration at the last of them."""
+    when.judged.to_csv(folder / "when.csv", index=False)
+    last = when.came.shape[1] - 1
+    calibration = calibration_table(when.came[:, last], 1.0 - when.survival[:, last])
+    calibration.to_csv(folder / "when_calibration.csv", index=False)
+    days = when.hazard.period_days * np.arange(when.hazard.n_periods + 1)
+    figure = _figure((10, 4.5))
+    curve, diagonal = figure.subplots(1, 2)
+    curve.plot(days, np.append(0.0, 1.0 - when.survival.mean(axis=0)), marker=".", label="expected")
+    curve.plot(when.judged["days"], when.judged["observed"], marker="o", linestyle="none", label="observed")
+    curve.set(xlabel="days", ylabel="share who have ordered", ylim=(0, 1))
+    curve.legend()
+    _draw_calibration(diagonal, calibration)
+    diagonal.set_title(f"by day {when.judged['days'].iloc[-1]:g}", fontsize=9)
+    _keep(figure, folder / "when.png")
 
 
 def partial_dependence(learner: Classifier, rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -133,10 +159,7 @@ def _draw(folder: Path, overall: pd.DataFrame, dependence: pd.DataFrame, calibra
     _keep(figure, folder / "partial_dependence.png")
 
     figure = _figure((5, 5))
-    axes = figure.add_subplot()
-    axes.plot(calibration["predicted"], calibration["observed"], marker="o")
-    axes.axline((0, 0), slope=1, linestyle=":", color="grey")
-    axes.set(xlabel="predicted probability", ylabel="observed rate")
+    _draw_calibration(figure.add_subplot(), calibration)
     _keep(figure, folder / "calibration.png")
 
     figure = _figure((10, 4))
@@ -145,6 +168,25 @@ def _draw(folder: Path, overall: pd.DataFrame, dependence: pd.DataFrame, calibra
         axes.plot(gain["share"], gain[name], marker=".")
         axes.set(xlabel="share of people reached, best first", ylabel=name)
     _keep(figure, folder / "gain.png")
+
+
+def _draw_search(path: Path, search: pd.DataFrame, importance: dict[str, float]) -> None:
+    figure = _figure((10, 4))
+    history, bars = figure.subplots(1, 2)
+    history.plot(search["trial"], search["loss"].astype(float), marker=".", linestyle="none", label="trial")
+    history.step(search["trial"], search["best_loss"].astype(float), where="post", label="best so far")
+    history.set(xlabel="trial", ylabel="loss")
+    history.legend()
+    bars.barh(list(importance)[::-1], list(importance.values())[::-1])
+    bars.set(xlabel="share of the loss's variation", title="" if importance else "too few trials to say")
+    figure.subplots_adjust(wspace=0.5)
+    _keep(figure, path)
+
+
+def _draw_calibration(axes: Any, calibration: pd.DataFrame) -> None:
+    axes.plot(calibration["predicted"], calibration["observed"], marker="o")
+    axes.axline((0, 0), slope=1, linestyle=":", color="grey")
+    axes.set(xlabel="predicted probability", ylabel="observed rate")
 
 
 def _figure(size: tuple[float, float]) -> Any:

@@ -95,7 +95,7 @@ def groups(
     columns: the protected traits (n rows) that form the groups; null belongs to none.
     """
     limit, units, judged, worst = settings.gate.group_loss, np.asarray(customers), 0, []
-    for name, rows in _groups(columns):
+    for name, rows in each_group(columns):
         if not can_be_judged(rows):
             continue
         judged += 1
@@ -146,8 +146,8 @@ def latency(call: Callable[[], object], what: str, limit_ms: float) -> Check:
     return Check("fast", found <= limit_ms, f"{found:.2f} ms a {what}, limit {limit_ms:g} ms")
 
 
-def _groups(columns: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
-    """Each group's name with the positions of its rows."""
+def each_group(columns: pd.DataFrame) -> Iterator[tuple[str, np.ndarray]]:
+    """Each group's name with the positions of its rows: the values of each column; null belongs to none."""
     for column in columns.columns:
         for value, rows in columns.groupby(column, observed=True).indices.items():
             yield f"{column} {value}", np.asarray(rows)

@@ -16,12 +16,13 @@ from models.candidates.own_history import OwnHistory
 from models.candidates.popularity import Popularity
 from models.candidates.retrieval import READS
 from models.recommender import Recommender
+from models.stages import Stages
 from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
 from pipelines.settings import Settings
 from pipelines.training import gate
 from pipelines.training.gate import Verdict
 from pipelines.training.publishing import Baseline, finite
-from pipelines.training.ranking import Moment, new_items
+from pipelines.training.ranking import Moment
 
 POPULARITY_DAYS = 28
 OWN_HALF_LIFE_DAYS = 180.0  # the rule at its best, among 15 days and no decay, on earlier windows of two shops
@@ -39,12 +40,20 @@ Lists = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class UnderTest:
-    """What was fitted on what was known at the test cut-off. first: without the second stage; stage: None where it is not used."""
+    """What was fitted on what was known at the test cut-off. stage: the second; None where it is not used."""
 
     moment: Moment
     first: Recommender
-    learner: Recommender
     stage: TwoStage | None
+
+    @property
+    def stages(self) -> Stages:
+        """Both, with what they know the customers by."""
+        return Stages(self.first, self.stage, self.moment.histories)
+
+    def recommend(self, people: np.ndarray, k: int, *, mode: str = ALL_ITEMS) -> np.ndarray:
+        """The best items (m, k) of these people at the cut-off."""
+        return self.stages.recommend(people, k, at_us=self.moment.occasion.at_us, mode=mode)[0]
 
 
 @dataclass(frozen=True)
@@ -75,12 +84,9 @@ def sheet(tested: UnderTest, *, mode: str, k: int) -> Sheet:
     }
     if mode == ALL_ITEMS:
         rivals[OWN_HISTORY] = _own_history(moment, people, rivals[POPULARITY], k=k)
-        ours = tested.learner.recommend(people, k)[0]
-    else:
-        ours = new_items(tested.first, tested.stage, moment, people, k=k)[0]
     if tested.stage is None:
         del rivals[FIRST_STAGE]
-    return Sheet(people, wanted, ours, rivals)
+    return Sheet(people, wanted, tested.recommend(people, k, mode=mode), rivals)
 
 
 def baselines(found: Sheet, *, settings: Settings, suffix: str = "") -> list[Baseline]:
@@ -137,7 +143,7 @@ def examine(tested: UnderTest, champion: UnderTest, traits: pd.DataFrame, *, is_
     """
     k, moment = settings.training.k, tested.moment
     people, wanted = moment.judged(ALL_ITEMS)
-    lists = [one.learner.recommend(people, k)[0] for one in (tested, champion)]
+    lists = [one.recommend(people, k) for one in (tested, champion)]
     ours, theirs = (evaluation.ndcg_by_customer(each, wanted, k=k) for each in lists)
 
     def gain(rows: np.ndarray) -> evaluation.Statistic:
@@ -147,7 +153,7 @@ def examine(tested: UnderTest, champion: UnderTest, traits: pd.DataFrame, *, is_
         gate.quality(gain, people, is_newer=is_newer, settings=settings),
         gate.coverage(*(evaluation.coverage(each, moment.occasion.n_items) for each in lists), settings=settings),
         gate.groups(gain, people, traits, lambda rows: len(rows) >= settings.monitoring.min_group, settings=settings),
-        gate.latency(lambda: tested.learner.recommend(people[:1], k), "list", settings.gate.max_list_ms),
+        gate.latency(lambda: tested.recommend(people[:1], k), "list", settings.gate.max_list_ms),
     )
     return Verdict(_mean(theirs), checks)
 

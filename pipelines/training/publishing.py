@@ -96,6 +96,7 @@ class Fitted:
     output: pd.DataFrame  # and what it gives for them
     judge: Callable[[Champion, bool], Verdict | None]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    beside: Mapping[str, Any] = field(default_factory=dict)  # further learners of the version, by the folder that each is saved in
     evidence: pd.DataFrame | None = None  # rows with label, split and probability, for those who watch
 
 
@@ -113,11 +114,11 @@ class Decision:
 def publish(home: Path, fitted: Fitted, run: tracking.Run, *, settings: Settings, as_of: datetime) -> ModelReport:
     """Register, record, and make champion if the gate lets it pass."""
     manifest = _manifest(fitted, as_of=as_of)
-    version = registry.register(home, fitted.name, learner=fitted.learner, arrays=fitted.arrays, manifest=manifest)
+    version = registry.register(home, fitted.name, learner=fitted.learner, arrays=fitted.arrays, beside=fitted.beside, manifest=manifest)
     stored = registry.load_version(home, fitted.name, version)
     tracking.add_version(run, stored, features=fitted.features, output=fitted.output)
     tracking.close_run(run, params=fitted.params, metrics=_metrics(fitted.quality))
-    decision = decide(home, fitted, version, settings=settings, as_of=as_of)
+    decision = _of_the_same_model(home, fitted, stored) or decide(home, fitted, version, settings=settings, as_of=as_of)
     run.client.set_tag(run.run_id, "gate", decision.why)
     if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
         registry.promote(home, fitted.name, version, why=decision.why, tracking_url=settings.training.tracking_url)
@@ -185,6 +186,30 @@ def finite(value: float | None) -> float | None:
 
 # -- private -----------------------------------------------------------------------------------------------------------
 
+_TOLD = ("cutoffs", "rows", "suspect_features", "fit", "search", "segments", "when", "value")  # of a manifest, in the report
+
+
+def _of_the_same_model(home: Path, fitted: Fitted, stored: Champion) -> Decision | None:
+    """For the version whose own files are the champion's to the byte, and not those beside it: it is what was asked for last."""
+    entry = registry.champions(home).get(fitted.name, {})
+    present = entry.get("version")
+    if present in (None, stored.version) or stored.version in entry.get("rolled_back", []):
+        return None
+    try:
+        champion = registry.load_champion(home, fitted.name)
+    except RegistryError:
+        return None
+    if _own_files(champion) != _own_files(stored) or champion.manifest["files"] == stored.manifest["files"]:
+        return None
+    added = f"{', '.join(fitted.beside) or 'nothing'} {'stand' if len(fitted.beside) > 1 else 'stands'} beside it"
+    return Decision(True, stored.version, f"its model is that of version {present} to the byte; {added}")
+
+
+def _own_files(version: Champion) -> dict[str, str]:
+    """Hashes of the files of its own learner, without those of others beside it."""
+    beside = version.manifest.get("beside", [])
+    return {path: digest for path, digest in version.manifest["files"].items() if path.split("/")[0] not in beside}
+
 
 def _told(decision: Decision) -> dict[str, Any]:
     checks = [{"name": check.name, "holds": check.holds, "found": check.found} for check in decision.checks]
@@ -199,6 +224,7 @@ def _manifest(fitted: Fitted, *, as_of: datetime) -> dict[str, Any]:
     """Everything a reader of the version needs; `training_key` names the model by what decides it: data, parameters, code."""
     kind = type(fitted.learner)
     parts = [fitted.name, fitted.data_sha256, fitted.params, code_hash(kind)]
+    parts += [[name, other.get_params(), code_hash(type(other))] for name, other in fitted.beside.items()]
     return {
         **fitted.manifest,
         "learner": f"{kind.__module__}.{kind.__qualname__}",
@@ -208,6 +234,7 @@ def _manifest(fitted: Fitted, *, as_of: datetime) -> dict[str, Any]:
         "data.sha256": fitted.data_sha256,
         "as_of": pd.Timestamp(as_of).isoformat(),
         "requirements": requirements(),
+        "beside": sorted(fitted.beside),
         "training_key": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
         **tracking.commit(),
     }
@@ -252,7 +279,7 @@ def _report(fitted: Fitted, version: int, manifest: Mapping[str, Any], decision:
             "gate": told["checks"],
             "params": fitted.params,
             **{key: finite(value) for key, value in quality.others.items()},
-            **{key: manifest[key] for key in ("cutoffs", "rows", "suspect_features", "fit", "search", "segments") if key in manifest},
+            **{key: manifest[key] for key in _TOLD if key in manifest},
         },
     )
 

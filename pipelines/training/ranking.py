@@ -14,11 +14,11 @@ import pandas as pd
 from scipy import sparse
 
 from models import evaluation
-from models.candidates.occasion import Occasion
+from models.candidates.history import Histories
+from models.candidates.occasion import UNKNOWN, Occasion
 from models.candidates.pairs import Pairs, pairs
 from models.candidates.retrieval import Retrieval
-from models.lists import Ranked
-from models.recommender import Recommender
+from models.stages import Stages
 from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS, TwoStage
 from pipelines import labels
 from pipelines.labels import Ranking
@@ -28,7 +28,6 @@ STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overla
 MIN_BUYERS = 40  # who chose some of their candidates and not all, over all examples: with fewer the sources' order is not improved upon
 MOST_BUYERS = 2_000  # of one cut-off are learned from, drawn
 NEGATIVE_SHARE = 0.2  # of the candidates that were not chosen are learned from
-LIST_LENGTH = 100  # places of a list that is handed to the recommender
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Moment:
 
     ranking: Ranking
     occasion: Occasion
+    histories: Histories
     relevant: dict[str, sparse.csr_matrix]
 
     def judged(self, mode: str) -> tuple[np.ndarray, sparse.csr_matrix]:
@@ -66,14 +66,16 @@ class Moments:
             now = occasion(self.frame, self.items, found)
             new = sparse.csr_matrix(found.relevant - found.relevant.multiply(now.bought()))
             new.eliminate_zeros()
-            self._at[cut] = Moment(found, now, {ALL_ITEMS: found.relevant, NEW_ITEMS: new})
+            self._at[cut] = Moment(found, now, now.histories(), {ALL_ITEMS: found.relevant, NEW_ITEMS: new})
         return self._at[cut]
 
     def retrieval(self, when: datetime) -> Retrieval:
         """The sources as fitted on what was known at this cut-off."""
         cut = pd.Timestamp(when)
         if cut not in self._retrieval:
-            self._retrieval[cut] = Retrieval(factors=self.factors, random_state=self.settings.training.seed).fit(self.at(cut).occasion)
+            self._retrieval[cut] = Retrieval(factors=self.factors, random_state=self.settings.training.seed).fit(
+                self.at(cut).occasion, self.at(cut).histories
+            )
         return self._retrieval[cut]
 
     def second_stage(self, when: datetime, *, modes: Sequence[str] = MODES) -> TwoStage | None:
@@ -113,40 +115,27 @@ def occasion(frame: pd.DataFrame, items: pd.DataFrame, found: Ranking) -> Occasi
         n_items=len(found.items),
         customer=_positions(found.customers, past["customer_id"]),
         item=_positions(found.items, past["item_id"]),
-        age_days=_days(found.at - past["event_timestamp"]),
+        at_us=_micros(pd.Series([found.at]))[0],
+        done_us=_micros(past["event_timestamp"]),
         weight=past["weight"].to_numpy(dtype=float),
         category=pd.factorize(offered["category"], sort=True)[0].astype(np.int64),
         price=offered["price_cents"].to_numpy(dtype=float, na_value=np.nan),
-        offered_days=_days(found.at - offered["event_timestamp"]),
+        offered_us=_micros(offered["event_timestamp"]),
     )
 
 
-def led(learner: Recommender, stage: TwoStage, moment: Moment, people: np.ndarray | None = None) -> Recommender:
-    """The recommender with the second stage's lists in front, for these people or everybody with a history."""
-    wanted = np.arange(moment.occasion.n_customers) if people is None else people
-    lists = np.full((moment.occasion.n_customers, LIST_LENGTH), -1, dtype=np.int64)
-    lists[wanted] = stage.recommend(moment.occasion, wanted, LIST_LENGTH)[0]
-    return learner.put_first(lists)
-
-
-def new_items(learner: Recommender, stage: TwoStage | None, moment: Moment, people: np.ndarray, *, k: int) -> Ranked:
-    """What is best of what these people never bought: the second stage's list, or where it has none the first's."""
-    if stage is not None and NEW_ITEMS in stage.rankers_:
-        return stage.recommend(moment.occasion, people, k, mode=NEW_ITEMS)
-    return learner.recommend(people, k, exclude=moment.occasion.bought()[people])
-
-
-def ndcg_of(learner: Recommender, moment: Moment, *, k: int) -> float:
-    """NDCG@k of the learner's lists, any item allowed."""
+def ndcg_of(stages: Stages, moment: Moment, *, k: int) -> float:
+    """NDCG@k of what these stages recommend, any item allowed."""
     people, wanted = moment.judged(ALL_ITEMS)
-    return evaluation.ndcg_at_k(learner.recommend(people, k)[0], wanted, k=k)
+    return evaluation.ndcg_at_k(stages.recommend(people, k, at_us=moment.occasion.at_us)[0], wanted, k=k)
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
 def _pairs(retrieval: Retrieval, moment: Moment, people: np.ndarray, mode: str) -> Any:
-    return pairs(retrieval, moment.occasion, people, new_only=mode == NEW_ITEMS, relevant=moment.relevant[mode])
+    now, relevant = moment.occasion.at_us, moment.relevant[mode]
+    return pairs(retrieval, moment.histories, people, now, new_only=mode == NEW_ITEMS, relevant=relevant)
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
@@ -164,5 +153,7 @@ def _positions(names: np.ndarray, values: pd.Series) -> np.ndarray:
     return pd.Index(names).get_indexer(pd.Index(values)).astype(np.int64)
 
 
-def _days(spans: pd.Series) -> np.ndarray:
-    return np.asarray(spans.dt.total_seconds().to_numpy(dtype=float) / 86_400)
+def _micros(times: pd.Series) -> np.ndarray:
+    """Microseconds since 1970, `UNKNOWN` where there is none."""
+    whole = times.dt.tz_convert(None).astype("datetime64[us]").to_numpy()
+    return np.where(np.isnat(whole), UNKNOWN, whole.astype(np.int64))

@@ -5,7 +5,6 @@ ahead on the validation window. Both are tested once on the newest window, then 
 served from today's history, and the figures are those of the tested fit.
 """
 
-import copy
 import hashlib
 import inspect
 import itertools
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models import als, candidates, evaluation, lists, ranker, recommender, two_stage
+from models import als, candidates, evaluation, inner_product, lists, ranker, recommender, stages, two_stage
 from models.candidates.factors import Factors
 from models.recommender import Recommender
-from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+from models.stages import SECOND_STAGE, Stages
+from models.two_stage import ALL_ITEMS, NEW_ITEMS
 from pipelines import labels, tables, tracking
 from pipelines.labels import Ranking
 from pipelines.registry import Champion
@@ -31,7 +31,7 @@ from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
 from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record, share
-from pipelines.training.ranking import Moment, Moments, led, ndcg_of
+from pipelines.training.ranking import Moment, Moments, ndcg_of
 from pipelines.training.rows import PROTECTED, with_protected
 from pipelines.training.study import storage_of
 from pipelines.training.tuning import search_name, tune
@@ -39,25 +39,10 @@ from pipelines.training.tuning import search_name, tune
 NAME = "recommender"
 FEATURE_SERVICE = "recommender_v1"
 HALF_LIFE_DAYS = 90.0  # near the best on two public shops and a simulated one, among 15 to 240 days and no decay
-SECOND_STAGE = "second_stage"  # the folder of its files, and the parameter that says whether it is used
 CODE = "code"  # the parameter that names the source both stages were made with
 EXAMPLES = 5
 
 _TICK = pd.Timedelta(1, "us")
-
-
-@dataclass(frozen=True)
-class Registered:
-    """Both stages as one version: the recommender's files, and those of the second stage in a folder beside them."""
-
-    recommender: Recommender
-    stage: TwoStage | None
-
-    def save(self, folder: Path) -> None:
-        """Write what `Recommender.load(folder)` and, where there is one, `TwoStage.load(folder / "second_stage")` need."""
-        self.recommender.save(folder)
-        if self.stage is not None:
-            self.stage.save(folder / SECOND_STAGE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +113,7 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
 
 def code_of_stages() -> str:
     """Names the source of both stages: other code, other version."""
-    modules = (als, candidates, lists, ranker, recommender, two_stage)
+    modules = (als, candidates, inner_product, lists, ranker, recommender, stages, two_stage)
     files = [path for module in modules for path in _sources(Path(inspect.getfile(module)))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -153,22 +138,16 @@ def _validated(moments: Moments, at: datetime, params: dict[str, Any], *, settin
     if stage is None:
         return Choice(False, "no second stage: too few customers bought something after earlier cut-offs")
     moment, k = moments.at(at), settings.training.k
-    learner = Recommender(**params).fit(moment.ranking.history)
-    one = ndcg_of(learner, moment, k=k)
-    two = ndcg_of(led(learner, stage, moment, moment.judged(ALL_ITEMS)[0]), moment, k=k)
+    first = Recommender(**params).fit(moment.ranking.history)
+    one, two = (ndcg_of(Stages(first, used, moment.histories), moment, k=k) for used in (None, stage))
     compared = f"ndcg@{k} {two:.4f} with a second stage and {one:.4f} without on the validation window"
     return Choice(two >= one, compared if two >= one else f"{compared}: it is not used")
 
 
 def _both_stages(moments: Moments, at: datetime, params: dict[str, Any], *, is_used: bool) -> UnderTest:
-    """Fitted on what was known at this cut-off; a second stage leads the lists of those who bought after it, where nobody did of all."""
+    """Fitted on what was known at this cut-off."""
     moment = moments.at(at)
-    people = moment.judged(ALL_ITEMS)[0]
-    first = Recommender(**params).fit(moment.ranking.history)
-    stage = moments.second_stage(at) if is_used else None
-    return UnderTest(
-        moment, first, first if stage is None else led(copy.copy(first), stage, moment, people if people.size else None), stage
-    )
+    return UnderTest(moment, Recommender(**params).fit(moment.ranking.history), moments.second_stage(at) if is_used else None)
 
 
 def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Quality, list[dict[str, Any]]]:
@@ -243,18 +222,20 @@ def _fitted(
 ) -> Fitted:  # fmt: skip
     known, k = served.moment.ranking, settings.training.k
     chosen = np.arange(min(EXAMPLES, len(known.customers)))
-    items, scores = served.learner.recommend(chosen, k)
+    at_us = served.moment.occasion.at_us
+    items, scores = served.stages.recommend(chosen, k, at_us=at_us)
+    golden = {"customers": chosen.tolist(), "k": k, "at_us": int(at_us), "items": items.tolist(), "scores": scores.astype(float).tolist()}
     first = pd.DataFrame({"item_id": known.items[items[:, 0]].astype(str), "score": scores[:, 0].astype(float)})
     return Fitted(
         name=NAME,
-        learner=Registered(served.learner, served.stage),
+        learner=served.stages,
         params=params,
         quality=quality,
         data_sha256=digest,
         manifest={
             "feature_service": FEATURE_SERVICE,
             "half_life_days": HALF_LIFE_DAYS,
-            "golden": {"customers": chosen.tolist(), "k": k, "items": items.tolist(), "scores": scores.astype(float).tolist()},
+            "golden": golden,
             **describe,
         },
         features=pd.DataFrame({"customer_id": known.customers[chosen].astype(str)}),

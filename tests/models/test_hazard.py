@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 
 from models import evaluation
-from models.hazard import PERIOD, Hazard, Waits, person_periods, waits
+from models.hazard import PERIOD, Hazard, Waits, expected_days, median_days, person_periods, waits
 from models.learner import Learner
 from models.task import follows
 
@@ -139,6 +139,39 @@ def test_silence_through_a_period_is_the_survival_to_its_end_and_in_between_fall
         fitted.silence(some, 29)
 
 
+def test_expected_wait_and_median_are_those_of_waits_drawn_from_the_curve() -> None:
+    """An even hazard within each period: the first one quick, then slow, then nobody at all."""
+    survival = np.array([[0.6, 0.4, 0.35, 0.35]])
+    rng = np.random.default_rng(0)
+    left, days = rng.random(200_000), np.arange(5) * PERIOD_DAYS
+    waited = np.interp(-np.log(left), -np.log([1.0, *survival[0, :3]]), days[:4], right=np.inf)
+    found = np.minimum(waited, PERIODS * PERIOD_DAYS)
+    assert expected_days(survival, period_days=PERIOD_DAYS)[0] == pytest.approx(found.mean(), abs=4 * found.std() / np.sqrt(len(found)))
+    assert median_days(survival, period_days=PERIOD_DAYS)[0] == pytest.approx(np.median(waited), abs=0.1)
+
+
+curves = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(lambda hazards: np.cumprod(1 - np.array([hazards]), axis=1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(survival=curves, period_days=st.sampled_from([1.0, 7.0]))
+@example(survival=np.ones((1, 3)), period_days=7.0)
+@example(survival=np.zeros((1, 3)), period_days=7.0)
+def test_expected_wait_lies_between_none_and_all_periods_and_the_median_where_half_is_left(
+    survival: np.ndarray, period_days: float
+) -> None:
+    longest = survival.shape[1] * period_days
+    mean, median = expected_days(survival, period_days=period_days)[0], median_days(survival, period_days=period_days)[0]
+    assert -1e-9 <= mean <= longest + 1e-9
+    assert mean <= period_days * (1 + survival[0, :-1].sum()) + 1e-9  # as if all came at the ends of their periods
+    assert mean >= period_days * survival[0].sum() - 1e-9  # and at the beginnings
+    assert np.isnan(median) == (survival[0, -1] > 0.5)
+    if np.isfinite(median):
+        at = np.append(1.0, survival[0])
+        first, last = int(np.floor(median / period_days + 1e-9)), int(np.ceil(median / period_days - 1e-9))
+        assert at[last] <= 0.5 <= at[min(first, last)] or median == first * period_days
+
+
 instants = st.integers(0, 60).map(lambda halves: START + halves * DAY / 2)
 histories = st.lists(st.tuples(st.sampled_from("abc"), instants), max_size=12)
 
@@ -189,6 +222,16 @@ def test_later_rows_stop_the_training_and_the_loss_is_least_near_the_truth(train
     assert stopped.loss((later.features, later.waited)) == pytest.approx(fitted.loss((later.features, later.waited)), rel=0.02)
     blind = clone(fitted).fit(train.features[["noise"]], train.waited)
     assert blind.loss((later.features[["noise"]], later.waited)) > 1.02 * fitted.loss((later.features, later.waited))
+
+
+def test_refitted_it_has_learned_the_later_rows_too_and_keeps_what_they_calibrated(train: World, later: World) -> None:
+    few = World(train.features.head(600), train.hazard[:600], train.days[:600], train.followed_days[:600])
+    stopped = Hazard(learning_rate=0.1).fit(few.features, few.waited, (later.features, later.waited))
+    both = pd.concat([few.features, later.features], ignore_index=True)
+    waited = Waits(np.append(few.waited.days, later.waited.days), np.append(few.waited.followed_days, later.waited.followed_days))
+    again, fresh = stopped.refitted(both, waited), _world(3_000, 5)
+    assert again.classifier_.calibration_ == stopped.classifier_.calibration_
+    assert again.loss((fresh.features, fresh.waited)) < stopped.loss((fresh.features, fresh.waited))
 
 
 def test_it_is_a_learner_like_the_others(train: World, fitted: Hazard, tmp_path: Path) -> None:

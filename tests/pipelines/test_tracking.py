@@ -109,3 +109,23 @@ def test_database_that_holds_the_trials_is_refused_for_the_runs(tmp_path, postgr
         tracking.connect(tmp_path, SecretStr(postgresql_server.url))
     with pytest.raises(ValidationError, match="two databases"):
         TrainingSettings(study_url=postgresql_server.url, tracking_url=postgresql_server.url)
+
+
+def test_a_home_that_was_copied_or_moved_keeps_its_files_in_itself(tmp_path, empty_tracking):
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(empty_tracking, first / "mlflow")
+    run = tracking.open_run(first, "churn", study="s", tags={})
+    version, features, output = stored(first)
+    tracking.add_version(run, version, features=features, output=output)
+    before = {path.relative_to(first) for path in first.rglob("*")}
+    shutil.copytree(first, second)
+    again = tracking.open_run(second, "churn", study="another", tags={})
+    again.client.log_dict(again.run_id, {"a": 1}, "told.json")
+    assert "told.json" in {path.name for path in second.rglob("*.json")}
+    assert {path.relative_to(first) for path in first.rglob("*")} == before
+    here = (second / "mlflow" / "artifacts").resolve().as_uri()
+    held = tracking.open_run(second, "churn", study="s", tags={})
+    (source,) = {found.source for found in held.client.search_model_versions("name = 'churn'")}
+    for place in (source, held.client.get_run(held.run_id).info.artifact_uri):  # a process keeps its first answer; so it is asked, not used
+        assert place.startswith(f"{here}/{held.run_id}/artifacts")
+    assert (second / source.removeprefix((second.resolve()).as_uri() + "/") / "MLmodel").exists()

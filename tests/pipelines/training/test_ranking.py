@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 
 from models import evaluation
+from models.ranker import Ranker
 from models.recommender import Recommender
-from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+from models.stages import Stages
+from models.two_stage import ALL_ITEMS, NEW_ITEMS
 from pipelines.settings import GateSettings, LabelSettings, MonitoringSettings, Settings, TrainingSettings
 from pipelines.training import listing, ranking, recommenders
 from pipelines.training.listing import UnderTest
@@ -65,14 +67,13 @@ def known(tmp_path_factory) -> Moments:
 @pytest.fixture(scope="module")
 def tested(known) -> UnderTest:
     moment = known.at(AT)
-    first, stage = Recommender(**FACTORS).fit(moment.ranking.history), known.second_stage(AT)
-    led = ranking.led(Recommender(**FACTORS).fit(moment.ranking.history), stage, moment)
-    return UnderTest(moment, first, led, stage)
+    return UnderTest(moment, Recommender(**FACTORS).fit(moment.ranking.history), known.second_stage(AT))
 
 
 def lists(known: Moments, mode: str) -> np.ndarray:
     moment = known.at(AT)
-    return known.second_stage(AT).recommend(moment.occasion, np.arange(moment.occasion.n_customers), 10, mode=mode)[1]
+    people = np.arange(moment.occasion.n_customers)
+    return known.second_stage(AT).recommend(moment.histories, people, 10, at_us=moment.occasion.at_us, mode=mode)[1]
 
 
 def test_nothing_after_the_cutoff_moves_the_second_stage(known, tmp_path):
@@ -121,11 +122,12 @@ def test_a_log_with_too_few_buyers_has_no_second_stage(tmp_path):
 def test_the_second_stage_knows_when_something_is_due_and_leads_the_lists(tested, known):
     moment = tested.moment
     people, wanted = moment.judged(ALL_ITEMS)
-    alone = tested.stage.recommend(moment.occasion, people, 5)[0]
-    ours = tested.learner.recommend(people, 5)[0]
+    alone = tested.stage.recommend(moment.histories, people, 5, at_us=moment.occasion.at_us)[0]
+    ours = tested.recommend(people, 5)
     assert np.array_equal(ours[alone >= 0], alone[alone >= 0])
-    assert ranking.ndcg_of(tested.learner, moment, k=5) > ranking.ndcg_of(tested.first, moment, k=5) + 0.05
-    assert ranking.ndcg_of(tested.learner, moment, k=5) == pytest.approx(evaluation.ndcg_at_k(ours, wanted, k=5))
+    one = Stages(tested.first, None, moment.histories)
+    assert ranking.ndcg_of(tested.stages, moment, k=5) > ranking.ndcg_of(one, moment, k=5) + 0.05
+    assert ranking.ndcg_of(tested.stages, moment, k=5) == pytest.approx(evaluation.ndcg_at_k(ours, wanted, k=5))
 
 
 def test_rival_lists_are_the_rules_they_are_named_after(tested):
@@ -164,27 +166,18 @@ def test_baselines_segments_and_figures_tell_of_the_same_customers(tested, known
     assert mean == pytest.approx(figures["ndcg@5"])
 
 
-def test_one_version_holds_both_stages_and_each_is_loaded_from_it(tested, tmp_path):
-    recommenders.Registered(tested.learner, tested.stage).save(tmp_path)
-    people, now = np.arange(tested.moment.occasion.n_customers), tested.moment.occasion
-    assert np.array_equal(Recommender.load(tmp_path).recommend(people, 5)[0], tested.learner.recommend(people, 5)[0])
-    stage = TwoStage.load(tmp_path / "second_stage")
-    assert np.array_equal(stage.recommend(now, people, 5)[1], tested.stage.recommend(now, people, 5)[1])
-
-
 def test_second_stage_that_is_behind_on_the_validation_window_is_not_used(known, monkeypatch):
     params = {**FACTORS, "random_state": 3}
     verdict = recommenders._validated(known, AT, params, settings=known.settings)
     assert verdict.is_used
     assert "with a second stage" in verdict.why
-    monkeypatch.setattr(
-        recommenders, "led", lambda learner, stage, moment, people: learner.put_first(np.zeros((len(moment.ranking.customers), 1)))
-    )
+    right = Ranker.score_rows
+    monkeypatch.setattr(Ranker, "score_rows", lambda self, values: -right(self, values))
     assert not recommenders._validated(known, AT, params, settings=known.settings).is_used
 
 
 def test_without_a_second_stage_the_first_is_no_rival_and_new_items_come_from_it(tested):
-    alone = UnderTest(tested.moment, tested.first, tested.first, None)
+    alone = UnderTest(tested.moment, tested.first, None)
     found = listing.sheet(alone, mode=NEW_ITEMS, k=5)
     assert listing.FIRST_STAGE not in found.rivals
     expected = tested.first.recommend(found.people, 5, exclude=tested.moment.occasion.bought()[found.people])[0]
@@ -197,7 +190,7 @@ class Lists:
     def __init__(self, lists, slow=0.0):
         self.lists, self.slow = lists, slow
 
-    def recommend(self, people, k):
+    def recommend(self, people, k, exclude=None):
         time.sleep(self.slow)
         return self.lists[people][:, :k], None
 
@@ -209,7 +202,7 @@ def refusals(ours, theirs, moment, *, slow=0.0, is_newer=True):
     )
     people, _ = moment.judged(ALL_ITEMS)
     traits = pd.DataFrame({"age_band": np.where(people % 2, "18-29", "30-44"), "gender": None})
-    sides = (UnderTest(moment, None, Lists(lists, late), None) for lists, late in ((ours, slow), (theirs, 0.0)))
+    sides = (UnderTest(moment, Lists(lists, late), None) for lists, late in ((ours, slow), (theirs, 0.0)))
     checks = listing.examine(*sides, traits, is_newer=is_newer, settings=settings).checks
     assert all(any(character.isdigit() for character in check.found) for check in checks)
     return {check.name: check.found for check in checks if not check.holds}
@@ -219,7 +212,7 @@ def test_gate_of_lists_refuses_each_planted_fault_by_its_name(tested):
     moment = tested.moment
     n_items = moment.occasion.n_items
     everybody = np.arange(moment.occasion.n_customers)
-    theirs = tested.learner.recommend(everybody, 5)[0]
+    theirs = tested.recommend(everybody, 5)
     assert refusals(theirs, theirs, moment) == {}
     assert list(refusals(theirs, theirs, moment, is_newer=False)) == ["better"]
     assert list(refusals(theirs, theirs, moment, slow=0.006)) == ["fast"]

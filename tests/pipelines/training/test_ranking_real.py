@@ -15,7 +15,7 @@ from models.recommender import Recommender
 from models.two_stage import ALL_ITEMS, NEW_ITEMS
 from pipelines import flow, labels, tables
 from pipelines.settings import Settings, SimulationSettings, TrainingSettings
-from pipelines.training import listing, ranking, recommenders, truth
+from pipelines.training import listing, recommenders, truth
 from pipelines.training.listing import UnderTest
 from pipelines.training.publishing import Baseline
 from pipelines.training.ranking import Moments
@@ -31,8 +31,7 @@ def under_test(known: Moments, at: pd.Timestamp) -> UnderTest:
     stage = known.second_stage(at)
     assert stage is not None
     first.fit(moment.ranking.history)
-    learner = Recommender(random_state=known.settings.training.seed).fit(moment.ranking.history)
-    return UnderTest(moment, first, ranking.led(learner, stage, moment, moment.judged(ALL_ITEMS)[0]), stage)
+    return UnderTest(moment, first, stage)
 
 
 def compared(tested: UnderTest, mode: str, settings: Settings) -> tuple[float, dict[str, Baseline]]:

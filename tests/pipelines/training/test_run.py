@@ -15,7 +15,7 @@ import pytest
 from models import evaluation, returns
 from models.classifier import Classifier
 from models.evaluation import Interval
-from models.recommender import Recommender
+from models.stages import Stages
 from pipelines import feature_store, features, labels, registry, scoring, tables, tracking, training, verdicts
 from pipelines.errors import InputError, RegistryError
 from pipelines.settings import Settings
@@ -52,6 +52,22 @@ def test_report_of_a_classifier_holds_calibration_and_base_rate(trained):
     details = trained.reports["churn"].details
     assert 0 < details["base_rate"] < 1
     assert {"ece", "brier", "log_loss", "mean_probability", "params", "cutoffs", "rows"} <= set(details)
+
+
+@pytest.mark.parametrize("name", ["churn", "intent"])
+def test_a_version_tells_how_good_it_is_for_everybody_and_each_group_with_intervals(trained, name):
+    manifest = registry.load_champion(trained.home, name).manifest
+    slices, test = manifest["slices"], tables.read(trained.home, tables.OWN_ROWS[name][0]).query("split == 'test'")
+    assert slices["all"]["value"] == trained.reports[name].value
+    assert {"age_band 30-44", "gender f", "gender m", "region north", "region south"} < set(slices)
+    south = test[test["region"] == "south"]
+    assert slices["region south"]["rows"] == len(south)
+    assert slices["region south"]["value"] == pytest.approx(evaluation.auc(south["label"], south["probability"]))
+    assert slices["region south"]["base_rate"] == pytest.approx(south["label"].mean())
+    for told in slices.values():
+        assert told["low"] <= told["value"] <= told["high"]
+    narrow, wide = (slices[group]["high"] - slices[group]["low"] for group in ("all", "gender m"))
+    assert narrow < wide
 
 
 def test_recommender_that_knows_tastes_beats_popularity(trained):
@@ -222,7 +238,7 @@ def test_what_the_gate_found_is_kept_beside_the_version(copied):
 def test_every_report_of_a_classifier_names_its_baselines_with_intervals(trained):
     found = {name: [one["name"] for one in trained.reports[name].baselines] for name in ("churn", "intent")}
     assert found == {
-        "churn": ["recency rule", "logistic regression", "Pareto/NBD", "discrete-time hazard"],
+        "churn": ["recency rule", "logistic regression", "Pareto/NBD", "BG/NBD", "discrete-time hazard"],
         "intent": ["cart rule", "logistic regression"],
     }
     for name in found:
@@ -237,7 +253,7 @@ def test_run_holds_what_the_model_goes_by_and_no_customer(trained):
     client, parents, _ = runs(trained.home, "churn")
     listed = {item.path for item in client.list_artifacts(parents[0].info.run_id, "explanations")}
     wanted = ("contributions.csv", "contributions_by_row.csv", "partial_dependence.csv", "calibration.csv", "gain.csv", "search.csv")
-    pictures = ("contributions.png", "partial_dependence.png", "calibration.png", "gain.png", "search_importance.json")
+    pictures = ("contributions.png", "partial_dependence.png", "calibration.png", "gain.png", "search.png", "search_importance.json")
     assert {f"explanations/{name}" for name in (*wanted, *pictures)} <= listed
     people = set(tables.read(trained.home, tables.LABELS_CHURN)["customer_id"])
     for name in wanted:
@@ -368,9 +384,9 @@ def test_unknown_model_is_refused(tmp_path):
 def test_recommender_served_knows_everybody_of_today(trained):
     home = trained.home
     champion = registry.load_champion(home, "recommender")
-    learner = Recommender.load(champion.folder)
+    stages = Stages.load(champion.folder)
     customers = np.load(champion.folder / "customer_ids.npy", allow_pickle=False)
-    assert len(learner.customer_factors_) == len(customers) == tables.read(home, tables.INTERACTIONS)["customer_id"].nunique()
+    assert len(stages.first.customer_factors_) == len(customers) == tables.read(home, tables.INTERACTIONS)["customer_id"].nunique()
     golden = champion.manifest["golden"]
-    items, _ = learner.recommend(golden["customers"], golden["k"])
+    items, _ = stages.recommend(golden["customers"], golden["k"], at_us=golden["at_us"])
     assert items.tolist() == golden["items"]
