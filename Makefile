@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 RUN := $(UV) run --frozen --no-sync
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check bento setup clean
 
 demo: setup ## the whole loop on a simulated shop; ARGS="--events FILE --mapping NAME"
 	$(RUN) rapport demo $(ARGS)
@@ -22,6 +22,10 @@ check: setup ## lint, format, types, import contracts, lock file
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+
+bento: setup ## the service as a bento, its requirements as they are locked
+	$(UV) export --frozen --no-dev --no-emit-project --no-hashes --no-annotate --no-header --quiet --output-file deploy/bento/requirements.txt
+	$(RUN) bentoml build --bentofile deploy/bento/bentofile.yaml .
 
 setup: .venv/.locked
 

@@ -78,9 +78,11 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
 ) -> None:
     """Serve decisions over HTTP until stopped. Example: rapport serve --port 3000"""
+    from pipelines.log_lines import write_lines
     from serving import access, process
 
     settings = home.settings(serving={"port": port, "workers": workers})
+    write_lines(settings.serving.log_format)
     for role, key in access.ensure_keys(settings).items():
         terminal.err.print(f"new key of the role {role}: {key} (kept in {settings.home / 'keys'})", highlight=False, soft_wrap=True)
     with process.start(settings, to_console=True) as service:

@@ -207,7 +207,7 @@ class Classifier(Learner):
         else:
             parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
         if self.silence_ is not None:
-            places = self._places(self.feature_names_)
+            places = self._history_places
             parts[:, places] += self.silence_.contributions(matrix[:, places])
         return np.asarray(parts * self.calibration_[0])
 
@@ -321,14 +321,17 @@ class Classifier(Learner):
         self.booster_, self.silence_, self.feature_names_, self.categories_ = booster, silence, names, categories
         self.calibration_, self.threshold_, self.classes_ = calibration, threshold, np.array([0, 1])
         self._score, self._contributions = SingleRow(booster, RAW_SCORE), SingleRow(booster, CONTRIBUTIONS)
+        self._history_places = self._places(names) if silence is not None else []
         start = np.asarray(booster.predict(np.full((1, len(names)), np.nan), pred_contrib=True, num_threads=1))[0, -1]
         start += 0.0 if silence is None else silence.base()
         self.base_ = float(calibration[0] * start + calibration[1])
         return self
 
     def _probability(self, matrix: Floats, num_threads: int) -> Floats:
-        if len(matrix) == 1 and self.silence_ is None:
-            return sigmoid(self.calibration_, self._score(matrix[0]))
+        if len(matrix) == 1:
+            trees = self._score(matrix[0])
+            raw = trees if self.silence_ is None else trees + self.silence_.logit(matrix[:, self._history_places])
+            return sigmoid(self.calibration_, raw)
         return sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
 
     def _raw(self, booster: "lgb.Booster", silence: Silence | None, names: list[str], matrix: Floats, num_threads: int) -> Floats:

@@ -146,6 +146,18 @@ def coverage(items: ArrayLike, n_items: int) -> float:
     return float(np.count_nonzero(shown >= 0) / n_items)
 
 
+def psi(reference: ArrayLike, values: ArrayLike, *, bins: int = 10) -> float:
+    """Population stability index of `values` against quantile bins of `reference`; 0: the same shares, above 0.1 worth a look.
+
+    Both (n,), finite. Half a row is added to each bin, so that an empty one gives a finite figure.
+    """
+    before, now = _floats("reference", reference), _floats("values", values)
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, bins + 1)[1:-1]))
+    p, q = (np.bincount(np.searchsorted(edges, side, side="right"), minlength=edges.size + 1) + 0.5 for side in (before, now))
+    p, q = p / p.sum(), q / q.sum()
+    return float(((q - p) * np.log(q / p)).sum())
+
+
 # -- intervals ---------------------------------------------------------------------------------------------------------
 
 

@@ -63,14 +63,20 @@ def power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: flo
     where it has fallen by `DEEP`, and what is left suits a Gauss-Legendre rule, whatever k is. The difference of two hypergeometric
     functions that is usually printed cancels where `lower` is near `upper`, and overflows for large k.
     """
-    log_value, mass, to_alpha, to_beta, log_alpha, log_beta = _power_integral(lower, upper, k, alpha, l, beta, _MANY)
+    log_value, mass, to_alpha, to_beta, log_alpha, log_beta = _power_integral(
+        lower[:, None], upper[:, None], k[:, None], alpha, l, beta, _MANY
+    )
     total = mass.sum(axis=1)
     mean = lambda values: np.asarray(np.einsum("ij,ij->i", mass, values) / total)  # noqa: E731
-    return PowerIntegral(log_value, mean(log_alpha), mean(1 / to_alpha), mean(log_beta), mean(1 / to_beta))
+    return PowerIntegral(log_value[:, 0], mean(log_alpha), mean(1 / to_alpha), mean(log_beta), mean(1 / to_beta))
 
 
-def log_power_integral(lower: Floats, upper: Floats, k: Floats, alpha: float, l: float, beta: float) -> Floats:  # noqa: E741
-    """Its log alone, to six digits and at half the work."""
+def log_power_integral(
+    lower: Floats | float, upper: Floats | float, k: Floats | float, alpha: float, l: float, beta: float  # noqa: E741
+) -> Floats:  # fmt: skip
+    """Its log alone (n, 1), to six digits and at half the work. lower, upper, k: (n, 1), or numbers of one row, of which the bits are the
+    same and the work is less.
+    """
     return _power_integral(lower, upper, k, alpha, l, beta, _FEW)[0]
 
 
@@ -92,21 +98,23 @@ def beta_rule(a: float, b: float) -> tuple[Floats, Floats]:
 
 
 def _power_integral(
-    lower: Floats, upper: Floats, k: Floats, alpha: float, l: float, beta: float, rule: tuple[Floats, Floats]  # noqa: E741
+    lower: Floats | float, upper: Floats | float, k: Floats | float, alpha: float, l: float, beta: float, rule: tuple[Floats, Floats]  # noqa: E741
 ) -> tuple[Floats, Floats, Floats, Floats, Floats, Floats]:  # fmt: skip
-    """Log of the integral (n,); the mass of each node, alpha + t and beta + t there, and the logs of both, (n, nodes)."""
+    """Log of the integral (n, 1); the mass of each node, alpha + t and beta + t there, and the logs of both, (n, nodes)."""
     nodes, weights = rule
     small = min(alpha, beta)
-    start, full = np.log(small + lower), np.log(small + upper) - np.log(small + lower)
-    falls = (small + lower) * (k / (alpha + lower) + l / (beta + lower)) - 1  # of the log, at the lower end
+    from_small = small + lower
+    start = np.log(from_small)
+    full = np.log(small + upper) - start
+    falls = from_small * (k / (alpha + lower) + l / (beta + lower)) - 1  # of the log, at the lower end
     length = np.minimum(full, DEEP / np.maximum(falls, 1e-300))
-    w = start[:, None] + length[:, None] * (nodes + 1) / 2
+    w = start + length * (nodes + 1) / 2
     grown = np.exp(w)
     to_alpha, to_beta = grown + (alpha - small), grown + (beta - small)
     log_alpha, log_beta = np.log(to_alpha), np.log(to_beta)
-    logs = w - k[:, None] * log_alpha - l * log_beta
-    top = logs.max(axis=1)
-    mass = np.exp(logs - top[:, None]) * weights
+    logs = w - k * log_alpha - l * log_beta
+    top = logs.max(axis=-1, keepdims=True)
+    mass = np.exp(logs - top) * weights
     with np.errstate(divide="ignore"):
-        log_value = top + np.log(mass.sum(axis=1)) + np.log(length / 2)
+        log_value = top + np.log(mass.sum(axis=-1, keepdims=True)) + np.log(length / 2)
     return log_value, mass, to_alpha, to_beta, log_alpha, log_beta

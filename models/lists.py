@@ -12,7 +12,7 @@ GROUPS_PER_PLACE = 8  # groups of columns for each place of a list: more give a 
 def best(scores: Singles, k: int) -> Ranked:
     """The k best finite columns of each row (m, k), best first, ties by column; -1 and -inf where there are fewer."""
     n_rows, n_items = scores.shape
-    rows, columns = np.divmod(np.flatnonzero(scores >= _bound(scores, k)), n_items)
+    rows, columns = np.divmod(np.flatnonzero(scores >= bound(scores, k)), n_items)
     return best_of_pairs(rows, columns, scores[rows, columns], n_rows=n_rows, k=k)
 
 
@@ -39,7 +39,7 @@ def chosen(scores: Singles, k: int) -> NDArray[np.bool_]:
     return np.asarray(above | (at_limit & (np.cumsum(at_limit, axis=1, dtype=np.int32) <= room[:, None])))
 
 
-def _bound(scores: Singles, k: int) -> Singles:
+def bound(scores: Singles, k: int) -> Singles:
     """A finite number at or below the k-th best finite score of each row (m, 1), close to it, from one pass.
 
     The k-th best of the maxima of disjoint groups cannot exceed it. Groups take every n-th column, since good items tend to

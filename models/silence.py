@@ -8,7 +8,7 @@ Arrays in and out; no clock, no files.
 Source: Schmittlein, Morrison & Colombo, Management Science 1987 (Pareto/NBD); the rest follows by thinning its Poisson process.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import factorial
@@ -31,6 +31,7 @@ RAREST = 1e-9  # no probability is nearer to 0 or 1
 _STEP = 1e-4  # of a numerical derivative, in logs
 _LARGEST_STEP = 1.5  # of the search, in logs
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+_PLACES, _HALF_WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
 
 _KNOWN = np.array(list(product([False, True], repeat=len(ROLES))))  # every choice of columns that are known (16, 4)
 _ORDERS = np.array([factorial(count) * factorial(len(ROLES) - 1 - count) / factorial(len(ROLES)) for count in range(len(ROLES))])
@@ -62,13 +63,13 @@ class Silence:
         rows, y = _sound(history, reference), np.asarray(label, dtype=np.float64)
         if len(y) > MAX_ROWS:
             chosen = np.sort(np.random.default_rng(random_state).choice(len(y), MAX_ROWS, replace=False))
-            rows, y = rows[chosen], y[chosen]
+            rows, y = rows[:, chosen], y[chosen]
         theta = _likeliest(rows, y, float(horizon_days))
         return cls(float(horizon_days), dict(zip(NAMES, (float(value) for value in np.exp(theta)), strict=True)), tuple(reference.tolist()))
 
     def logit(self, history: Floats) -> Floats:
         """Logit of the probability of silence (n,) for histories (n, 4)."""
-        params = np.array([self.params[name] for name in NAMES])
+        params = [self.params[name] for name in NAMES]
         orders = _probability_of_order(params, _sound(history, np.asarray(self.reference)), self.horizon_days)
         return np.log1p(-orders) - np.log(orders)
 
@@ -107,13 +108,18 @@ def _reference(history: Floats) -> Floats:
 
 
 def _sound(history: Floats, reference: Floats) -> Floats:
-    """Histories that can be: no nulls, nothing negative or absurd, no last event before the first, no more orders than visits."""
-    visits, orders, first, last = np.clip(np.where(np.isnan(history), reference, history), 0.0, MOST).T
-    visits = np.maximum(visits, 1.0)  # of whom nothing is known: comes now
-    return np.column_stack([visits, np.minimum(orders, visits), first, np.where(visits > 1, np.minimum(last, first), first)])
+    """Histories that can be, a column a row (4, n): no nulls, nothing negative or absurd, no last event before the first, no more orders
+    than visits."""
+    known: Floats = np.minimum(np.maximum(np.where(np.isnan(history), reference, history), 0.0), MOST).T.copy()
+    visits, orders, first, last = known
+    np.maximum(visits, 1.0, out=visits)  # of whom nothing is known: comes now
+    np.minimum(orders, visits, out=orders)
+    np.minimum(last, first, out=last, where=visits > 1)
+    np.copyto(last, first, where=visits <= 1)
+    return known
 
 
-def _probability_of_order(params: Floats, rows: Floats, horizon_days: float) -> Floats:
+def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: float) -> Floats:
     """P(an order within the horizon) (n,) of sound histories.
 
     The first visit starts the clock, so it is no evidence of the rate. Of who is still there the visits that bring an order come at
@@ -121,26 +127,27 @@ def _probability_of_order(params: Floats, rows: Floats, horizon_days: float) -> 
     probability u that none came by t, in which it is smooth.
     """
     r, alpha, s, beta, p, q = params
-    visits, orders, age, last = rows.T
-    shape, recency = r + visits - 1.0, age - last
-    alive = -shape * np.log(alpha + age) - s * np.log(beta + age)
-    left = np.log(s) + log_power_integral(recency, age, shape, alpha, s + 1.0, beta)
-    orders_if_alive = np.zeros(len(rows))
-    for share, weight in _two_shares(p + orders, q + visits - orders):
-        to_order = (alpha + age) / share
-        by_horizon = -np.expm1(-shape * np.log1p(horizon_days / to_order))
-        none_yet = 1.0 - by_horizon[:, None] * (_NODES + 1) / 2
-        with np.errstate(over="ignore"):  # of a rate that is nearly zero: held by the horizon
-            at = np.minimum(to_order[:, None] * np.expm1(-np.log(none_yet) / shape[:, None]), horizon_days)
-        stays = np.exp(-s * np.log1p(at / (beta + age)[:, None]))
-        # a sum along rows, not a product of matrices: those round differently for one row and for many
-        orders_if_alive += weight * by_horizon * (stays * (_WEIGHTS / 2)).sum(axis=1)
-    with np.errstate(over="ignore"):
-        return np.asarray(np.clip(orders_if_alive / (1.0 + np.exp(left - alive)), RAREST, 1.0 - RAREST))
+    # (n, 1) beside nodes; of one row numbers: the same operations, and the same bits, at a third of the price
+    visits, orders, age, last = known[:, :, None] if known.shape[1] != 1 else known[:, 0].tolist()
+    shape, to_rate, to_leave = r + visits - 1.0, alpha + age, beta + age
+    left = np.log(s) + log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
+    alive = -shape * np.log(to_rate) - s * np.log(to_leave)
+    with np.errstate(over="ignore"):  # of a rate that is nearly zero: held by the horizon; and of one who is long gone
+        orders_if_alive = 0.0
+        for share, weight in _two_shares(p + orders, q + visits - orders):
+            to_order = to_rate / share
+            by_horizon = -np.expm1(-shape * np.log1p(horizon_days / to_order))
+            none_yet = 1.0 - by_horizon * _PLACES
+            at = np.minimum(to_order * np.expm1(-np.log(none_yet) / shape), horizon_days)
+            stays = np.exp(-s * np.log1p(at / to_leave))
+            # a sum along rows, not a product of matrices: those round differently for one row and for many
+            orders_if_alive = orders_if_alive + weight * by_horizon * (stays * _HALF_WEIGHTS).sum(axis=-1, keepdims=True)
+        found = np.minimum(np.maximum(orders_if_alive / (1.0 + np.exp(left - alive)), RAREST), 1.0 - RAREST)
+    return np.asarray(found).reshape(known.shape[1])
 
 
-def _two_shares(a: Floats, b: Floats) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """Nodes and weights (n,) that average a cubic over beta (a, b): mean, spread and skew, in closed form (two-point Gauss-Jacobi)."""
+def _two_shares(a: Any, b: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Nodes and weights that average a cubic over beta (a, b): mean, spread and skew, in closed form (two-point Gauss-Jacobi)."""
     total = a + b
     mean, spread = a / total, np.sqrt(a * b / (total + 1.0)) / total
     lean = (b - a) / (total + 2.0) * np.sqrt((total + 1.0) / (a * b))  # half the skew
@@ -150,12 +157,12 @@ def _two_shares(a: Floats, b: Floats) -> tuple[tuple[Floats, Floats], tuple[Floa
 
 def _likeliest(rows: Floats, y: Floats, horizon_days: float) -> Floats:
     """Logs of the numbers that make the labels likeliest, by Fisher scoring with Marquardt's damping."""
-    visits, orders, age, _ = rows.T
+    visits, orders, age, _ = rows
     per_order = visits.sum() / max(orders.sum(), 1.0)
     prior = np.log([1.0, max(age.sum() / visits.sum(), 1.0), 1.0, max(2.0 * age.mean(), 1.0), 1.0, max(per_order - 1.0, 0.5)])
 
     def cost(theta: Floats) -> tuple[Floats, float]:
-        found, away = _probability_of_order(np.exp(theta), rows, horizon_days), theta - prior
+        found, away = _probability_of_order(np.exp(theta).tolist(), rows, horizon_days), theta - prior
         unlikely = -float(np.sum(y * np.log1p(-found) + (1.0 - y) * np.log(found)))
         return found, unlikely + PRIOR_PRECISION / 2 * float(np.sum(away**2))
 
@@ -163,7 +170,7 @@ def _likeliest(rows: Floats, y: Floats, horizon_days: float) -> Floats:
     found, least = cost(theta)
     for _ in range(MAX_STEPS):
         slopes = np.column_stack(
-            [_probability_of_order(near, rows, horizon_days) - found for near in np.exp(theta + _STEP * np.eye(len(theta)))]
+            [_probability_of_order(near, rows, horizon_days) - found for near in np.exp(theta + _STEP * np.eye(len(theta))).tolist()]
         )
         slopes, spread = slopes / _STEP, found * (1.0 - found)
         gradient = np.einsum("ij,i->j", slopes, (found - (1.0 - y)) / spread) + PRIOR_PRECISION * (theta - prior)

@@ -1,9 +1,10 @@
 """A list of customers -> a file for a destination outside, with those alone who grant the purpose at that instant.
 
-In: members of a stored segment, or customers with a score above a bound; the consents. Out: one file, for its owner's eyes only, and a line
-in the audit trail. What still waits in the log is drained first, so that a word that was received counts. Fails closed: who said nothing,
-refused (at that instant or after it), is erased, or whose profile may no longer be held, is left out and counted. Whoever reads the
-file later has to ask again: a word that comes after it does not reach it.
+In: members of a stored segment, or customers with a score above a bound; the consents. Out: one file, for its owner's eyes only, a line
+in the audit trail, and a row for each person in the table `activations`, which an export tells them. What still waits in the log is
+drained first, so that a word that was received counts. Fails closed: who said nothing, refused (at that instant or after it), is erased,
+or whose profile may no longer be held, is left out and counted. Whoever reads the file later has to ask again: a word that comes after it
+does not reach it.
 """
 
 import csv
@@ -144,8 +145,15 @@ def activate(
     )
     details = {"audience": told.audience, "purpose": purpose, "identify": identify, "to": to.name, "as_of": as_of.isoformat()}
     counts = {"asked": told.asked, "written": told.written, "left_out": told.left_out, "policies": policies}
-    # the trail first: a list that is out and that no line tells of must not be
-    _write(to, form(identify, values), before=lambda: audit.record(home, "activate", by=by, details=details | counts))
+
+    def tell() -> None:  # first: a list that is out and of which nothing tells must not be
+        row = {"event_timestamp": as_of, "audience": told.audience, "purpose": purpose, "identify": identify, "destination": to.name}
+        rows = [{CUSTOMER: customer} | row for customer in sorted(called)]
+        with tables.together(home) as change:
+            change.append(tables.ACTIVATIONS, pa.Table.from_pylist(rows, tables.ACTIVATIONS.schema))
+        audit.record(home, "activate", by=by, details=details | counts)
+
+    _write(to, form(identify, values), before=tell)
     return told
 
 

@@ -4,14 +4,16 @@ In: the feature tables of a home, and feature_repo/definitions.py. Out: Feast's 
 were strictly before given instants. Reads no clock and never changes a table.
 
 What the stream writes online as events come is often newer than the tables: a load never overrides a newer row of those views, nor
-takes out a key that the tables do not know yet; it takes out customers whom no identifier names any more. Every other view is what its
-table says, no row more, and so is a view that could be streamed and never was. Feast's own writer knows none of this (SQLite: the
-older overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
+takes out a key that the tables do not know yet; it takes out customers whom no identifier names any more. From tables that are older
+than the events or the catalogue it takes nothing for them: what the stream took back since, those tables still have. Every other view is
+what its table says, no row more, and so is a view that could be streamed and never was. Feast's own writer knows none of this (SQLite:
+the older overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
 """
 
 import contextlib
 import io
 import sqlite3
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pandas as pd
 
-from pipelines import engine, online_schema, tables, windows
+from pipelines import engine, online_schema, provenance, tables, windows
 from pipelines.engine import literal
 from pipelines.errors import StoreError
 from pipelines.feast_format import JoinKey, sorted_names, table_of
@@ -51,6 +53,8 @@ def store(home: Path, *, settings: Settings | None = None) -> "FeatureStore":
 
     import feature_repo
 
+    # Feast has every such warning shown; this one is of how ibis calls DuckDB
+    warnings.filterwarnings("ignore", message="fetch_arrow_table", category=DeprecationWarning)
     profile = yaml.safe_load(Path(feature_repo.__file__).with_name("feature_store.yaml").read_text())
     if settings is not None and settings.online.redis_url is not None:
         profile["online_store"] = {"type": "redis", "connection_string": feast_connection(settings.online.redis_url.get_secret_value())}
@@ -81,6 +85,8 @@ def apply(home: Path, *, settings: Settings | None = None) -> None:
         db.execute("BEGIN IMMEDIATE")
         _migrate(db, online_schema.get(db) or before, wanted)
         online_schema.put(db, wanted)
+        for view in wanted:  # Feast's own, of what the tables' keys begin with: every new value would be written to it too
+            db.execute(f'DROP INDEX IF EXISTS "{table_of(view)}_ek"')
         db.execute("COMMIT")
     if settings is not None and settings.online.redis_url is not None:
         with closing(RedisWriter(settings.online.redis_url.get_secret_value())) as online:
@@ -100,8 +106,8 @@ def materialize(
     """Bring the online store to the state strictly before `as_of`, what was computed as of it included; returns the views' rows online.
 
     `start`: only what changed since then; none: everything. `views`: by name; none: all. A view whose table was never written
-    is left out. What the stream wrote since stays: see above. Raises StoreError where a name is unknown, nothing was applied, or
-    what was applied is not what is declared by now.
+    is left out. What the stream wrote since stays, and of outdated tables nothing is loaded beside it: see above. Raises StoreError where
+    a name is unknown, nothing was applied, or what was applied is not what is declared by now.
     """
     feast = store(home)
     known: dict[str, Any] = {view.name: view for view in feast.list_feature_views()}
@@ -116,9 +122,12 @@ def materialize(
     with closing(engine.connect(home)) as con, closing(open_writer(home, settings)) as online:
         online_schema.check_same(online.schema, declared_schema(), f"the online store of {home}")
         for name in wanted:
+            is_streamed = name in ALWAYS_STREAMED or (name in STREAMED_VIEWS and online.is_streamed(name))
+            if is_streamed and provenance.is_outdated(home, name):
+                continue
             try:
                 until = end + timedelta(microseconds=1) if name in COMPUTED_VIEWS else end
-                _load(con, online, home, known[name], begin, until, is_whole=start is None)
+                _load(con, online, home, known[name], begin, until, is_whole=start is None, is_streamed=is_streamed)
             except duckdb.BinderException as error:
                 what = str(error).partition("\n")[0]
                 raise StoreError(f"features: the table of {name} lacks what is declared ({what}); run `rapport features build`") from error
@@ -176,10 +185,9 @@ def _migrate(db: sqlite3.Connection, before: Schema, wanted: Schema) -> None:
             db.executemany(f'DELETE FROM "{table_of(view)}" WHERE feature_name = ?', [(name,) for name in other])
 
 
-def _load(con: Any, online: Writer, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool) -> None:
+def _load(con: Any, online: Writer, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool, is_streamed: bool) -> None:
     """Write the newest row of each key within [begin, end) of the view's table."""
     join_key = online_schema.of([view])[view.name].join_key
-    is_streamed = view.name in ALWAYS_STREAMED or (view.name in STREAMED_VIEWS and online.is_streamed(view.name))
     _newest(con, home, view, join_key, begin, end)
     keys = ", ".join(sorted_names(join_key))
     for batch in con.sql(f"SELECT * FROM newest ORDER BY {keys}").to_arrow_reader(ONLINE_ROWS):

@@ -1,7 +1,7 @@
 """Clean events -> feature tables.
 
-In: the tables `events` and, where there is one, `items`. Out: the tables of features as change points. Reads no clock and never
-changes a clean event. Consent was applied when the events were ingested.
+In: the tables `events` and, where there is one, `items`, both of one moment. Out: the tables of features as change points. Reads no clock
+and never changes a clean event. Consent was applied when the events were ingested.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import engine, tables, windows
+from pipelines import engine, provenance, tables, windows
 from pipelines.errors import StoreError
 from pipelines.ranges import MEMORY_LIMIT, Ranges, open_table
 from pipelines.settings import IngestSettings
@@ -40,7 +40,7 @@ def build(home: Path, *, session_gap_minutes: int = SESSION_GAP_MINUTES) -> Feat
     """Write the feature tables from the events stored under `home`; each table is replaced at once or not at all.
 
     Works through ranges of keys, so memory does not grow with the log; what does not fit is spilled beside the tables. A key is never
-    parted: one with millions of events takes some 350 bytes for each of them.
+    parted: one with millions of events takes some 350 bytes for each of them. An ingest may go on meanwhile: the next build has it.
     Raises StoreError where no events were ingested, or the disk is full.
     """
     from pipelines import sessions
@@ -48,8 +48,8 @@ def build(home: Path, *, session_gap_minutes: int = SESSION_GAP_MINUTES) -> Feat
     if not tables.exists(home, tables.EVENTS):
         raise StoreError(f"features: the table events was expected under {home / 'tables'}, found nothing; ingest events first")
     gap = session_gap_minutes
-    with closing(engine.connect(home, memory_limit=MEMORY_LIMIT)) as con, _room(home):
-        events, items = open_table(con, home, tables.EVENTS).select(_TOLD), open_table(con, home, tables.ITEMS)
+    with tables.snapshot(home, provenance.SOURCES) as seen, closing(engine.connect(home, memory_limit=MEMORY_LIMIT)) as con, _room(home):
+        events, items = open_table(con, seen, tables.EVENTS, _TOLD), open_table(con, seen, tables.ITEMS)
         ranges = Ranges(con, events, "customer_id")
         identified = sessions.identified(ranges.part, gap_minutes=gap)
         activity = ranges.write(home, tables.CUSTOMER_ACTIVITY, identified, windows.CUSTOMER_ACTIVITY)
@@ -59,6 +59,7 @@ def build(home: Path, *, session_gap_minutes: int = SESSION_GAP_MINUTES) -> Feat
         ranges.drop()
         ranges = Ranges(con, of_items(events, items), "item_id")
         of_item = ranges.write(home, tables.ITEM_ACTIVITY, ranges.part, windows.ITEM_ACTIVITY)
+        provenance.note(home, seen, tables.FEATURE_TABLES)
         return FeatureReport(
             customer_activity=activity, customer_session=session, item_activity=of_item, customer_item=pairs, customer_category=categories
         )

@@ -3,7 +3,7 @@
 In: an open DuckDB and an Ibis table of events. Out: tables whose rows are by key and time. Knows no feature.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import ibis
 
 MEMORY_LIMIT = "384MB"  # of DuckDB, which holds the sorted events and spills what is more; the arrays of a range come on top
+HELD_BYTES = 16 << 20  # of Parquet: some 300,000 events
 BUCKET_EVENTS = 60_000  # some 120 MB of change points of customers; two or three ranges are in memory, worked on and being written
 
 
@@ -25,7 +26,7 @@ class Ranges:
 
     def __init__(self, con: Any, events: "ibis.Table", key: str) -> None:
         self._con = con
-        _view(con, "whole", _query(events))
+        _named(con, "VIEW", "whole", _query(events))
         con.execute(
             f"""
             CREATE OR REPLACE TEMP TABLE ranged AS
@@ -35,7 +36,7 @@ class Ranges:
             ) USING ({key}) ORDER BY number
             """
         ).fetchall()
-        self.part = _view(con, "part", "SELECT * EXCLUDE (number) FROM ranged WHERE number = getvariable('number')")
+        self.part = _named(con, "VIEW", "part", "SELECT * EXCLUDE (number) FROM ranged WHERE number = getvariable('number')")
 
     def write(self, home: Path, table: Table, rows: "ibis.Table", aggregates: Aggregates | None = None) -> int:
         """Replace `table` by the change points of `aggregates` over `rows`, or by `rows` where none are given; returns how many.
@@ -59,15 +60,21 @@ class Ranges:
             yield self._con.sql(query).to_arrow_table()
 
 
-def open_table(con: Any, home: Path, table: Table) -> "ibis.Table":
-    """The stored rows of a declared table, none where it was never written."""
-    return _view(con, table.name, tables.rows_sql(home, table))
+def open_table(con: Any, home: Path, table: Table, columns: Sequence[str] = ()) -> "ibis.Table":
+    """The stored rows of a declared table, none where it was never written; these columns, or all.
+
+    Of a small one they are held: it may lie in a file for every day of years, and each time that it is asked opens them all.
+    """
+    query = f"SELECT {', '.join(columns) or '*'} FROM ({tables.rows_sql(home, table)})"
+    stored = tables.files(home, table) if tables.exists(home, table) else []
+    is_small = sum(path.stat().st_size for path in stored) < HELD_BYTES
+    return _named(con, "TABLE" if is_small else "VIEW", table.name, query)
 
 
-def _view(con: Any, name: str, query: str) -> "ibis.Table":
+def _named(con: Any, kind: str, name: str, query: str) -> "ibis.Table":
     import ibis
 
-    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+    con.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS {query}").fetchall()
     return ibis.duckdb.from_connection(con).table(name)
 
 

@@ -204,6 +204,14 @@ class RedisWriter:
         owners = self.read(IDENTIFIER_VIEW, "customer_id", [n for some in names.values() for n in some], join_key="identifier")
         return {c: [name for name in some if name in owners and owners[name][0] == c] for c, some in names.items()}
 
+    def keys_of(self, view: str, customers: Sequence[str]) -> list[bytes]:
+        """The encoded keys of these customers' rows in a view with a second join key."""
+        prefix, field = key_prefix(self.schema[view].join_key), redis_time_field(view)
+        noted = self.server.send([pack("SMEMBERS", _set("pairs", customer)) for customer in customers])
+        keys = [key for some in noted for key in some if entity_of(key).startswith(prefix)]
+        there = self.server.send([pack("HEXISTS", key, field) for key in keys])
+        return [entity_of(key) for key, is_there in zip(keys, there, strict=True) if is_there]
+
     def clear(self, view: str, kept: Iterable[bytes]) -> int:
         """Delete the rows of all keys but `kept`, encoded; returns the values deleted."""
         left = {redis_key(key) for key in kept}

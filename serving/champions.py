@@ -8,10 +8,8 @@ crashes the process that reads it.
 
 import json
 import logging
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -21,19 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models import tasks
+from models.bands import band_cuts
 from models.classifier import Classifier
 from models.recommender import Recommender
+from models.stages import Stages
 from pipelines import registry
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
-from serving import metrics
+from serving import metrics, rehearsal
 from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE, trace
 
 log = logging.getLogger("rapport.serving")
 
 TASKS = tasks.declared()  # what can be scored: a file of models/ is enough
 RECOMMENDER = "recommender"
-REHEARSAL_TIMEOUT_S = 60.0
 HALF_LIFE_DAYS = 90.0  # of interactions, where a recommender's manifest does not tell
 PRIOR = 0.5  # what is said where nothing at all is known
 
@@ -60,13 +59,18 @@ class Recommending:
     """
 
     version: str
-    learner: Recommender
+    stages: Stages
     customers: Mapping[str, int]
     item_ids: Sequence[str]
     items: Mapping[str, int]
     directions: NDArray[np.float32]  # (n_items, n_factors) item factors of length 1; zeros where an item has none
     half_life_days: float
     trained_us: int | None
+
+    @property
+    def learner(self) -> Recommender:
+        """The first stage."""
+        return self.stages.first
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ class Champions:
             return bundle if bundle.version(name) else _without(bundle, name, MODEL_REFUSED)
         try:
             loaded = _load(champion)
-            if not np.allclose(golden(loaded.learner, champion.manifest), told, rtol=1e-9, atol=1e-12):
+            learner = loaded.stages if isinstance(loaded, Recommending) else loaded.learner
+            if not np.allclose(golden(learner, champion.manifest), told, rtol=1e-9, atol=1e-12):
                 raise ValueError("golden predictions differ from those of the rehearsal")
         except Exception as error:
             self._refuse(name, version, trace(error))
@@ -183,21 +188,24 @@ def rehearse_in_child(pending: Sequence[tuple[str, Path]]) -> dict[str, Golden]:
     told: dict[str, Golden] = {}
     waiting = list(pending)
     while waiting:
-        told |= _one_child(waiting)
+        told |= rehearsal.hold(waiting)
         silent = [i for i, (name, _) in enumerate(waiting) if name not in told]
         waiting = waiting[silent[0] + 1 :] if silent else []
     return told
 
 
-def golden(learner: Classifier | Recommender, manifest: Mapping[str, Any]) -> Golden:
+def golden(learner: Classifier | Stages, manifest: Mapping[str, Any]) -> Golden:
     """The model's predictions on rows that any data could hold, and on those its manifest tells the outcome of.
 
     Raises ValueError if one is not a usable number, or not what the manifest tells.
     """
-    if isinstance(learner, Recommender):
-        _, scores = learner.recommend(np.array([0]), 1)
-        values = np.asarray(scores, dtype=np.float64).ravel()
-        is_sound = bool(np.isfinite(values).all())
+    if isinstance(learner, Stages):
+        told = manifest.get("golden", {})
+        asked, k, at_us = told.get("customers", [0]), int(told.get("k", 1)), int(told.get("at_us", 0))
+        values = np.asarray(learner.recommend(np.array(asked, dtype=np.int64), k, at_us=at_us)[1], dtype=np.float64)
+        is_sound = bool(np.isfinite(values[:, 0]).all())
+        is_sound &= "scores" not in told or bool(np.allclose(values, np.array(told["scores"]).reshape(values.shape), rtol=1e-4, atol=1e-6))
+        values = values.ravel()
     else:
         told = manifest.get("golden", {"features": {name: [] for name in learner.feature_names_}, "probability": []})
         known = learner.encode(told["features"])
@@ -210,16 +218,8 @@ def golden(learner: Classifier | Recommender, manifest: Mapping[str, Any]) -> Go
     return tuple(float(value) for value in values)
 
 
-def _learner(name: str, folder: Path) -> Classifier | Recommender:
-    return Recommender.load(folder) if name == RECOMMENDER else Classifier.load(folder)
-
-
-def _one_child(pending: Sequence[tuple[str, Path]]) -> dict[str, Golden]:
-    command = [sys.executable, "-m", "serving.champions", *(f"{name}={folder}" for name, folder in pending)]
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
-    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, timeout=REHEARSAL_TIMEOUT_S, check=False)
-    lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith(b'{"name"')]
-    return {line["name"]: tuple(line["golden"]) for line in lines}
+def _learner(name: str, folder: Path) -> Classifier | Stages:
+    return Stages.load(folder, is_mapped=True) if name == RECOMMENDER else Classifier.load(folder)
 
 
 def _without(bundle: Bundle, name: str, cause: str) -> Bundle:
@@ -230,7 +230,7 @@ def _without(bundle: Bundle, name: str, cause: str) -> Bundle:
 
 def _load(champion: Champion) -> Scorer | Recommending:
     learner = _learner(champion.name, champion.folder)
-    if isinstance(learner, Recommender):
+    if isinstance(learner, Stages):
         return _recommending(champion, learner)
     prior = champion.manifest.get("base_rate")
     return Scorer(
@@ -242,35 +242,32 @@ def _load(champion: Champion) -> Scorer | Recommending:
     )
 
 
-def _recommending(champion: Champion, learner: Recommender) -> Recommending:
+def _recommending(champion: Champion, stages: Stages) -> Recommending:
+    factors = stages.first.item_factors_
     customer_ids, item_ids = (np.load(champion.folder / f"{name}.npy", allow_pickle=False) for name in ("customer_ids", "item_ids"))
-    length = np.linalg.norm(learner.item_factors_, axis=1, keepdims=True)
+    length = np.linalg.norm(factors, axis=1, keepdims=True)
     names, trained = [str(item) for item in item_ids], champion.manifest.get("as_of")
     return Recommending(
         str(champion.version),
-        learner,
+        stages,
         {str(customer): i for i, customer in enumerate(customer_ids)},
         names,
         {item: i for i, item in enumerate(names)},
-        np.divide(learner.item_factors_, length, out=np.zeros_like(learner.item_factors_), where=length > 0),
+        np.divide(factors, length, out=np.zeros_like(factors), where=length > 0),
         float(champion.manifest.get("half_life_days", HALF_LIFE_DAYS)),
         None if trained is None else int(datetime.fromisoformat(trained).timestamp() * 1e6),
     )
 
 
-def band_cuts(threshold: float) -> tuple[float, float]:
-    """Medium: acting pays, given the two costs. High: at least halfway from there to certainty."""
-    return threshold, (1.0 + threshold) / 2
-
-
-def main(arguments: Sequence[str]) -> None:
-    """The child process: one line of JSON for each model that came through."""
-    for argument in arguments:
-        name, _, folder = argument.partition("=")
+def main(pending: Iterable[str]) -> None:
+    """The child process: one line of JSON for each model, "name=folder", that came through."""
+    for line in pending:
+        name, _, folder = line.rstrip("\n").partition("=")
         manifest = json.loads((Path(folder) / registry.MANIFEST).read_bytes())
         sys.stdout.write(json.dumps({"name": name, "golden": golden(_learner(name, Path(folder)), manifest)}) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.modules["sklearn"] = None  # type: ignore[assignment] # LightGBM imports it where there is one; nothing here needs it
+    main(sys.stdin)

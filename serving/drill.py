@@ -1,8 +1,8 @@
 """What customers get when something breaks: faults made on purpose, one after the other, under load. In: settings. Out: a row for each.
 
-A real service answers on a copy of the home, so that what is broken here is nobody's. The store: cut off, frozen and slow through a relay
-where it is a Redis, cut off and locked where it is a file. The models: a damaged version is made the champion, and the registry becomes
-unreadable. Never touches the home itself, nor its Redis.
+A real service answers on a copy of the home, so that what is broken here is nobody's. The store: cut off, frozen, slow and resetting
+through a relay where it is a Redis, cut off and locked where it is a file. The models: a damaged version is made the champion, and the
+registry becomes unreadable. Never touches the home itself, nor its Redis.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pipelines import tables
 from pipelines.settings import Settings
 from serving import process
 from serving.access import Role, read_key
-from serving.bench.relay import FROZEN, KILLED, SLOW, Relay
+from serving.bench.relay import FROZEN, KILLED, RESETTING, SLOW, Relay
 from serving.bench.sending import Plan, Sending, Sent, percentile
 from serving.process import Process, ServiceError
 
@@ -93,7 +93,7 @@ def faults(home: Path, relay: Relay | None) -> dict[str, Fault]:
     """What can be broken for a service on this home, by name; each lasts as long as its context."""
     store: dict[str, Fault] = {"store cut off": lambda: _moved(home / "feature_store" / "online.db"), "store locked": lambda: _locked(home)}
     if relay is not None:
-        troubles = (("store cut off", KILLED), ("store frozen", FROZEN), ("store slow", SLOW))
+        troubles = (("store cut off", KILLED), ("store frozen", FROZEN), ("store slow", SLOW), ("store resetting", RESETTING))
         store = {name: lambda trouble=trouble: _troubled(relay, trouble) for name, trouble in troubles}  # type: ignore[misc]
     champions = home / "models" / "champions.json"
     return {

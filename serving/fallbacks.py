@@ -11,12 +11,12 @@ Unanswered
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from serving import metrics
+from pipelines.log_lines import where_from
+from serving import metrics, tracing
 
 log = logging.getLogger("rapport.serving")
 
@@ -52,6 +52,8 @@ class Unanswered(Exception):
 
 class Declined(Unanswered):
     """The rung does not apply to this request; the answer below it is not degraded by that."""
+
+    is_expected = True
 
 
 class Unavailable(Unanswered):
@@ -102,27 +104,33 @@ def descend(endpoint: str, rungs: Sequence[Rung[T]]) -> Outcome[T]:
     causes: list[str] = []
     is_degraded = False
     for rung in rungs[:-1]:
+        is_failure = True
         try:
-            return Outcome(rung.answer(), rung.source, is_degraded, tuple(causes))
+            with tracing.span("rung", rung.source):
+                return Outcome(rung.answer(), rung.source, is_degraded, tuple(causes))
         except Declined as reason:
-            cause = reason.cause
+            cause, is_failure = reason.cause, False
         except Unavailable as reason:
-            cause, is_degraded = reason.cause, True
+            cause = reason.cause
         except Exception as error:  # a defect of one rung must not cost the answer
-            cause, is_degraded = MODEL_FAILED, True
-            log.error("%s: rung %s failed with %s", endpoint, rung.source, trace(error))
+            cause = MODEL_FAILED
+            told = {"endpoint": endpoint, "rung": rung.source, "cause": cause}
+            log.error("%s: rung %s failed with %s", endpoint, rung.source, trace(error), extra=told)
+        is_degraded |= is_failure
         if cause not in causes:
             causes.append(cause)
-        count(endpoint, rung.source, cause)
+        count(endpoint, rung.source, cause, is_failure=is_failure)
     last = rungs[-1]
-    return Outcome(last.answer(), last.source, is_degraded, tuple(causes))
+    with tracing.span("rung", last.source):
+        return Outcome(last.answer(), last.source, is_degraded, tuple(causes))
 
 
 def trace(error: BaseException) -> str:
     """The error's type and where it came from, without its message: that may hold a value from a profile."""
-    return type(error).__name__ + "\n" + "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    return where_from(error)
 
 
-def count(endpoint: str, rung: str, cause: str) -> None:
+def count(endpoint: str, rung: str, cause: str, *, is_failure: bool) -> None:
     """One step down: `rung` did not answer, for `cause`."""
     metrics.fallback(endpoint, rung, cause).inc()
+    tracing.step_down(rung, cause, is_failure=is_failure)

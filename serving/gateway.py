@@ -15,12 +15,15 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving import access, metrics, wire
+from serving import access, admission, metrics, tracing, wire
 from serving.access import Keys, Route
+from serving.access_log import AccessLog
+from serving.admission import Gate
 from serving.crowd import Crowd, priority_of
 from serving.fallbacks import Deadline, trace
 from serving.keyring import digest
 from serving.rates import Rates
+from serving.tracing import Request, Tracer
 
 log = logging.getLogger("rapport.serving")
 
@@ -112,7 +115,8 @@ class Pages(Protocol):
 
 class Gateway:
     """Wraps BentoML's app. `handlers`: the decision endpoints by path, one for each model that scores; `pages`: GET answers of our own,
-    by path; `door`: for events; `people`: for requests about one person; `rates`: how much each key may ask for, None: anything.
+    by path; `door`: for events; `people`: for requests about one person; `rates`: how much each key may ask for, None: anything;
+    `access_log`, `tracer`: who writes about requests, and where their traces go, if anybody does.
     """
 
     def __init__(
@@ -130,13 +134,17 @@ class Gateway:
         console: Pages | None = None,
         rates: Rates | None = None,
         is_tls: bool = False,
+        access_log: AccessLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.app, self.handlers, self.pages, self.keys = app, handlers, pages, keys
+        self._access_log, self._tracer = access_log, tracer
         self.door, self.people, self.console, self.rates = door, people, console, rates
         self._guards = [*_GUARDS, _TLS_ONLY] if is_tls else _GUARDS
         self.is_loopback_only, self.max_body_bytes, self.deadline_ms = is_loopback_only, max_body_bytes, deadline_ms
         self._models = sorted(path.rpartition("/")[2] for path in handlers if access.is_score(path))
-        self._crowd = Crowd(deadline_ms / 1000)
+        self.crowd = Crowd(deadline_ms / 1000)
+        self.gate = Gate(self.crowd, handlers, admission.written(503, _TOO_MANY, [*self._guards, _LATER]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection: HTTP is answered, websockets are closed, the lifespan is BentoML's."""
@@ -148,25 +156,29 @@ class Gateway:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, waited_s = time.perf_counter(), self._crowd.arrive()
-        reply = _Reply(send, self._guards)
+        started, waited_s = time.perf_counter(), self.crowd.arrive()
+        request = tracing.begin(self._tracer.begin(scope["headers"]) if self._tracer else None)
+        reply = _Reply(send, self._guards, request)
         priority = priority_of(scope["path"])
         try:
-            if priority and self._crowd.refuses(priority, waited_s):
+            if priority and self.crowd.refuses(priority, waited_s):
                 metrics.shed(priority).inc()
+                request.refused = "overloaded"
                 await reply.send(503, _TOO_MANY, _LATER)
             else:
                 await self._answer(scope, receive, reply, waited_s)
         except Refused as refused:
+            request.refused = refused.code
             await reply.send(refused.status, refused.body, refused.header)
         except ClientLeft:
             reply.status = 499
         except Exception as error:
-            log.error("%s failed with %s", self._endpoint(scope), trace(error))
+            endpoint = self._endpoint(scope)
+            log.error("%s failed with %s", endpoint, trace(error), extra={"endpoint": endpoint})
             if not reply.is_started:
                 await reply.send(500, wire.encode_problem("internal", "the service failed on this request; its log has the trace"))
         finally:
-            metrics.request(self._endpoint(scope), str(reply.status)).observe(time.perf_counter() - started)
+            self._note(request, scope, reply.status, self.crowd.leave() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply", waited_s: float) -> None:
         person = access.person_in(_raw_path(scope))
@@ -201,7 +213,7 @@ class Gateway:
     async def _decide(self, path: str, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes], waited_s: float) -> None:
         body = await self._body(receive, headers, self.max_body_bytes)
         try:
-            with self._crowd:  # not before the body is here: those who only drip must not keep others out
+            with self.crowd:  # not before the body is here: those who only drip must not keep others out
                 answer = await self.handlers[path](body, Deadline.after_ms(self.deadline_ms - 1_000 * waited_s))
         except wire.BadRequest as bad:
             raise Refused(400, bad.code, bad.message, bad.field) from None
@@ -223,6 +235,15 @@ class Gateway:
         answer = await self.console.answer(arrival, self.keys())
         reply.extra = list(answer.headers)
         await reply.send(answer.status, answer.body, kind=answer.kind, is_head=scope["method"] == "HEAD")
+
+    def _note(self, request: Request, scope: Scope, status: int, took_s: float) -> None:
+        """What became of a request, to metrics, log and trace."""
+        endpoint = self._endpoint(scope)
+        metrics.request(endpoint, str(status)).observe(took_s)
+        if self._access_log:
+            self._access_log.note(request, endpoint, status, took_s)
+        if self._tracer:
+            self._tracer.end(request, scope["method"], endpoint, status)
 
     def _endpoint(self, scope: Scope) -> str:
         """The declared path, so that nobody's name becomes a metric's label or a line of the log."""
@@ -262,8 +283,8 @@ class Gateway:
 class _Reply:
     """Sends one answer, and remembers whether and with which status it began."""
 
-    def __init__(self, send: Send, guards: list[tuple[bytes, bytes]]) -> None:
-        self._send, self._guards = send, guards
+    def __init__(self, send: Send, guards: list[tuple[bytes, bytes]], request: Request) -> None:
+        self._send, self._guards = send, [*guards, (b"x-request-id", request.id.encode())]
         self.status, self.is_started = 500, False
         self.extra: list[tuple[bytes, bytes]] = []
 

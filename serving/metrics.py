@@ -37,12 +37,18 @@ FAMILIES: Mapping[str, Family] = {
     "rapport_model_workers": Family("Workers that answer with this version", ("model", "version"), "gauge"),
     "rapport_model_refused": Family("Versions that a worker would not load", ("model",)),
     "rapport_shadow": Family("Requests for the challenger", ("model", "outcome")),
+    "rapport_traces": Family("Traces for the collector", ("outcome",)),
 }
 
 
 def request(endpoint: str, code: str) -> Any:
     """Observes the seconds of a request."""
     return _child("rapport_request_seconds", endpoint, code)
+
+
+def turned_away(endpoint: str, n: int) -> None:
+    """Counts requests that were refused with 503 before anybody looked at them, so many at once: each took no time."""
+    request(endpoint, "503")._buckets[0].inc(n)  # `observe` counts one at a time
 
 
 def answer(endpoint: str, source: str) -> Any:
@@ -93,6 +99,11 @@ def model_refused(model: str) -> Any:
 def shadow(model: str, outcome: str) -> Any:
     """Counts requests for the challenger: `scored`, `dropped`, `failed`, or `other_service`: fed from another one than the champion."""
     return _child("rapport_shadow", model, outcome)
+
+
+def traces(outcome: str) -> Any:
+    """Counts traces: `exported`, `failed`: the collector did not take them, or `dropped`: too many waited."""
+    return _child("rapport_traces", outcome)
 
 
 @functools.cache

@@ -85,7 +85,7 @@ class SqliteSource:
 
     def __init__(self, path: Path, *, decode: Callable[[bytes], Value] | None = None) -> None:
         self.path = path
-        self._decode = decode or Decoder()
+        self._decode = decode or Decoder().__getitem__
         self._local = threading.local()
 
     def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:
@@ -109,15 +109,14 @@ class SqliteSource:
         if len(keys) != 1 or len({view.join_key for view in views}) != 1:
             return [self.fetch(view, keys, deadline) for view in views]
         key, decode = key_encoder(views[0].join_key)(keys[0]), self._decode
-        found: list[tuple[float, dict[str, Value]] | None] = [None] * len(views)
-        wanted = [frozenset(view.columns) for view in views]
-        for place, name, value, then in self._execute(_of_one(tuple(view.table for view in views)), [key] * len(views), deadline):
-            row = found[place]
-            if row is None:
-                row = found[place] = (read_seconds(then), {})
+        statement, wanted = _of_one(tuple(views))
+        values: list[dict[str, Value]] = [{} for _ in views]
+        changed: list[Any] = [None] * len(views)
+        for place, name, value, then in self._execute(statement, [key] * len(views), deadline):
+            changed[place] = then
             if name in wanted[place]:
-                row[1][name] = decode(value)
-        return [[row or (None, {})] for row in found]
+                values[place][name] = decode(value)
+        return [[(None, {}) if then is None else (read_seconds(then), row)] for then, row in zip(changed, values, strict=True)]
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
@@ -194,12 +193,13 @@ class SqliteSource:
             connection.close()
 
 
-@functools.cache
-def _of_one(tables: tuple[str, ...]) -> str:
-    """The rows of one key in these tables, each with its table's place."""
-    return " UNION ALL ".join(
-        f'SELECT {place}, feature_name, value, event_ts FROM "{table}" WHERE entity_key = ?' for place, table in enumerate(tables)
+@functools.lru_cache(100)
+def _of_one(views: tuple[View, ...]) -> tuple[str, list[frozenset[str]]]:
+    """The statement for the rows of one key in these views, each with its view's place; and the columns wanted of each."""
+    statement = " UNION ALL ".join(
+        f'SELECT {place}, feature_name, value, event_ts FROM "{view.table}" WHERE entity_key = ?' for place, view in enumerate(views)
     )
+    return statement, [frozenset(view.columns) for view in views]
 
 
 class FeastSource:
@@ -257,25 +257,19 @@ def difference(fast: Source, slow: Source, view: View, keys: Sequence[Key]) -> s
     return None if present == slow.present(view, keys, deadline) else f"{view.name}: a row is there for one reader and not for the other"
 
 
-class Decoder:
-    """Bytes of Feast's Value message -> Python value. Counts and texts repeat, so what was decoded is remembered, up to a bound."""
+class Decoder(dict[bytes, Value]):
+    """Bytes of Feast's Value message -> Python value. Counts and texts repeat, so what was decoded is remembered, up to a bound: a value
+    that was seen costs one look-up in a dictionary.
+    """
 
     LIMIT = 200_000
 
-    def __init__(self) -> None:
-        self._known: dict[bytes, Value] = {}
-
-    def __call__(self, value: bytes) -> Value:
+    def __missing__(self, value: bytes) -> Value:
         """The value; None for a null. Raises EncodingChanged for bytes that are no value of a feature."""
-        known = self._known
+        if len(self) >= self.LIMIT:
+            self.clear()
         try:
-            return known[value]
-        except KeyError:
-            pass
-        if len(known) >= self.LIMIT:
-            known.clear()
-        try:
-            known[value] = decoded = decode_value(value)
+            self[value] = decoded = decode_value(value)
         except ValueError as error:
             raise EncodingChanged(f"online store: {error}") from error
         return decoded

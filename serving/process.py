@@ -30,6 +30,7 @@ from serving.access import Role, ensure_keys, read_key
 from serving.companions import Companion
 
 SERVICE = "serving.service:Personalization"
+SUPERVISOR = "serving.supervisor"
 WARM_UP = 30
 TAIL_LINES = 15
 STARTER = "RAPPORT_SERVICE_STARTER"  # names the process that the service does not outlive
@@ -151,11 +152,11 @@ def start(
     folder.mkdir(parents=True, exist_ok=True)
     output = None if to_console else folder / "service.log"
     variables = environment(settings, folder)
-    command = (sys.executable, "-m", "bentoml", "serve", service or SERVICE)
+    command = (sys.executable, "-m", SUPERVISOR, service or SERVICE)
     with contextlib.ExitStack() as stack:
         sink = stack.enter_context(output.open("wb")) if output else None
         child = subprocess.Popen(
-            [*command, "--working-dir", str(_root()), "--host", host, "--port", str(chosen), *_tls(settings)],
+            [*command, "--host", host, "--port", str(chosen), *_tls(settings)],
             cwd=_root(),
             env=variables,
             stdin=subprocess.DEVNULL,

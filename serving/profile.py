@@ -59,18 +59,21 @@ class Profiles:
 
     def __init__(self, views: Mapping[str, tuple[View, ...]], source: Source, *, pseudonym: Pseudonym) -> None:
         self.views, self.source = views, source
+        self.is_provisional = False  # what is read is to be resolved again
         self._pseudonym = lru_cache(NAMES_REMEMBERED)(pseudonym)
 
     def read(self, name: str, keys: Sequence[Key], *, at: datetime, deadline: Deadline) -> Rows:
         """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
         columns: dict[str, list[Value]] = {}
         changed: list[float | None] = [None] * len(keys)
-        views = self.views[name]
+        views, now_s = self.views[name], at.timestamp()
         for view, found in zip(views, self.source.fetch_views(views, keys, deadline), strict=True):
-            oldest = at.timestamp() - view.max_age_s
+            oldest = now_s - view.max_age_s
             rows = [row if then is not None and then >= oldest else {} for then, row in found]
-            for column in view.columns:
-                columns[column] = [row.get(column) for row in rows]
+            if len(rows) == 1:
+                columns |= {column: [value] for column, value in zip(view.columns, map(rows[0].get, view.columns), strict=True)}
+            else:
+                columns |= {column: [row.get(column) for row in rows] for column in view.columns}
             for i, (then, _) in enumerate(found):
                 if rows[i] and then is not None and then > (changed[i] or 0.0):
                     changed[i] = then

@@ -38,7 +38,7 @@ class RedisSource:
     """Feast's Redis, read directly. Safe to use from several threads: each has a connection of its own."""
 
     def __init__(self, url: str, *, decode: Callable[[bytes], Value] | None = None) -> None:
-        self._url, self._decode = url, decode or Decoder()
+        self._url, self._decode = url, decode or Decoder().__getitem__
         self._local = threading.local()
 
     def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:

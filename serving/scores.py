@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.classifier import Classifier
 from pipelines.feast_format import Key
 from pipelines.windows import Derived
-from serving import fallbacks, metrics
+from serving import fallbacks, metrics, tracing
 from serving.access import score_path
 from serving.champions import PRIOR, Bundle, Scorer
 from serving.clock import Clock
@@ -57,7 +57,7 @@ class _Case:
         if cause not in self.causes:
             self.causes.append(cause)
         self.is_degraded |= is_failure
-        count(score_path(self.task), source, cause)
+        count(score_path(self.task), source, cause, is_failure=is_failure)
 
     @property
     def is_batch(self) -> bool:
@@ -108,9 +108,10 @@ class Scoring:
     def _allowed(self, case: _Case) -> dict[int, str]:
         """The customers by place whose data may be used."""
         try:
-            people = self._guard.ask(
-                lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline), is_batch=case.is_batch
-            )
+            with tracing.span("consent"):
+                people = self._guard.ask(
+                    lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline), is_batch=case.is_batch
+                )
         except Unavailable as reason:
             case.step_down(PERSONAL, reason.cause, is_failure=True)
             return {}
@@ -125,10 +126,11 @@ class Scoring:
         if scorer is None:
             raise Unavailable(case.bundle.why.get(case.task, fallbacks.MODEL_MISSING))
         service, ids = scorer.service, list(customers.values())
-        rows = self._guard.ask(
-            lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None,
-            is_batch=case.is_batch,
-        )
+        with tracing.span("features"):
+            rows = self._guard.ask(
+                lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None,
+                is_batch=case.is_batch,
+            )
         if rows is None:
             fallbacks.log.error("%s: the store has no service %s about customers alone", score_path(case.task), service)
             raise Unavailable(fallbacks.NO_FEATURES)
@@ -143,7 +145,8 @@ class Scoring:
         derived = _derived(rows, present, case)
         matrix = self._matrix(scorer.learner, derived)
         case.deadline.check()
-        probabilities = scorer.learner.predict_values(matrix)
+        with tracing.span("model"):
+            probabilities = scorer.learner.predict_values(matrix)
         if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
             raise Unavailable(fallbacks.MODEL_FAILED)
         if self._shadow is not None:
@@ -152,7 +155,8 @@ class Scoring:
         foretold = metrics.score(case.task)
         for probability in probabilities:
             foretold.observe(probability)
-        reasons = _reasons(case, scorer, matrix, derived)
+        with tracing.span("reasons"):
+            reasons = _reasons(case, scorer, matrix, derived)
         case.oldest = min(then for then in rows.changed_at if then is not None)
         places = list(customers)
         return {
@@ -201,12 +205,14 @@ def _fill(
         return
     cause, found = silent, {}
     try:
-        found = rung(case, customers)
+        with tracing.span("rung", source):
+            found = rung(case, customers)
     except Unavailable as reason:
         cause = reason.cause
     except Exception as error:  # a defect of one rung must not cost the answer
-        fallbacks.log.error("%s: rung %s failed with %s", score_path(case.task), source, fallbacks.trace(error))
-        cause = fallbacks.MODEL_FAILED
+        cause, path = fallbacks.MODEL_FAILED, score_path(case.task)
+        told = {"endpoint": path, "rung": source, "cause": cause}
+        fallbacks.log.error("%s: rung %s failed with %s", path, source, fallbacks.trace(error), extra=told)
     for place, prediction in found.items():
         case.predictions[place] = prediction
         del customers[place]
@@ -242,7 +248,10 @@ def _derived(rows: Rows, present: Sequence[int], case: _Case) -> Derived:
     """The features of the rows that exist, as seen at the moment of the request."""
     whole = len(present) == len(rows.changed_at)
     columns = rows.columns if whole else {name: [values[j] for j in present] for name, values in rows.columns.items()}
-    texts = [name for name, values in columns.items() if str in map(type, values)]
+    if len(present) == 1:
+        texts = [name for name, (value,) in columns.items() if type(value) is str]
+    else:
+        texts = [name for name, values in columns.items() if str in map(type, values)]
     return Derived(columns, _micros(case.at), texts=texts, request=case.context)
 
 

@@ -7,12 +7,26 @@ silences telemetry, bounds threads and reads the settings when it is imported. N
 
 # ruff: noqa: E402 - thread pools are sized when numpy is first imported
 import os
+import sys
+from pathlib import Path
 
 from pipelines.settings import Settings, silence_telemetry
+from serving import rehearsal
+
+
+def _is_server(part: str = "") -> bool:
+    """Whether this process is BentoML's: its command, or one of the workers that the command starts; `part`: only this."""
+    program = getattr(sys.modules["__main__"], "__file__", None) or ""
+    parts = Path(program).parts[-3:]
+    return any("bentoml" in one for one in parts) and (not part or part in parts)
+
 
 silence_telemetry()
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[_name] = "1"
+if _is_server("worker"):
+    sys.modules["sklearn"] = None  # type: ignore[assignment] # LightGBM imports it where there is one; nothing here needs it
+    rehearsal.call_in()  # it imports the same as this process: both at once
 
 import asyncio
 import functools
@@ -28,7 +42,9 @@ import bentoml
 from _bentoml_sdk.service.factory import Service  # `service_class` is public, the class to derive from is not
 from starlette.responses import Response
 
-from serving import access
+from pipelines.log_lines import where_from, write_lines
+from serving import access, admission
+from serving.access_log import AccessLog
 from serving.answers import Answers
 from serving.champions import TASKS, Rehearse
 from serving.collect import Collector
@@ -38,9 +54,13 @@ from serving.fallbacks import Deadline, trace
 from serving.gateway import Gateway
 from serving.metrics import SECONDS
 from serving.openapi import describe_collection, describe_nulls, describe_people
+from serving.otlp import Exporter
 from serving.people import People
 from serving.process import starter_lives
+from serving.profile import open_profiles
 from serving.rates import Rates
+from serving.resolution import Resolver
+from serving.tracing import Tracer
 from serving.wire import Recommendation, RecommendRequest, ScoreRequest, Scores, encode
 
 log = logging.getLogger("rapport.serving")
@@ -57,18 +77,20 @@ People of the shop look at one customer at a time in the [console](/console)."""
 
 class Served(Service):
     """A BentoML service with the gateway in front. `core` is what both paths ask, `collector` where events go, `people` for one person,
-    `console` for those who look, `valid` the keys."""
+    `console` for those who look, `valid` the keys, `exporter` for traces, if somebody takes them."""
 
     core: Answers
     collector: Collector
     people: People
     console: Console
     valid: access.Valid
+    exporter: Exporter | None
 
     def to_asgi(self, is_main: bool = True) -> Gateway:
         """The app of one worker: the gateway, BentoML's app behind it."""
         settings = self.core.settings
         self.valid.open()
+        admission.use()
         serving = settings.serving
         return Gateway(
             super().to_asgi(is_main),
@@ -84,17 +106,20 @@ class Served(Service):
             # a connection stays with one worker, so each has its share
             rates=Rates(serving.rate_per_s / serving.workers, serving.burst / serving.workers),
             is_tls=serving.tls_cert is not None,
+            access_log=AccessLog(serving.log_requests, slow_ms=serving.log_slow_ms, per_s=serving.log_per_s),
+            tracer=Tracer(self.exporter.offer) if self.exporter else None,
         )
 
 
 def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float = POLL_S) -> Served:
     """The service for these settings."""
-    core = Answers(settings, rehearse=rehearse)
+    core = Answers(settings, rehearse=rehearse, open_store=Resolver() if _is_server("worker") else open_profiles)
     collector = Collector(settings)
     people = People(settings, guard=core.guard, clock=core.clock, vault=lambda: core.vault)
     console = Console(people, core, tasks=lambda: sorted(core.champions.bundle.scorers), sessions=Sessions.of(settings))
     valid = access.Valid(settings)
     deadline_ms = settings.serving.deadline_ms
+    exporter = _exporter(settings)
 
     @bentoml.service(
         name="Personalization",
@@ -115,8 +140,13 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
         async def start(self) -> None:
             gc.set_threshold(50_000, 20, 50)
             parent = os.getppid()
-            await asyncio.to_thread(collector.open)
-            await asyncio.to_thread(core.open)
+            try:
+                await asyncio.to_thread(collector.open)
+                await asyncio.to_thread(core.open)
+                await asyncio.to_thread(rehearsal.dismiss)
+            except Exception as error:  # what the server says of it, with the error's message, is not kept
+                log.critical("the worker could not start: %s", where_from(error))
+                raise
             # a revoked key must not wait for models that are being loaded
             followed = ([core.refresh, collector.open], [valid.refresh])
             self.watchers = [asyncio.create_task(_watch(some, poll_s, parent)) for some in followed]
@@ -128,6 +158,8 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
             await asyncio.to_thread(collector.close)
             people.close()
             core.close()
+            if exporter:
+                exporter.close()
 
         @bentoml.api
         async def recommend(self, request: RecommendRequest, /) -> Recommendation:
@@ -136,7 +168,16 @@ def build(settings: Settings, *, rehearse: Rehearse | None = None, poll_s: float
 
     service: Any = Personalization  # the decorator turns the class into a Served
     service.core, service.collector, service.people, service.console, service.valid = core, collector, people, console, valid
+    service.exporter = exporter
     return service  # type: ignore[no-any-return]
+
+
+def _exporter(settings: Settings) -> Exporter | None:
+    """Who takes traces; nobody where no endpoint is set."""
+    serving = settings.serving
+    if serving.otlp_endpoint is None:
+        return None
+    return Exporter(serving.otlp_endpoint, headers={name: value.get_secret_value() for name, value in serving.otlp_headers.items()})
 
 
 def _scores(core: Answers, deadline_ms: int) -> type:
@@ -205,4 +246,7 @@ def _described(document: dict[str, Any]) -> bytes:
     return json.dumps(document, default=str).encode()
 
 
-Personalization = build(Settings())
+_settings = Settings()
+if _is_server():
+    write_lines(_settings.serving.log_format)
+Personalization = build(_settings)

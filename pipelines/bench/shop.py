@@ -6,18 +6,20 @@ and intent have two versions each, so that the champion can be moved. Never meas
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from models import tasks
 from models.classifier import Classifier
 from models.recommender import Recommender
+from models.stages import Stages
 from pipelines import feature_store, registry, tables
 from pipelines.bench.loading import AS_OF, fill_for_reads
 from pipelines.settings import Settings
 from pipelines.training.ranking import Moments
-from pipelines.training.recommenders import Registered
 
 HALF_LIFE_DAYS = 90.0
 CATEGORIES = 40
@@ -27,7 +29,9 @@ EXAMPLES = 60  # rows of a manifest that a loaded model is held against
 
 @dataclass(frozen=True)
 class ShopSizes:
-    """What is generated. `rounds`, `leaves`: of the classifiers' trees; `buys`: interactions of a customer."""
+    """What is generated. `rounds`, `leaves`: of the classifiers' trees; `buys`: interactions of a customer; `stored`: the customers, the
+    first ones, whose features the online store holds, none for all: what one read costs hangs little on how many there are.
+    """
 
     customers: int
     items: int
@@ -35,11 +39,12 @@ class ShopSizes:
     rounds: int = 150
     leaves: int = 15
     buys: int = 8
+    stored: int | None = None
 
 
 SHOP_TINY = ShopSizes(customers=300, items=400, factors=8, rounds=30)
 SHOP_QUICK = ShopSizes(customers=1_000, items=2_000)
-SHOP_USUAL = ShopSizes(customers=100_000, items=50_000)
+SHOP_USUAL = ShopSizes(customers=100_000, items=50_000, stored=10_000)
 
 
 def fill_shop(settings: Settings, *, sizes: ShopSizes, seed: int = 7) -> None:
@@ -50,7 +55,7 @@ def fill_shop(settings: Settings, *, sizes: ShopSizes, seed: int = 7) -> None:
     items = _items(rng, sizes)
     _write(settings, tables.ITEMS, items)
     _write(settings, tables.INTERACTIONS, bought)
-    fill_for_reads(settings, customers=sizes.customers, items=sizes.items)
+    fill_for_reads(settings, customers=sizes.stored or sizes.customers, items=sizes.items)
     (home / "clock.json").write_text(json.dumps({"as_of": AS_OF.isoformat(), "is_history": True}))
     for name, first in (("churn", 1), ("intent", 3)):
         for version in (first, first + 1):
@@ -61,16 +66,22 @@ def fill_shop(settings: Settings, *, sizes: ShopSizes, seed: int = 7) -> None:
 
 
 def _register_classifier(settings: Settings, name: str, *, sizes: ShopSizes, seed: int) -> None:
-    """Trees over the features as they are served, for a label that hangs on two of them."""
+    """Trees over the features as they are served, for a label that hangs on two of them; with the task's history, where it has one."""
     rng = np.random.default_rng(seed)
-    asked = pd.DataFrame({"customer_id": [f"c{i}" for i in range(min(sizes.customers, 4_000))], "event_timestamp": pd.Timestamp(AS_OF)})
+    asked = pd.DataFrame(
+        {"customer_id": [f"c{i}" for i in range(min(sizes.stored or sizes.customers, 4_000))], "event_timestamp": pd.Timestamp(AS_OF)}
+    )
     service = f"{name}_v1"
     frame = feature_store.training_frame(settings.home, asked, service=service).drop(columns=list(asked))
     told = frame[["events_30d", "purchases_30d"]].rank(pct=True).sum(axis=1)
     label = (told + rng.normal(0, 0.5, len(frame)) > 1.0).astype(int)
-    learner = Classifier(n_rounds=sizes.rounds, num_leaves=sizes.leaves, early_stopping_rounds=sizes.rounds, random_state=seed).fit(
-        frame, label
-    )
+    options: dict[str, Any] = {
+        "n_rounds": sizes.rounds,
+        "num_leaves": sizes.leaves,
+        "early_stopping_rounds": sizes.rounds,
+        "random_state": seed,
+    }
+    learner = Classifier(**options, history=tasks.declared()[name].history).fit(frame, label)
     some = frame.head(EXAMPLES)
     golden = {"features": {c: [None if pd.isna(v) else v for v in some[c].tolist()] for c in some}}
     golden["probability"] = learner.predict_proba(some)[:, 1].tolist()
@@ -84,10 +95,11 @@ def _register_recommender(settings: Settings, bought: pd.DataFrame, items: pd.Da
     short = settings.model_copy(update={"training": settings.training.model_copy(update={"ranking_cutoffs": 1})})
     moments = Moments(bought, items, short, HALF_LIFE_DAYS, options)
     at = pd.Timestamp(AS_OF) + pd.Timedelta(1, "us")
-    known, stage = moments.at(at).ranking, moments.second_stage(at)
-    learner = Recommender(**options, random_state=seed).fit(known.history)
+    moment = moments.at(at)
+    known, first = moment.ranking, Recommender(**options, random_state=seed).fit(moment.ranking.history)
     arrays = {"customer_ids": known.customers.astype(str), "item_ids": known.items.astype(str)}
-    registry.register(settings.home, "recommender", learner=Registered(learner, stage), manifest={"seed": seed}, arrays=arrays)
+    learner = Stages(first, moments.second_stage(at), moment.histories)
+    registry.register(settings.home, "recommender", learner=learner, manifest={"seed": seed}, arrays=arrays)
 
 
 def _items(rng: np.random.Generator, sizes: ShopSizes) -> pd.DataFrame:

@@ -1,9 +1,14 @@
 """How models stand against their rivals, as a table."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipelines.commands import terminal
+
+if TYPE_CHECKING:
+    from models.evaluation import Interval
+    from pipelines.comparison import Comparison
 
 
 def show_models(models: dict[str, Any], as_json: bool) -> None:
@@ -24,8 +29,46 @@ def show_models(models: dict[str, Any], as_json: bool) -> None:
     terminal.out.print(grid)
     for name, report in models.items():
         remark = _remark(report)
-        if remark:
-            terminal.out.print(f"  {name}: {remark}", highlight=False, markup=False, soft_wrap=True)
+        for line in ([remark] if remark else []) + _beside(report):
+            terminal.out.print(f"  {name}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_challenge(found: "Comparison") -> None:
+    """A challenger beside the champion, and what the figures do not say."""
+
+    def line(text: str) -> None:
+        terminal.out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    line(
+        f"{found.model}: {found.requests:,} requests about {found.customers:,} customers, {found.since[:16].replace('T', ' ')} to "
+        f"{found.until[:16].replace('T', ' ')}" + (f"; {found.left_out:,} of other versions left out" if found.left_out else "")
+    )
+    rows = [_challenge_row("version", found.versions, ""), _challenge_row("mean probability", found.mean, _span(found.mean_difference))]
+    if found.foresight is not None:
+        told = found.foresight
+        rows += [
+            _challenge_row("auc", told.auc, _span(told.auc_difference)),
+            _challenge_row("brier", told.brier, _span(told.brier_difference)),
+        ]
+    rows.append(_challenge_row("ms a row, here", found.row_ms, ""))
+    terminal.show_rows(rows, as_json=False)
+    moved = ", ".join(f"{n:,} {which}" for which, n in found.moved.items())
+    alike = "not to be told" if found.rank_correlation is None else f"{found.rank_correlation:.4f}"
+    line(f"  rank correlation {alike}, population stability index {found.psi:.4f}")
+    line(f"  {found.same_band:.1%} of requests fall into the same band" + (f"; {moved}" if moved else ""))
+    if found.foresight is None:
+        line(f"  which of them foretells better is not known: {found.why_not}")
+    else:
+        line(f"  outcomes of {found.foresight.requests:,} requests are known, {found.foresight.positives:,} of them positive")
+
+
+def _challenge_row(name: str, told: Mapping[str, Any], difference: str) -> dict[str, str]:
+    cells = {role: value if isinstance(value, str) else f"{value:.4f}" for role, value in told.items()}
+    return {"": name, "champion": cells["champion"], "challenger": cells["challenger"], "difference (95 %)": difference}
+
+
+def _span(found: "Interval") -> str:
+    return f"{found.value:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
 
 
 def _model_cells(report: dict[str, Any]) -> tuple[str, ...]:
@@ -66,6 +109,25 @@ def _remark(report: dict[str, Any]) -> str:
         judged = int(report["details"].get("judged_customers", 0)) or report["details"]["rows"]["test"]
         return f"not shown to be ahead: {judged:,} judged in the test window leave an interval that reaches {report['low']:+.3f}"
     return ""
+
+
+def _beside(report: dict[str, Any]) -> list[str]:
+    """How good what a model tells beside its probability is, a sentence each."""
+    details, told = report["details"], []
+    if when := details.get("when"):
+        last = when["judged"][-1]
+        quality = f"auc {last['auc'] or 0:.4f}, calibration error {last['ece'] or 0:.4f}"
+        ahead = f"when the next order comes, {when['periods'] * when['period_days']:g} days ahead"
+        told.append(
+            f"{ahead}: by day {last['days']:g} {last['expected']:.1%} were to have ordered, {last['observed']:.1%} have ({quality})"
+        )
+    if value := details.get("value"):
+        ranks = (
+            f"rank correlation {value['rank_correlation'] or 0:.2f}, of what was spent before {value['rival_rank_correlation'] or 0:.2f}"
+        )
+        sums = f"{value['expected_cents'] / 100:,.0f} expected of {value['customers']:,} customers, {value['spent_cents'] / 100:,.0f} spent"
+        told.append(f"what customers are worth: in the {value['days']:g} days of the test {sums} ({ranks})")
+    return told
 
 
 def show_segments(report: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ def train(
     trials: Annotated[int | None, typer.Option(help="Optuna trials.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds of tuning per model.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that try parameters.")] = None,
+    when: Annotated[int | None, typer.Option(min=1, help="churn: also when the next order comes, so many days ahead.")] = None,
+    value: Annotated[int | None, typer.Option(min=1, help="churn: also what each customer is worth, so many days ahead.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Label, join, tune, fit, evaluate against the rivals, pass the gate, register. Example: rapport train churn --trials 30
@@ -30,7 +32,10 @@ def train(
     steps = tuple(step for step in flow.STEPS if step.name in {"labels", *(f"train {name}" for name in names)})
     if len(steps) != len(names) + 1:
         steps = (*steps, flow.train_step(_declared_task(model)))
-    settings = home.settings(training={"trials": trials, "timeout_s": timeout, "workers": workers})
+    if "churn" not in names and (when or value):
+        raise typer.BadParameter(f"expected churn or all, found {model}: these are told beside churn", param_hint="--when, --value")
+    given = {"trials": trials, "timeout_s": timeout, "workers": workers, "when_days": when, "value_days": value}
+    settings = home.settings(training=given)
     outcome = progress.run(steps, flow.Job(settings))
     comparison.show_models({name: outcome.summary(f"train {name}") for name in names}, as_json)
     if "segments" in names and not as_json:
@@ -114,6 +119,21 @@ def models_shadow(
     challengers.challenge(settings.home, name, version)
     home.record(settings, "shadow", model=name, version=version)
     terminal.show({"model": name, "challenger": version}, as_json)
+
+
+@models_app.command("compare")
+def models_compare(
+    name: str,
+    version: Annotated[int | None, typer.Argument(help="The challenger; none: the one that scored last.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Champion and challenger on the requests that both scored. Example: rapport models compare churn"""
+    from pipelines.comparison import compare
+
+    settings = home.settings()
+    with home.vault(settings) as vault:
+        found = compare(settings.home, name, settings=settings, vault=vault, version=version)
+    terminal.show(found, True) if as_json else comparison.show_challenge(found)
 
 
 @app.command()

@@ -8,6 +8,7 @@ import threading
 from pipelines.edges.forwarding import Edge, forward, open_edges
 from pipelines.errors import PipelineError
 from pipelines.log.store import open_log
+from pipelines.log_lines import write_lines
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 
@@ -16,10 +17,10 @@ _log = logging.getLogger("rapport.edges")
 
 def main() -> int:
     """Run until told to stop. Returns 0, or 1 when an edge ended by itself."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    settings, stop, failed = Settings(), threading.Event(), threading.Event()
+    write_lines(settings.serving.log_format)
     for client in ("aiokafka", "aio_pika", "aiormq"):
         logging.getLogger(client).setLevel(logging.CRITICAL)  # the edge says the same once, without addresses
-    settings, stop, failed = Settings(), threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     edges = open_edges(settings)

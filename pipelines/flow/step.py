@@ -22,6 +22,7 @@ class Job:
     files: tuple[Path, ...] = ()  # none: the simulated shop
     mapping: str | None = None  # none: Segment-spec JSON lines
     items_file: Path | None = None
+    on_progress: Callable[[int, int], None] = lambda done, total: None  # of a step at work: trials so far, of all
 
     @property
     def home(self) -> Path:

@@ -100,15 +100,18 @@ def _train(name: str) -> Callable[[Job], Summary]:
     def step(job: Job) -> Summary:
         from pipelines import training
 
-        return plain(training.train(name, job.home, settings=job.settings, as_of=job.as_of()))
+        return plain(training.train(name, job.home, settings=job.settings, as_of=job.as_of(), progress=job.on_progress))
 
     return step
 
 
 def _materialize(job: Job) -> Summary:
-    from pipelines import feature_store
+    from pipelines import feature_store, provenance
 
-    return {"rows": feature_store.materialize(job.home, as_of=job.as_of(), settings=job.settings)}
+    return {
+        "rows": feature_store.materialize(job.home, as_of=job.as_of(), settings=job.settings),
+        "outdated": [table.name for table in _FEATURES if provenance.is_outdated(job.home, table.name)],  # build first: see `materialize`
+    }
 
 
 def _score(job: Job) -> Summary:

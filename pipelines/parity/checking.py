@@ -6,6 +6,7 @@ rows that models learned from and scored, held against the feature tables (`trai
 where it is told to repair.
 """
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from pipelines import feature_store, ingest, tables
 from pipelines.errors import StoreError
-from pipelines.parity import auditing, learned, mending, recorded, replaying, scratch, values
+from pipelines.parity import auditing, learned, mending, pairs, recorded, replaying, scratch, values
 from pipelines.parity.auditing import Audit
 from pipelines.parity.probing import LATER_US
 from pipelines.parity.rehearsal import OpenStream
@@ -64,16 +65,21 @@ def check(
             stages[name] = _told(stage.compared, **stage.what, **({"why": stage.why} if stage.why else {}))
             total += stage.compared
         known_us = Clock(settings)()  # the tables know all that had come by then, once what waits is ingested
-        rows = {"store": _stored(home, settings, customers, rng), "served": _served(home, vault)}
+        names = _some(home, customers, rng)
+        rows = {"store": _stored(home, settings, names), "served": _served(home, vault)}
+        beside = pairs.held(home, names, settings=settings) if _is_applied(home) else []
         if (home / "log" / "log.db").exists():
             ingest.drain(home, settings=settings, vault=vault)
     for name, some in rows.items():
         with scratch.folder() as base:
             audit = auditing.audit(home, some, base, settings=scratch.settings_of(settings, base))
+            of_pairs = pairs.compare(beside, base, auditing.history(home, names), audit.compared) if name == "store" else {}
             stages[name] = _told(audit.compared, **_figures(audit))
             total += audit.compared
             if repairs and audit.affected:
                 repaired |= mending.mend(home, audit.affected, base, settings=settings, known_us=known_us)
+            if repairs and of_pairs:
+                repaired |= pairs.mend(home, of_pairs, base, settings=settings, known_us=known_us)
     trained = learned.look(home, customers=customers, rng=rng, settings=settings)
     stages["training"] = _told(trained.compared, explained=dict(trained.explained), parts=trained.parts)
     total += trained.compared
@@ -123,11 +129,15 @@ def _some(home: Path, customers: int, rng: np.random.Generator) -> list[str]:
     return [str(name) for name in rng.permutation(known)[:customers]]
 
 
-def _stored(home: Path, settings: Settings, customers: int, rng: np.random.Generator) -> list[Row]:
+def _is_applied(home: Path) -> bool:
+    return (home / "feature_store" / "registry.db").exists()
+
+
+def _stored(home: Path, settings: Settings, names: Sequence[str]) -> list[Row]:
     """What a request for these customers would read at this moment."""
-    if not (home / "feature_store" / "registry.db").exists():
+    if not _is_applied(home):
         return []
-    feast, names = feature_store.store(home, settings=settings), _some(home, customers, rng)
+    feast = feature_store.store(home, settings=settings)
     rows = []
     for service in sorted({task.feature_service for task in discover().values()} & {each.name for each in feast.list_feature_services()}):
         at_us = Clock(settings)()

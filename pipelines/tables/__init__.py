@@ -1,6 +1,7 @@
 """The stored tables: `declared` says what they are, `stored` reads and writes them, `publication` changes several as one."""
 
 from pipelines.tables.declared import (
+    ACTIVATIONS,
     ALERTS,
     BYTES,
     CONSENTS,
@@ -12,6 +13,7 @@ from pipelines.tables.declared import (
     CUSTOMER_SCORES,
     CUSTOMER_SEGMENTS,
     CUSTOMER_SESSION,
+    CUSTOMER_VALUES,
     EVENTS,
     FEATURE_TABLES,
     FLAG,
@@ -25,6 +27,7 @@ from pipelines.tables.declared import (
     LABELS_CHURN,
     LABELS_INTENT,
     MESSAGES,
+    NEXT_ORDERS,
     OWN_ROWS,
     QUARANTINE,
     REAL,
@@ -46,7 +49,7 @@ from pipelines.tables.declared import (
     WHOLE,
     Table,
 )
-from pipelines.tables.publication import Changes, locked, recover, together
+from pipelines.tables.publication import Changes, locked, recover, snapshot, together
 from pipelines.tables.rewriting import matching, remove, schema_of, sweep, update
 from pipelines.tables.stored import (
     adopt,
@@ -66,6 +69,7 @@ from pipelines.tables.stored import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "ALERTS",
     "BYTES",
     "CONSENTS",
@@ -77,6 +81,7 @@ __all__ = [
     "CUSTOMER_SCORES",
     "CUSTOMER_SEGMENTS",
     "CUSTOMER_SESSION",
+    "CUSTOMER_VALUES",
     "EVENTS",
     "FEATURE_TABLES",
     "FLAG",
@@ -90,6 +95,7 @@ __all__ = [
     "LABELS_CHURN",
     "LABELS_INTENT",
     "MESSAGES",
+    "NEXT_ORDERS",
     "OWN_ROWS",
     "QUARANTINE",
     "REAL",
@@ -129,6 +135,7 @@ __all__ = [
     "remove",
     "rows_sql",
     "schema_of",
+    "snapshot",
     "sweep",
     "together",
     "update",

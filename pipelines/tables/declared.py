@@ -9,6 +9,7 @@ from feature_repo.aggregates import Aggregates
 
 TIME = pa.timestamp("us", tz="UTC")  # DuckDB cannot materialise nanosecond Parquet
 TEXT, WHOLE, REAL, FLAG, BYTES = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.binary()
+REALS = pa.list_(REAL)
 
 
 @dataclass(frozen=True)
@@ -329,6 +330,36 @@ TASK_SCORES = Table(  # of the tasks that are no part of the loop: a file of mod
     None,
     _schema(customer_id=TEXT, event_timestamp=TIME, model=TEXT, version=TEXT, probability=REAL),
 )
+NEXT_ORDERS = Table(  # where training.when_days asks for it: of who may churn, when the next order is to be expected
+    "next_orders",
+    ("customer_id",),
+    "event_timestamp",
+    None,
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        period_days=REAL,
+        silence=REALS,  # the probability of no order by the end of each period; never rises
+        expected_days=REAL,  # the mean wait, one beyond the last period counted as its end
+        median_days=REAL,  # when the silence is as likely over as not; null beyond the last period
+        version=TEXT,
+    ),
+)
+CUSTOMER_VALUES = Table(  # where training.value_days asks for it: of who ever ordered, as far ahead as that
+    "customer_values",
+    ("customer_id",),
+    "event_timestamp",
+    None,
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,
+        horizon_days=REAL,
+        expected_orders=REAL,
+        order_value_cents=REAL,  # expected of one order
+        value_cents=REAL,  # of all of them, later ones discounted
+        version=TEXT,
+    ),
+)
 RECOMMENDATIONS = Table(
     "recommendations",
     ("customer_id", "rank"),
@@ -336,13 +367,27 @@ RECOMMENDATIONS = Table(
     None,
     _schema(customer_id=TEXT, event_timestamp=TIME, rank=WHOLE, item_id=TEXT, score=REAL, version=TEXT),
 )
+ACTIVATIONS = Table(
+    "activations",
+    ("customer_id", "event_timestamp", "destination"),
+    "event_timestamp",
+    None,
+    _schema(
+        customer_id=TEXT,
+        event_timestamp=TIME,  # the instant as of which they granted it
+        audience=TEXT,
+        purpose=TEXT,
+        identify=TEXT,  # under which kind of identifier they stand in the file
+        destination=TEXT,  # the file's name
+    ),
+)
 
 TABLES = (
     EVENTS, MESSAGES, QUARANTINE, INGESTS, WAITING, IDENTITIES, IDENTITY_LINKS, IDENTITY_EDGES, CONSENTS, SPEAKING_SOURCES, TRAITS, ITEMS,
     ALERTS, CUSTOMER_PROFILE, CUSTOMER_CONSENT, *FEATURE_TABLES,
     LABELS_CHURN, LABELS_INTENT, INTERACTIONS,
     TRAINING_CHURN, TRAINING_INTENT, TRAINING_TASKS, SCORED_CHURN, SCORED_INTENT, SCORED_TASKS,
-    CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, RECOMMENDATIONS,
+    CUSTOMER_SCORES, CUSTOMER_SEGMENTS, TASK_SCORES, NEXT_ORDERS, CUSTOMER_VALUES, RECOMMENDATIONS, ACTIVATIONS,
 )  # fmt: skip
 
 # The rows that a model learned from, and those that it scored last: tables of its own, else its part (column `model`) of shared ones.

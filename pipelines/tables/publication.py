@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ import pyarrow as pa
 from pipelines.errors import StoreError
 from pipelines.private_file import sync
 from pipelines.tables.declared import Table
-from pipelines.tables.stored import Draft, draft, exists, files
+from pipelines.tables.stored import Draft, draft, exists, files, folder
 
 _WAIT_S = 900.0  # for another process that changes the tables: the longest that a large file takes
 _JOURNAL = ".journal.json"
@@ -126,6 +127,29 @@ def locked(home: Path) -> Iterator[None]:
             del mine[place]
 
 
+@contextmanager
+def snapshot(home: Path, some: Iterable[Table]) -> Iterator[Path]:
+    """A home that holds these tables as they are at this moment and goes with the block: links to their files, which outlive a change.
+
+    For whoever reads for long, or reads several tables that belong together. Its folder is one that `sweep` removes, should it be killed.
+    """
+    with locked(home):
+        base = home / "tables" / f".snapshot-{uuid.uuid4().hex[:12]}"
+        try:
+            for table in some:
+                if exists(home, table):
+                    _link(files(home, table), folder(home, table).resolve(), base / "tables" / table.name)
+        except OSError as error:
+            shutil.rmtree(base, ignore_errors=True)
+            raise StoreError(
+                f"tables: {base} could not be written ({error.strerror}); free space or fix its rights, then run again"
+            ) from error
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
 def recover(home: Path) -> None:
     """Put in place what a killed `together` had written and not all of which can be seen. Nothing to do: costs a look at one file."""
     if (home / "tables" / _JOURNAL).exists():
@@ -147,6 +171,14 @@ def _recover(home: Path) -> None:
     for path in base.iterdir():
         if path.name.startswith(".") and _MARK in path.name and path.is_dir() and path.name not in current | named:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _link(paths: Iterable[Path], source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for path in paths:
+        place = target / path.relative_to(source)
+        place.parent.mkdir(exist_ok=True)
+        os.link(path, place)
 
 
 def _wait_for(handle: int, home: Path) -> None:

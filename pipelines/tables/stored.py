@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.errors import StoreError
-from pipelines.tables.declared import BYTES, FLAG, REAL, TEXT, TIME, WHOLE, Table
+from pipelines.tables.declared import BYTES, FLAG, REAL, REALS, TEXT, TIME, WHOLE, Table
 
 _DAY_US = 86_400_000_000
-_SQL_TYPES = {TIME: "TIMESTAMPTZ", TEXT: "VARCHAR", WHOLE: "BIGINT", REAL: "DOUBLE", FLAG: "BOOLEAN", BYTES: "BLOB"}
+_SQL_TYPES = {TIME: "TIMESTAMPTZ", TEXT: "VARCHAR", WHOLE: "BIGINT", REAL: "DOUBLE", REALS: "DOUBLE[]", FLAG: "BOOLEAN", BYTES: "BLOB"}
 _WRITERS = 2  # threads; encoding and compressing leave Python's lock alone
 _AHEAD_BYTES = 256 << 20  # of rows that wait for a writer: bounds what is held in memory, however wide they are
 

@@ -40,6 +40,7 @@ import pandas as pd
 from scipy import sparse
 from sklearn.preprocessing import LabelEncoder
 
+from models.silence import ROLES, Silence
 from pipelines import windows
 from serving.profile import feature_store
 
@@ -65,6 +66,7 @@ class Plain:
         self.store = feature_store(HOME)
         told = json.loads((FOLDER / "classifier.json").read_text())
         self.names, self.categories, (self.slope, self.intercept) = told["feature_names"], told["categories"], told["calibration"]
+        self.silence, self.history = told["silence"] and Silence.from_json(told["silence"]), told["params"]["history"] or {{}}
         self.model = wrapped(lgb.LGBMClassifier, FOLDER / "model.lgb")
         self.features = self.store.get_feature_service({service!r})
         if (FOLDER / "items.npy").exists():
@@ -86,7 +88,10 @@ class Plain:
         for name, values in self.categories.items():
             frame[name] = frame[name].map({{value: float(code) for code, value in enumerate(values)}}).astype(float)
         p = self.model.predict_proba(frame.astype(float))[:, 1]
-        logit = self.slope * np.log(p / (1 - p)) + self.intercept
+        raw = np.log(p / (1 - p))
+        if self.silence:
+            raw += self.silence.logit(frame[[self.history[role] for role in ROLES]].to_numpy(float))
+        logit = self.slope * raw + self.intercept
         return {{"predictions": [
             {{"customer_id": c, "probability": float(v)}} for c, v in zip(customer_ids, 1 / (1 + np.exp(-logit)))
         ]}}

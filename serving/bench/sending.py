@@ -4,11 +4,14 @@ In: an address, bodies, how many at a time or how many a second. Out: statuses, 
 program (`python -m serving.bench.sending`) it is that process: a plan as JSON in, figures as JSON out.
 
 With a rate, a request's time begins when it was due, not when a connection was free: a server that stalls is not let off. What found no
-connection until the end is counted as unsent. Keeps no answer.
+connection until the end is counted as unsent. Where more is offered than can be answered, a plan `drops` at once what finds none free: the
+line that would grow here is the sender's own, and every answer would be late however soon the server gave it. Keeps no answer.
 """
 
 import asyncio
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from time import monotonic  # the loop's own clock may know whole milliseconds only
+from time import monotonic, process_time  # the loop's own clock may know whole milliseconds only
 from typing import Any
 
 WARM_UP_S = 0.5
@@ -37,6 +40,7 @@ class Plan:
     connections: int = 8
     rate: float | None = None
     warm_up_s: float = WARM_UP_S
+    drops: bool = False
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Sent:
     unsent: int
     seconds: list[Second]
     sources: dict[str, int] = field(default_factory=dict)  # rungs that answered
+    cpu_share: float = 0.0  # of one core that the sender needed: near 1 it is the sender that is measured
 
     @property
     def answered(self) -> int:
@@ -102,6 +107,12 @@ class Sending:
         assert self._child.stdout is not None
         self._child.stdout.readline()
 
+    def stop(self) -> None:
+        """End it before its time."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(b"stop\n")
+        self._child.stdin.flush()
+
     def result(self) -> Sent:
         """Wait for the end. Raises ServiceError where the sender failed."""
         try:
@@ -143,6 +154,7 @@ class _Run:
         self.seconds = [Second() for _ in range(max(1, round(plan.seconds)))]
         self.due: deque[float] = deque()
         self.idle: list[_Connection] = []
+        self.dropped = 0
         told = "".join(f"{name}: {value}\r\n" for name, value in plan.headers.items())
         head = f"POST {plan.path} HTTP/1.1\r\nhost: {plan.host}\r\n{told}content-length: "
         encoded = [body.encode() for body in plan.bodies]
@@ -238,16 +250,20 @@ class _Connection(asyncio.Protocol):
             run.idle.append(self)
 
 
-async def send(plan: Plan) -> Sent:
-    """What the process does."""
-    loop = asyncio.get_running_loop()
+async def send(plan: Plan, *, stop: asyncio.Event | None = None) -> Sent:
+    """What the process does. `stop`: ends it before its time."""
+    loop, began_cpu_s = asyncio.get_running_loop(), process_time()
+    stop = stop or asyncio.Event()
     run = _Run(plan, now=monotonic())
     connections = [_Connection(run) for _ in range(plan.connections)]
     await asyncio.gather(*(connection.open() for connection in connections))
     starting = loop.call_later(run.started - monotonic(), lambda: (sys.stdout.write("started\n"), sys.stdout.flush()))
-    if plan.rate is not None:
-        await _keep_pace(run, plan.rate)
-    await asyncio.sleep(max(0.0, run.ends - monotonic()))
+    pace = asyncio.ensure_future(_keep_pace(run, plan.rate) if plan.rate is not None else asyncio.sleep(0))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), max(0.0, run.ends - monotonic()))
+        run.ends = monotonic()
+    await pace
+    cpu_share = (process_time() - began_cpu_s) / (plan.warm_up_s + max(run.ends - run.started, 0.001))
     patience = monotonic() + 5.0
     while any(connection.is_busy for connection in connections) and monotonic() < patience:
         await asyncio.sleep(0.01)
@@ -255,7 +271,7 @@ async def send(plan: Plan) -> Sent:
     for connection in connections:
         connection.close()
     starting.cancel()
-    return Sent(dict(+run.statuses), dict(run.versions), len(run.due), run.seconds, dict(run.sources))
+    return Sent(dict(+run.statuses), dict(run.versions), len(run.due) + run.dropped, run.seconds, dict(run.sources), round(cpu_share, 3))
 
 
 async def _keep_pace(run: _Run, rate: float) -> None:
@@ -266,6 +282,8 @@ async def _keep_pace(run: _Run, rate: float) -> None:
             due, n = began + n / rate, n + 1
             if run.idle:
                 run.idle.pop().send(due)
+            elif run.plan.drops:
+                run.dropped += due >= run.started
             else:
                 run.due.append(due)
         await asyncio.sleep(_TICK_S)
@@ -278,8 +296,20 @@ def _main() -> None:
 
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    plan = Plan(**json.loads(sys.stdin.readline()))
-    sent = uvloop.run(send(plan))
+    plan = Plan(**json.loads(sys.stdin.buffer.raw.readline()))  # type: ignore[union-attr] # unbuffered: what else comes is `stop`
+
+    async def sent_until_told() -> Sent:
+        stop, loop, told = asyncio.Event(), asyncio.get_running_loop(), sys.stdin.fileno()
+
+        def listen() -> None:
+            loop.remove_reader(told)
+            if os.read(told, 16):  # the end of it: who listens for the result has nothing more to say
+                stop.set()
+
+        loop.add_reader(told, listen)
+        return await send(plan, stop=stop)
+
+    sent = uvloop.run(sent_until_told())
     Path(sys.argv[1]).write_text(json.dumps(asdict(sent)))  # a file: what is many megabytes long is no pipe's
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from models.classifier import Classifier
+from models.silence import ROLES
 from pipelines import registry, windows
 from pipelines.settings import Settings
 from serving import process
@@ -26,6 +27,7 @@ from serving.access import Role, read_key
 from serving.bench import rivals, trouble
 from serving.bench.rivals import Rival
 from serving.bench.row import Row, row
+from serving.bench.search import search_rows
 from serving.bench.sending import Plan, offer, percentile
 from serving.clock import Clock
 from serving.fallbacks import Deadline
@@ -103,6 +105,7 @@ def serve_rows(
         costs = _measured(_sides(service, ceiling, plain, mlflow, customers, rows), sizes)
         found += cost_rows(costs)
         found += _footprint(service, start_s)
+    found += search_rows(settings.home)
     if sizes.trouble_s:
         found += trouble.overload_rows(settings, one, seconds=sizes.trouble_s)
     if sizes.moves:
@@ -222,7 +225,7 @@ def features(settings: Settings, customers: Sequence[str]) -> list[str]:
 
 def _check_alike(settings: Settings, service: Process, plain: Rival, mlflow: Rival, customers: Sequence[str], rows: Sequence[str]) -> None:
     """Raises ServiceError where a rival's probability is not ours."""
-    slope, intercept = Classifier.load(registry.load_champion(settings.home, "churn").folder).calibration_
+    learner = Classifier.load(registry.load_champion(settings.home, "churn").folder)
     first = _text(_one(customers)[0]).encode()
     rivals.wait_for(plain, "/churn", first)
     rivals.wait_for(mlflow, "/invocations", rows[0].encode())
@@ -235,7 +238,18 @@ def _check_alike(settings: Settings, service: Process, plain: Rival, mlflow: Riv
         theirs = json.loads(answer)["predictions"][0]["probability"]
         _, answer = rivals.ask(mlflow, "/invocations", line.encode())
         raw = json.loads(answer)["predictions"][0]
-        calibrated = 1 / (1 + math.exp(-(slope * math.log(raw / (1 - raw)) + intercept)))
+        calibrated = _calibrated(learner, raw, line)
         for who, value in (("the plain service", theirs), ("mlflow models serve", calibrated)):
             if not math.isclose(value, ours["probability"], rel_tol=1e-6):
                 raise ServiceError(f"bench: {who} says {value} where we say {ours['probability']}; one of the two is wrong")
+
+
+def _calibrated(learner: Classifier, raw: float, line: str) -> float:
+    """What the trees alone said of a row, with what they start from and as a probability that means what it says."""
+    logit = math.log(raw / (1 - raw))
+    if learner.silence_ is not None and learner.history:
+        asked = json.loads(line)["dataframe_split"]
+        values = dict(zip(asked["columns"], asked["data"][0], strict=True))
+        logit += float(learner.silence_.logit(np.array([[values[learner.history[role]] for role in ROLES]], dtype=np.float64))[0])
+    slope, intercept = learner.calibration_
+    return 1 / (1 + math.exp(-(slope * logit + intercept)))

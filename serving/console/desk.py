@@ -93,7 +93,7 @@ class Console:
 
     async def _decided(self, customer: str) -> tuple[dict[str, Scores], Recommendation]:
         tasks, deadline = self._tasks(), Deadline.after_ms(DEADLINE_MS)
-        asked = [self._core.score(task, ScoreRequest(customer_ids=[customer]), deadline) for task in tasks]
+        asked = [self._core.score(task, ScoreRequest(customer_ids=[customer], reasons=pages.REASONS), deadline) for task in tasks]
         scores = dict(zip(tasks, await asyncio.gather(*asked), strict=True))
         return scores, await self._core.recommend(RecommendRequest(customer_id=customer, k=K), deadline)
 

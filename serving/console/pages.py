@@ -17,6 +17,7 @@ REASONS = 6
 NONE = "–"
 _WINDOWED = re.compile(r"(.+)_(1h|24h|7d|30d|90d|total)")
 _WINDOWS = ("1h", "24h", "7d", "30d", "90d", "total")
+_IMPERSONAL = frozenset({"popular", "static"})  # rungs whose answer nothing of the customer went into
 _BANDS = {"low": "calm", "medium": "warm", "high": "hot"}
 
 
@@ -104,7 +105,8 @@ def _recommendations(answer: Recommendation) -> Html:
 
 def _source(answer: Scores | Recommendation) -> Html:
     """Who answered, and why no better one did."""
-    said = f"{answer.source}, model version {answer.model_version or NONE}"
+    whose = " (the same for everybody)" if answer.source in _IMPERSONAL else ""
+    said = f"{answer.source}{whose}, model version {answer.model_version or NONE}"
     age = getattr(answer, "feature_age_s", None)
     return element(
         "p",

@@ -180,3 +180,15 @@ def test_draws_without_one_class_are_left_out() -> None:
     statistic = evaluation.difference(evaluation.auc, [1, 0, 0], [0.9, 0.1, 0.2], [0.5, 0.5, 0.5])
     interval = evaluation.paired_bootstrap(statistic, ["a", "b", "c"], draws=100, seed=1)
     assert (interval.value, interval.low, interval.high) == (0.5, 0.5, 0.5)
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=5, max_size=60), shift=st.floats(0, 1))
+def test_population_stability_is_0_for_the_same_scores_and_never_less(values, shift):
+    assert evaluation.psi(values, values) == 0.0
+    assert evaluation.psi(values, [value + shift for value in values]) >= 0.0
+
+
+def test_population_stability_counts_by_the_references_quantiles():
+    reference = np.arange(100) / 100
+    assert evaluation.psi(reference, reference[:50].repeat(2)) > 0.5  # half of the bins are empty
+    assert evaluation.psi(reference, reference + 1e-9) < 0.01

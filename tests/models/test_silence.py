@@ -105,7 +105,7 @@ def test_the_shorter_rule_of_its_integral_gives_six_digits_of_the_long_one() -> 
     upper = lower + rng.exponential(40, 2_000)
     for alpha, s, beta in ((7.0, 2.1, 150.0), (0.5, 1.2, 5_000.0), (90.0, 9.0, 0.3)):
         long = power_integral(lower, upper, visits, alpha, s, beta).log_value
-        assert np.abs(log_power_integral(lower, upper, visits, alpha, s, beta) - long).max() < 1e-6
+        assert np.abs(log_power_integral(*(values[:, None] for values in (lower, upper, visits)), alpha, s, beta)[:, 0] - long).max() < 1e-6
 
 
 def test_a_horizon_that_is_no_time_is_refused() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import activation, audit, consent, ingest, tables
+from pipelines import activation, audit, consent, erasure, ingest, tables
 from pipelines.activation import Scored, Segment, activate
 from pipelines.errors import InputError
 from pipelines.log import open_log
@@ -230,3 +230,22 @@ def test_people_are_called_by_their_newest_address_and_those_without_one_are_lef
     assert listed(tmp_path / "list.csv") == ["anna@example.org"]
     assert told.left_out == {"no_email": 1}
     assert not [path for path in (home / "audit").iterdir() if b"anna@" in path.read_bytes().lower()]
+
+
+def test_an_export_tells_to_whom_a_person_was_handed_over_and_an_erasure_forgets_it(tmp_path) -> None:
+    home, settings_of = tmp_path / "home", Settings(home=tmp_path / "home")
+    for user, allows in (("u1", True), ("u2", False), ("u3", True)):
+        send(home, f"m-{user}", 0, user, allows=allows)
+    ingest.drain(home, settings=settings_of)
+    list_everybody(home)
+    for name in ("mail.csv", "ads.jsonl"):
+        hand_over(home, tmp_path / name, identify="user_id")
+    told = erasure.export(home, "u1", settings=settings_of)["activations"]
+    assert [(row["destination"], row["audience"], row["purpose"], row["identify"]) for row in told] == [
+        ("mail.csv", "segment loyal", "marketing", "user_id"),
+        ("ads.jsonl", "segment loyal", "marketing", "user_id"),
+    ]
+    assert erasure.export(home, "u2", settings=settings_of)["activations"] == []
+    erasure.erase(home, "u1", settings=settings_of, by="test", as_of=NOW)
+    assert tables.count(home, tables.ACTIVATIONS) == 2
+    assert len(erasure.export(home, "u3", settings=settings_of)["activations"]) == 2

@@ -1,5 +1,6 @@
 """Events -> feature tables -> training frames: no row sees what was not yet known."""
 
+import contextlib
 import dataclasses
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines import engine, feature_store, features, offline_store, ranges, tables, windows
+from pipelines import engine, feature_store, features, offline_store, provenance, ranges, tables, windows
 from pipelines.errors import StoreError
 
 START = pd.Timestamp("2025-01-01", tz="UTC")
@@ -196,6 +197,7 @@ def test_build_gives_the_same_bytes_again_whatever_the_size_of_its_ranges(home, 
     for table in tables.FEATURE_TABLES:
         assert tables.content_hash(tmp_path, table) == tables.content_hash(home, table)
     monkeypatch.setattr(ranges, "BUCKET_EVENTS", 150)
+    monkeypatch.setattr(ranges, "HELD_BYTES", 0)
     report = features.build(tmp_path)
     assert len(tables.files(tmp_path, tables.CUSTOMER_ACTIVITY)) > 1
     for table, other in zip(tables.FEATURE_TABLES, wanted, strict=True):
@@ -314,6 +316,39 @@ def test_customer_with_a_hundred_thousand_events_absurd_prices_and_a_jumping_clo
     last = newest(tmp_path, tables.ITEM_ACTIVITY).iloc[0]
     assert state.values() == {name: None if pd.isna(last[name]) else int(last[name]) for name in windows.ITEM_ACTIVITY.columns()}
     assert found["item_revenue_cents_30d"].max() > 0
+
+
+def ingested_in_the_middle(home, events, monkeypatch):
+    """Build while an ingest puts another version in the place of events and items, between customers and items."""
+    real = ranges.Ranges.drop
+
+    def drop(self):
+        real(self)
+        write(home, tables.EVENTS, events.head(60))
+        tables.drop(home, tables.ITEMS)
+
+    monkeypatch.setattr(ranges.Ranges, "drop", drop)
+    monkeypatch.setattr(ranges, "HELD_BYTES", 0)  # a large table is read from its files again
+    features.build(home)
+
+
+def test_ingest_during_a_build_is_in_the_next_one_and_the_tables_are_known_to_be_older(home, events, tmp_path, monkeypatch):
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    ingested_in_the_middle(tmp_path / "home", events, monkeypatch)
+    for table in tables.FEATURE_TABLES:
+        assert tables.content_hash(tmp_path / "home", table) == tables.content_hash(home, table)
+        assert provenance.is_outdated(tmp_path / "home", table.name)
+        assert not provenance.is_outdated(home, table.name)
+    assert not list((tmp_path / "home" / "tables").glob(".snapshot*"))
+    write(tmp_path / "home", tables.CUSTOMER_ITEM, tables.read(home, tables.CUSTOMER_ITEM))
+    assert not provenance.is_outdated(tmp_path / "home", "customer_item")  # by whoever: nothing is known of it
+
+
+def test_control_a_build_that_holds_on_to_nothing_ends_in_the_middle(home, events, tmp_path, monkeypatch):
+    shutil.copytree(home, tmp_path / "home", symlinks=True)
+    monkeypatch.setattr(tables, "snapshot", lambda home, some: contextlib.nullcontext(home))
+    with pytest.raises(StoreError):
+        ingested_in_the_middle(tmp_path / "home", events, monkeypatch)
 
 
 def hidden(home):

@@ -13,6 +13,7 @@ import redis
 
 from pipelines import feature_store, online_erasure, redis_server, tables
 from pipelines.errors import InputError, StoreError
+from pipelines.feast_format import key_encoder
 from pipelines.online_writer import OnlineWriter, Row
 from pipelines.redis_writer import RedisWriter
 from pipelines.settings import OnlineSettings, Settings
@@ -249,8 +250,10 @@ def test_erased_customer_leaves_nothing_and_others_stay(settings, online, url):
 
 def test_names_that_begin_alike_are_not_erased_together(online, url):
     write_person(online, "c1", "c10")
-    online.remove_customers(["c1"])
     join_key = ("customer_id", "item_id")
+    assert set(online.keys_of("customer_item", ["c1", "nobody"])) == {key_encoder(join_key)(("c1", f"i{n}")) for n in range(3)}
+    assert online.keys_of("customer_category", ["c1"]) == []
+    online.remove_customers(["c1"])
     assert online.read("customer_item", one(online, "customer_item"), [("c1", "i1"), ("c10", "i1")], join_key=join_key).keys() == {
         ("c10", "i1")
     }

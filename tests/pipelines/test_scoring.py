@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from models.classifier import Classifier
-from models.recommender import Recommender
+from models.stages import Stages
 from pipelines import labels, registry, scoring, tables
 from pipelines.errors import RegistryError
 
@@ -65,12 +65,12 @@ def test_intent_is_watched_on_the_decision_points_of_the_last_week(scored):
 def test_recommendations_are_the_champions_lists_in_order(scored):
     rows = tables.read(scored.home, tables.RECOMMENDATIONS)
     champion = registry.load_champion(scored.home, "recommender")
-    learner = Recommender.load(champion.folder)
+    stages, at_us = Stages.load(champion.folder), int(pd.Timestamp(scored.as_of).timestamp() * 1e6)
     customers = np.load(champion.folder / "customer_ids.npy").tolist()
     items = np.load(champion.folder / "item_ids.npy")
     someone = rows["customer_id"].iloc[0]
     mine = rows[rows["customer_id"] == someone].sort_values("rank")
-    best, _ = learner.recommend([customers.index(someone)], len(items))
+    best, _ = stages.recommend([customers.index(someone)], len(items), at_us=at_us)
     assert mine["item_id"].tolist() == items[best[0]].tolist()
     assert mine["rank"].tolist() == list(range(1, len(mine) + 1))
     assert mine["score"].is_monotonic_decreasing

@@ -20,7 +20,7 @@ from scipy import sparse
 from models.classifier import Classifier
 from models.recommender import Recommender
 from pipelines import registry, tables, windows
-from pipelines.settings import Settings
+from pipelines.settings import ServingSettings, Settings
 from pipelines.vault import open_vault
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -95,11 +95,14 @@ def cast():
 @pytest.fixture(scope="session")
 def shop(tmp_path_factory):
     """A home with everything in place. Not to be changed: see `home`."""
+    from serving import resolution
+
     home = tmp_path_factory.mktemp("shop") / "home"
     write_tables(home)
     fill_store(home)
     train(home)
     (home / "clock.json").write_text(f'{{"as_of": "{NOW.isoformat()}", "is_history": true}}')
+    resolution.keep(home)  # as the first service on it would: the others are spared Feast
     return home
 
 
@@ -255,7 +258,8 @@ def running(shop, tmp_path_factory):
     from serving.process import start
 
     home = Path(shutil.copytree(shop, tmp_path_factory.mktemp("running") / "home", symlinks=True))
-    with start(Settings(home=home), 0, is_alone=True) as service:
+    told = ServingSettings(log_per_s=10_000)  # a line for every request that a test may ask about
+    with start(Settings(home=home, serving=told), 0, is_alone=True) as service:
         keys = {role: read_key(service.settings, role) for role in Role}
         yield SimpleNamespace(port=service.port, url=service.url, keys=keys, child=service.child, output=service.output, home=home)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.bench import rivals, serve
+from serving.bench import rivals, search, serve
 from serving.bench.relay import FROZEN, SLOW, TROUBLES, Relay
 from serving.bench.sending import Plan, Second, offer, percentile, send
 from serving.bench.serve import Cost
@@ -135,3 +135,12 @@ def through(relay, *, timeout_s):
     with contextlib.closing(HTTPConnection("127.0.0.1", urlsplit(relay.url).port, timeout=timeout_s)) as connection:
         connection.request("POST", "/", body=b"{}")
         return connection.getresponse().status
+
+
+def test_the_search_is_told_beside_the_product_with_all_and_both_must_agree(shop, monkeypatch):
+    (told,) = search.search_rows(shop)
+    assert told["name"].startswith("30 best of 30 items x 8 factors")
+    assert told["value"] > 0 < told["rival_value"]
+    monkeypatch.setattr(search.InnerProducts, "best", lambda self, query, k: (np.arange(k), np.zeros(k, np.float32)))
+    with pytest.raises(ServiceError, match="does not find"):
+        search.search_rows(shop)

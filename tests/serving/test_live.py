@@ -1,7 +1,9 @@
 """From an event over HTTP to the answer that it changes: the service with its worker, as `rapport serve` starts them."""
 
 import contextlib
+import json
 import shutil
+import sqlite3
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -187,6 +189,28 @@ def test_worker_that_dies_is_started_again_and_nothing_is_lost(live):
     wait_for(lambda: stream.pid not in (first, None) and is_worked(live.home))
     assert live.until(lambda a: a["source"] == "personal", customer_id="bob")["causes"] == []
     assert live.recommend(customer_id="bob")["customer_id"] == live.customers[5]
+
+
+def test_lines_of_the_service_and_its_worker_name_nobody_even_when_the_store_breaks(live):
+    """The last but one of this file: it breaks the store."""
+    mark = "zqeve"
+
+    def act():
+        live.send("track", userId=f"{mark}@example.com", event="Product Viewed", properties={"product_id": mark, mark: mark}, context=ALLOW)
+        live.send("track", anonymousId="device-6", event="Product Viewed", properties={"product_id": mark, "price": mark}, context=ALLOW)
+        return [live.recommend(**asked) for asked in ({"customer_id": f"{mark}@example.com"}, {"anonymous_id": "device-6"})]
+
+    act()
+    with contextlib.closing(sqlite3.connect(live.home / "feature_store" / "online.db")) as db:
+        db.executescript("DROP TABLE rapport_customer_consent; DROP TABLE rapport_customer_activity")
+    assert {cause for answer in act() for cause in answer["causes"]} >= {"store_unavailable"}
+    wait_for(lambda: '"level": "ERROR"' in (live.home / "serving" / "stream.log").read_text())
+    for name in ("service.log", "stream.log"):
+        text = (live.home / "serving" / name).read_text()
+        assert not [one for one in (mark, "device-", "newcomer", "example.com", *KEYS.values(), *live.customers) if one in text]
+        assert all({"time", "level", "logger", "message"} <= set(json.loads(line)) for line in text.splitlines())
+    degraded = [line for line in map(json.loads, (live.home / "serving" / "service.log").read_text().splitlines()) if "rung" in line]
+    assert {(line["endpoint"], line["status"]) for line in degraded} == {("/recommend", 200)}
 
 
 def test_what_runs_beside_the_service_ends_with_it(live):

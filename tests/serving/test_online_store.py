@@ -68,14 +68,14 @@ def test_one_key_over_several_views_reads_as_each_view_alone(shop, views, cast):
 def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, feast):
     groups = _resolve(feast, float("inf"))
     assert self_check(direct(shop), FeastSource(feast), groups) is None
-    shifted = SqliteSource(direct(shop).path, decode=lambda value: Decoder()(value[:-1] + bytes([value[-1] ^ 1])) if value else None)
+    shifted = SqliteSource(direct(shop).path, decode=lambda value: Decoder()[value[:-1] + bytes([value[-1] ^ 1])] if value else None)
     found = self_check(shifted, FeastSource(feast), groups)
     assert found
     assert "is not what Feast reads" in found or "no value of Feast's" in found
 
 
 def test_store_whose_encoding_changed_is_read_through_feast(home, monkeypatch, caplog, cast, opened):
-    monkeypatch.setattr("serving.online_store.Decoder.__call__", lambda self, value: 0)
+    monkeypatch.setattr("serving.online_store.Decoder.__missing__", lambda self, value: 0)
     profiles = opened(home, max_age_hours=1e6)
     assert isinstance(profiles.source, FeastSource)
     assert "reading through Feast instead" in caplog.text
@@ -88,7 +88,7 @@ def test_sound_store_is_read_directly(shop, opened):
 
 def test_decoder_refuses_what_feast_cannot_have_written():
     with pytest.raises(EncodingChanged):
-        Decoder()(b"\x29\x00\x00")
+        Decoder()[b"\x29\x00\x00"]
 
 
 def test_new_rows_of_a_writer_are_seen_while_it_has_the_file_open(home, online, views, cast):

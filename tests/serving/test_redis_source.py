@@ -92,7 +92,7 @@ def test_redis_and_sqlite_hold_the_same_for_every_view_and_key(source, settings,
 def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(source, settings, feast):
     groups = _resolve(feast, float("inf"))
     assert self_check(source, FeastSource(feast), groups) is None
-    shifted = RedisSource(source._url, decode=lambda value: Decoder()(value[:-1] + bytes([value[-1] ^ 1])) if value else None)
+    shifted = RedisSource(source._url, decode=lambda value: Decoder()[value[:-1] + bytes([value[-1] ^ 1])] if value else None)
     found = self_check(shifted, FeastSource(feast), groups)
     assert found
     assert "is not what Feast reads" in found or "that are no" in found

@@ -14,9 +14,11 @@ from starlette.routing import Mount
 
 from models import tasks
 from pipelines import registry
+from pipelines.log_lines import Lines
 from pipelines.settings import Settings
 from serving import access, keyring
 from serving.access import Need, Role
+from serving.gateway import Gateway
 from serving.rates import Rates
 
 FAR = ("10.0.0.9", 5_000)
@@ -216,6 +218,19 @@ def test_every_answer_has_the_guards_of_a_browser(world):
         assert "server" not in headers
 
 
+def test_browser_is_told_to_stay_with_https_where_that_is_spoken(world):
+    gateway = Gateway(
+        None, handlers={}, pages={}, door=None, people=None, keys=lambda: access.Keys(()), is_loopback_only=True, max_body_bytes=1_000,
+        deadline_ms=100, is_tls=True,
+    )  # fmt: skip
+    assert _asker(world.runner, gateway, None)("GET", "/nothing").headers["strict-transport-security"] == "max-age=31536000"
+
+
+def test_answer_carries_the_number_under_which_the_log_tells_of_it(world):
+    told = [world.ask("POST", "/recommend", json={"customer_id": "c1"}).headers["x-request-id"] for _ in range(3)]
+    assert len(set(told)) == 3
+
+
 def test_key_that_asks_for_more_than_it_may_is_429_and_others_are_not(world, monkeypatch):
     from prometheus_client import REGISTRY
 
@@ -321,7 +336,7 @@ def test_largest_batch_of_long_names_fits_the_limit(world):
 
 
 def test_too_many_requests_at_once_are_503_and_told_when_to_come_again(world, monkeypatch):
-    monkeypatch.setattr(world.gateway._crowd, "under_way", 10_000)
+    monkeypatch.setattr(world.gateway.crowd, "under_way", 10_000)
     for path in ("/recommend", "/churn", "/docs"):
         refused = world.ask("POST", path, json={"customer_id": "c1"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
@@ -363,6 +378,15 @@ def test_no_identifier_is_logged_whatever_is_sent(world, caplog):
         world.ask("POST", "/recommend", json={"customer_id": "x", "context": secret})
         world.ask("GET", f"/profile/{secret}")
     assert secret not in caplog.text
+
+
+def test_what_bentoml_says_of_a_wrong_request_is_written_without_it(world, caplog):
+    secret = "eve@example.com"
+    with caplog.at_level(logging.DEBUG):
+        assert world.inner("POST", "/recommend", json={"customer_id": "c1", secret: 1}).status_code == 400
+    said = [record for record in caplog.records if not record.name.startswith("rapport")]
+    assert secret in caplog.text  # what it would write itself
+    assert not [line for line in map(Lines("json").format, said) if secret in line]
 
 
 def test_websocket_is_closed(world):
@@ -421,7 +445,7 @@ def test_batch_that_cannot_be_had_in_time_is_answered_in_time(world, cast, monke
     time.sleep(0.8)  # the thread is free again for the next test
 
 
-def test_watcher_follows_a_new_champion(home, rehearse, cast):
+def test_watcher_follows_a_new_champion_and_a_rollback(home, rehearse, cast):
     from serving.service import build
 
     service = build(Settings(home=home), rehearse=rehearse, poll_s=0.05)
@@ -438,12 +462,21 @@ def test_watcher_follows_a_new_champion(home, rehearse, cast):
             )
             await asyncio.to_thread(registry.promote, home, "return_risk", newer)
             for _ in range(200):
-                if {service.core.champions.bundle.version(name) for name in ("recommender", "return_risk")} == {"2"}:
-                    return True
+                if versions() == ["2", "2"]:
+                    break
                 await asyncio.sleep(0.02)
-        return False
+            found = [versions()]
+            await asyncio.to_thread(registry.rollback, home, "recommender")
+            for _ in range(200):
+                if versions() == ["1", "2"]:
+                    break
+                await asyncio.sleep(0.02)
+            return [*found, versions()]
 
-    assert asyncio.run(promote_and_wait())
+    def versions():
+        return [service.core.champions.bundle.version(name) for name in ("recommender", "return_risk")]
+
+    assert asyncio.run(promote_and_wait()) == [["2", "2"], ["1", "2"]]
 
 
 def test_declared_service_is_the_one_that_is_served():

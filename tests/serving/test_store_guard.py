@@ -1,6 +1,7 @@
 """The way to the store: a failing one is left alone, a hanging one holds few, and nobody waits for a probe."""
 
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from serving.breaker import Breaker
 from serving.fallbacks import BUSY, DEADLINE, STORE, Deadline, Unavailable
 from serving.online_store import StoreFailure
+from serving.redis_source import SILENCE_S
 from serving.store_guard import BLAME_S, PLACES, Guard
 
 PATIENCE_S = 10.0
@@ -36,10 +38,11 @@ def clock():
 
 @pytest.fixture
 def world(clock):
-    """A guard whose probes wait in `later` until they are run."""
+    """A guard whose probes wait in `later` until they are run; who asks holds up the event loop, or is `beside` it."""
     store, later = Store(), []
-    breaker = Breaker(limit=3, pause_s=1.0, clock=lambda: clock[0])
-    return SimpleNamespace(store=store, later=later, guard=Guard(profiles=store, breaker=breaker, aside=later.append))
+    breaker, beside = Breaker(limit=3, pause_s=1.0, clock=lambda: clock[0]), [False]
+    guard = Guard(profiles=store, breaker=breaker, aside=later.append, clock=lambda: clock[0], is_on_loop=lambda: not beside[0])
+    return SimpleNamespace(store=store, later=later, guard=guard, beside=beside)
 
 
 def open_breaker(guard):
@@ -109,9 +112,11 @@ def test_request_that_came_late_is_not_the_stores_fault(world):
     assert not world.guard.breaker.is_open
 
 
-def test_store_that_lets_the_deadline_pass_is_at_fault(world):
+def test_store_that_lets_the_deadline_pass_is_at_fault(world, clock):
+    world.beside[0] = True
+
     def dawdles(_):
-        threading.Event().wait(BLAME_S)
+        clock[0] += 2 * BLAME_S
         raise Unavailable(DEADLINE)
 
     for _ in range(3):
@@ -120,13 +125,10 @@ def test_store_that_lets_the_deadline_pass_is_at_fault(world):
     assert world.guard.breaker.is_open
 
 
-def test_slow_store_is_to_be_asked_beside_the_loop_for_a_while(world, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr("serving.store_guard.time", SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: now[0]))
-
+def test_slow_store_is_to_be_asked_beside_the_loop_for_a_while(world, clock):
     def takes(seconds, **options):
         def question(_):
-            now[0] += seconds
+            clock[0] += seconds
 
         world.guard.ask(question, **options)
 
@@ -136,10 +138,59 @@ def test_slow_store_is_to_be_asked_beside_the_loop_for_a_while(world, monkeypatc
     assert not world.guard.is_slow  # batches take long
     takes(0.1)
     assert world.guard.is_slow
-    now[0] += 1.5
+    clock[0] += 1.5
     assert not world.guard.is_slow
     takes(0.001)
     assert not world.guard.is_slow
+
+
+def test_store_that_freezes_stops_the_event_loop_once_and_not_for_each_who_stands_in_line(world, clock):
+    """A frozen store, 200 requests a second and two questions to each: who was behind the first one waited for it alone."""
+    stops, refused = [], Counter()
+
+    def hangs(_):
+        stops.append(clock[0])
+        clock[0] += SILENCE_S
+        raise StoreFailure("silent")
+
+    for request in range(200):
+        clock[0] = max(clock[0], request / 200)
+        for _ in range(2):
+            with pytest.raises(Unavailable) as caught:
+                world.guard.ask(hangs)
+            refused[caught.value.cause] += 1
+        assert clock[0] - request / 200 <= SILENCE_S
+    assert len(stops) == 1
+    assert refused == {STORE: 1, BUSY: 399}
+
+
+def test_frozen_store_is_found_out_beside_the_loop_and_opens_the_breaker(world, clock):
+    world.beside[0] = True
+    with pytest.raises(Unavailable):
+        world.guard.ask(fails)
+    assert not world.guard.is_slow  # it failed at once: nobody waited for it
+
+    def hangs(_):
+        clock[0] += SILENCE_S
+        raise StoreFailure("silent")
+
+    for _ in range(2):
+        assert world.guard.has_room
+        with pytest.raises(Unavailable, match=STORE):
+            world.guard.ask(hangs)
+    assert world.guard.is_slow
+    assert world.guard.breaker.is_open
+    assert not world.guard.has_room
+
+
+def test_nobody_is_asked_to_wait_where_all_places_are_taken(world):
+    seen = []
+    for _ in range(PLACES - 1):
+        world.guard._places.pop()
+    assert world.guard.has_room
+    world.guard.ask(lambda _: seen.append(world.guard.has_room))
+    assert seen == [False]
+    assert world.guard.has_room
 
 
 def test_without_a_store_nothing_is_asked():
