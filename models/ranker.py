@@ -32,7 +32,7 @@ class Ranker(Learner):
     def __init__(
         self,
         *,
-        n_rounds: int = 100,
+        n_rounds: int = 60,
         num_leaves: int = 31,
         learning_rate: float = 0.05,
         min_data_in_leaf: int = 200,
@@ -76,9 +76,13 @@ class Ranker(Learner):
         if list(candidates.names) != self.feature_names_:
             odd = sorted(set(candidates.names) ^ set(self.feature_names_))
             raise ValueError(f"Ranker: expected the columns of fit in their order; missing or foreign: {odd}")
-        if not len(candidates.item):
+        return self.score_rows(candidates.values)
+
+    def score_rows(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """As `score`, for rows (n, n_features) whose columns are known to be those of `fit`."""
+        if not len(values):
             return np.empty(0, dtype=np.float32)
-        return np.asarray(self.booster_.predict(candidates.values, num_threads=self.num_threads), dtype=np.float32)
+        return np.asarray(self.booster_.predict(values, num_threads=self.num_threads), dtype=np.float32)
 
     def save(self, folder: Path) -> None:
         """Write `ranker.lgb`, LightGBM's own text, and `ranker.json` into the folder, made if absent."""

@@ -1,12 +1,10 @@
 """Interactions -> ranked items for each customer: implicit matrix factorisation, own history, popularity for strangers.
 
-A second stage may hand its lists over (`put_first`): they lead for the customers they were made for, the factors fill what is left
-and answer for everybody else. Rows are customers, columns items, both by position: which position is whose is the caller's
+Rows are customers, columns items, both by position: which position is whose is the caller's
 knowledge. Never reads a clock: recency is in the weights it is given.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +22,6 @@ Indices = NDArray[np.int64]
 
 LOSS_K = 20
 CHUNK_CELLS = 4_000_000  # scores held at a time
-LEAD = 0.01  # between two places of a list that is put first
 _ARRAYS = ("customer_factors_", "item_factors_", "popularity_")
 _CSR = ("data", "indices", "indptr")
 
@@ -38,7 +35,7 @@ class Recommender(Learner):
 
     Learned: `customer_factors_`, `item_factors_`, `popularity_` (n_items,) the items' total weight, `history_` csr of own
     weights over the row's largest, `largest_` (n_customers,) that largest weight, NaN where a version of before it was kept was
-    loaded, `lifts_` csr of what `put_first` adds to a score, `objective_`.
+    loaded, `objective_`.
     """
 
     objective_: Objective
@@ -47,7 +44,6 @@ class Recommender(Learner):
     popularity_: NDArray[np.float64]
     history_: Any
     largest_: Singles
-    lifts_: Any
 
     def __init__(
         self,
@@ -104,41 +100,12 @@ class Recommender(Learner):
             popularity,
             _over_largest(weights),
             _largest(weights),
-            sparse.csr_matrix(weights.shape, dtype=np.float32),
         )
-
-    def put_first(self, items: ArrayLike) -> Self:
-        """Let these items (n_customers, k), best first, -1 for an empty place, lead each customer's list, in this order.
-
-        A row without history is a stranger's and stays so. Calling it again replaces what led before; rows of -1 lead with nothing.
-        """
-        self._check_fitted("item_factors_")
-        wanted, n_items = np.asarray(items, dtype=np.int64), len(self.item_factors_)
-        if (
-            wanted.ndim != 2
-            or len(wanted) != len(self.customer_factors_)
-            or wanted.max(initial=-1) >= n_items
-            or wanted.min(initial=0) < -1
-        ):
-            raise ValueError(f"Recommender: expected one list of items below {n_items} for each of {len(self.customer_factors_)} customers")
-        self.lifts_ = sparse.csr_matrix(self.history_.shape, dtype=np.float32)
-        lifts = []
-        for part in self._chunks(len(wanted)):
-            rows, places = np.nonzero(wanted[part] >= 0)
-            columns = wanted[part][rows, places]
-            scores = self._scores(self.customer_factors_[part], self._bonuses(np.arange(part.start, part.stop)))
-            # above the row's best, and so far apart that single precision keeps the order
-            goal = scores.max(axis=1)[rows] + LEAD * (wanted.shape[1] - places)
-            gain = (goal - scores[rows, columns]).astype(np.float32)
-            lifts.append(sparse.csr_matrix((gain, (rows, columns)), scores.shape))
-        self.lifts_ = sparse.csr_matrix(sparse.vstack(lifts)) if lifts else self.lifts_
-        return self
 
     def keep(self, rows: ArrayLike) -> Self:
         """Forget every customer but those in these rows of `fit`, which are numbered anew in the order given."""
         kept = self._check_customers(rows)
-        self.customer_factors_, self.history_, self.lifts_ = self.customer_factors_[kept], self.history_[kept], self.lifts_[kept]
-        self.largest_ = self.largest_[kept]
+        self.customer_factors_, self.history_, self.largest_ = self.customer_factors_[kept], self.history_[kept], self.largest_[kept]
         return self
 
     def weights_of(self, customers: ArrayLike) -> Any:
@@ -157,8 +124,7 @@ class Recommender(Learner):
         if columns.shape != rows.shape or (columns.size and (columns.min() < 0 or columns.max() >= len(self.item_factors_))):
             raise ValueError(f"Recommender: expected {rows.size} items in [0, {len(self.item_factors_)}), one for each customer")
         scores = np.einsum("md,md->m", self.customer_factors_[rows], self.item_factors_[columns])
-        for bonus in self._bonuses(rows):
-            scores += np.asarray(bonus[np.arange(rows.size), columns]).ravel()
+        scores += np.asarray(self._bonus(rows)[np.arange(rows.size), columns]).ravel()
         return np.asarray(np.where(self._strangers(rows), self._popularity_share[columns], scores))
 
     def recommend(self, customers: ArrayLike, k: int, exclude: Any = None) -> Ranked:
@@ -171,7 +137,7 @@ class Recommender(Learner):
 
         def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
             asked = rows[part]
-            return self._scores(self.customer_factors_[asked], self._bonuses(asked)), self._strangers(asked)
+            return self._scores(self.customer_factors_[asked], self._bonus(asked)), self._strangers(asked)
 
         return self._ranked(rows.size, scores, k, exclude)
 
@@ -195,7 +161,7 @@ class Recommender(Learner):
         own.data *= np.float32(self.repeat_weight)
 
         def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
-            return self._scores(factors[part], (own[part],)), np.diff(own[part].indptr) == 0
+            return self._scores(factors[part], own[part]), np.diff(own[part].indptr) == 0
 
         return self._ranked(own.shape[0], scores, k, exclude)
 
@@ -214,8 +180,8 @@ class Recommender(Learner):
         folder.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
             np.save(folder / f"{name.rstrip('_')}.npy", getattr(self, name), allow_pickle=False)
-        for name, part in itertools.product(("history", "lifts"), _CSR):
-            np.save(folder / f"{name}_{part}.npy", getattr(getattr(self, f"{name}_"), part), allow_pickle=False)
+        for part in _CSR:
+            np.save(folder / f"history_{part}.npy", getattr(self.history_, part), allow_pickle=False)
         np.save(folder / "largest.npy", self.largest_, allow_pickle=False)
         write_json(folder / "recommender.json", {"kind": "recommender", "params": self.get_params(), "objective": vars(self.objective_)})
 
@@ -224,14 +190,14 @@ class Recommender(Learner):
         """The learner as it was saved; mapped, processes share one copy in memory. Raises ValueError if the files disagree."""
         saved = read_json(folder / "recommender.json", "recommender")
         customers, items, popularity = (_read(folder / f"{name.rstrip('_')}.npy", is_mapped) for name in _ARRAYS)
-        parts = {name: tuple(_read(folder / f"{name}_{part}.npy", is_mapped) for part in _CSR) for name in ("history", "lifts")}
+        parts = tuple(_read(folder / f"history_{part}.npy", is_mapped) for part in _CSR)
         told = folder / "largest.npy"
         largest = _read(told, is_mapped) if told.exists() else np.full(len(customers), np.nan, dtype=np.float32)
-        is_whole = all(len(indptr) == len(customers) + 1 for _, _, indptr in parts.values()) and len(largest) == len(customers)
+        is_whole = len(parts[-1]) == len(customers) + 1 and len(largest) == len(customers)
         if not is_whole or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
             raise ValueError(f"{folder}: the arrays do not belong together; save the model again")
-        history, lifts = (sparse.csr_matrix(parts[name], (len(customers), len(items)), copy=False) for name in ("history", "lifts"))
-        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history, largest, lifts)
+        history = sparse.csr_matrix(parts, (len(customers), len(items)), copy=False)
+        return cls(**saved["params"])._learned(Objective(**saved["objective"]), customers, items, popularity, history, largest)
 
     def _learned(
         self,
@@ -241,10 +207,9 @@ class Recommender(Learner):
         popularity: NDArray[np.float64],
         history: Any,
         largest: Singles,
-        lifts: Any,
     ) -> Self:
         self.objective_, self.customer_factors_, self.item_factors_ = objective, customers, items
-        self.popularity_, self.history_, self.largest_, self.lifts_ = popularity, history, largest, lifts
+        self.popularity_, self.history_, self.largest_ = popularity, history, largest
         self._gram = items.T @ items
         self._popularity_share = (popularity / popularity.max()).astype(np.float32)
         place = np.empty(len(popularity), dtype=np.float32)
@@ -274,18 +239,17 @@ class Recommender(Learner):
         step = max(1, CHUNK_CELLS // len(self.item_factors_))
         return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
-    def _scores(self, factors: Singles, bonuses: Iterable[Any]) -> Singles:
-        """The scores of all items for customers with these factors, and what is added to them, each a csr; a fresh array."""
+    def _scores(self, factors: Singles, bonus: Any) -> Singles:
+        """The scores of all items for customers with these factors, and what is added to them, a csr; a fresh array."""
         scores = factors @ self.item_factors_.T
-        for bonus in bonuses:
-            scores[np.repeat(np.arange(len(scores)), np.diff(bonus.indptr)), bonus.indices] += bonus.data
+        scores[np.repeat(np.arange(len(scores)), np.diff(bonus.indptr)), bonus.indices] += bonus.data
         return np.asarray(scores)
 
-    def _bonuses(self, rows: Indices) -> tuple[Any, ...]:
-        """What own history and the second stage add to the scores of these rows, each a csr of float32."""
+    def _bonus(self, rows: Indices) -> Any:
+        """What own history adds to the scores of these rows, csr of float32."""
         own = _take(self.history_, rows)
         own.data = own.data * np.float32(self.repeat_weight)
-        return (own, _take(self.lifts_, rows)) if self.lifts_.nnz else (own,)
+        return own
 
     def _strangers(self, rows: Indices) -> NDArray[np.bool_]:
         """Which of these rows have no history, or are unknown."""

@@ -4,6 +4,7 @@ Keeps items and trees, no customer: who they are and what they did comes with th
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from models import lists
+from models.candidates.history import Histories, History
 from models.candidates.occasion import Occasion
-from models.candidates.pairs import Pairs, pairs
+from models.candidates.opinion import Opinion
+from models.candidates.pairs import Pairs, described
 from models.candidates.retrieval import Retrieval
 from models.learner import Learner, read_json, write_json
 from models.lists import Ranked
@@ -21,6 +23,15 @@ from models.ranker import Ranker
 
 ALL_ITEMS, NEW_ITEMS = "all_items", "new_items"  # what may be recommended: anything, or only what the customer never bought
 MODES = (ALL_ITEMS, NEW_ITEMS)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One customer's candidates (c,) and their scores (c,), best first. said: what each source says of the customer, by name."""
+
+    items: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    said: Mapping[str, Opinion]
 
 
 class TwoStage(Learner):
@@ -57,29 +68,41 @@ class TwoStage(Learner):
         self.retrieval_, self.rankers_ = known, rankers
         return self
 
-    def recommend(self, now: Occasion, customers: ArrayLike, k: int, exclude: Any = None, *, mode: str = ALL_ITEMS) -> Ranked:
-        """The k best items (m, k) for these rows of `now` and their scores (m, k), best first, of equal ones the lower position.
+    def rank(self, history: History, at_us: int, *, mode: str = ALL_ITEMS) -> Order:
+        """All candidates of one customer with this history at this moment, best first, of equal ones the lower position.
+
+        Raises ValueError on a mode that has no ranker.
+        """
+        self._check_fitted("rankers_")
+        if mode not in self.rankers_:
+            raise ValueError(f"TwoStage: it was not trained for {mode!r}, only for {', '.join(self.rankers_)}")
+        found, values = described(self.retrieval_, history, at_us, new_only=mode == NEW_ITEMS)
+        scores = self.rankers_[mode].score_rows(values)
+        order = np.argsort(-scores, kind="stable")
+        return Order(found.items[order], scores[order], found.said)
+
+    def recommend(
+        self, histories: Histories, customers: ArrayLike, k: int, exclude: Any = None, *, at_us: int, mode: str = ALL_ITEMS
+    ) -> Ranked:
+        """The k best items (m, k) for these rows of the histories and their scores (m, k), best first: the head of each one's `rank`.
 
         exclude: csr (m, n_items), its non-zero entries are never returned. Only candidates are ranked: places beyond them hold -1
         and -inf. Raises ValueError on a mode that has no ranker.
         """
         self._check_fitted("rankers_")
-        if mode not in self.rankers_:
-            raise ValueError(f"TwoStage: it was not trained for {mode!r}, only for {', '.join(self.rankers_)}")
-        rows = np.asarray(customers, dtype=np.int64)
-        if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= now.n_customers)):
-            raise ValueError(f"TwoStage: expected a list of rows in [0, {now.n_customers}); found others")
-        distinct = np.unique(rows)
-        barred = None if exclude is None else _barred(exclude, (rows.size, now.n_items))
+        rows, n_items = np.asarray(customers, dtype=np.int64), len(self.retrieval_.shelf_.category)
+        if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(histories))):
+            raise ValueError(f"TwoStage: expected a list of rows in [0, {len(histories)}); found others")
+        barred = None if exclude is None else _barred(exclude, (rows.size, n_items))
         items, scores = np.full((rows.size, k), -1, dtype=np.int64), np.full((rows.size, k), -np.inf, dtype=np.float32)
-        for part in pairs(self.retrieval_, now, distinct, new_only=mode == NEW_ITEMS):
-            value = self.rankers_[mode].score(part)
-            asked = np.flatnonzero(np.isin(rows, part.customer))
-            row, pair = _spread(part.customer, rows[asked])
-            if barred is not None and len(row):
-                open_ = np.asarray(barred[asked[row], part.item[pair]]).ravel() == 0
-                row, pair = row[open_], pair[open_]
-            items[asked], scores[asked] = lists.best_of_pairs(row, part.item[pair], value[pair], n_rows=len(asked), k=k)
+        for place, row in enumerate(rows.tolist()):
+            ranked = self.rank(histories.customer(row), at_us, mode=mode)
+            found, values = ranked.items, ranked.scores
+            if barred is not None:
+                open_ = ~np.isin(found, barred[place].indices)
+                found, values = found[open_], values[open_]
+            n = min(k, len(found))
+            items[place, :n], scores[place, :n] = found[:n], values[:n]
         return items, scores
 
     def save(self, folder: Path) -> None:
@@ -105,12 +128,5 @@ def _barred(exclude: Any, shape: tuple[int, int]) -> Any:
     matrix = sparse.csr_matrix(exclude)
     if matrix.shape != shape:
         raise ValueError(f"TwoStage: exclude must have one row for each customer asked for, {shape}; found {matrix.shape}")
+    matrix.eliminate_zeros()
     return matrix
-
-
-def _spread(customer: NDArray[np.int64], asked: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(place in `asked`, position in `customer`) of every pair of every customer asked for; by place."""
-    first, stop = np.searchsorted(customer, asked), np.searchsorted(customer, asked, side="right")
-    row = np.repeat(np.arange(len(asked)), stop - first)
-    within = np.arange(len(row)) - np.repeat(np.cumsum(stop - first) - (stop - first), stop - first)
-    return row, first[row] + within

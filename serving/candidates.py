@@ -19,7 +19,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import arrivals, fallbacks, likeness, recent
+from serving import arrivals, fallbacks, likeness, ranking, recent, tracing
 from serving.catalogue import Catalogue, Criteria, Offers
 from serving.champions import RECOMMENDER, Bundle, Recommending
 from serving.clock import Clock
@@ -28,9 +28,8 @@ from serving.interest import Interest
 from serving.profile import STRANGER, Person, Profiles
 from serving.recent import Act
 from serving.remembered import Answered, Remembered
-from serving.selection import best_of, capped, first_of
+from serving.selection import capped, first_of
 from serving.store_guard import Guard
-from serving.taste import Taste
 from serving.wire import Item, Recommendation, RecommendRequest, ranked
 
 ENDPOINT = "/recommend"
@@ -139,28 +138,32 @@ class Recommendations:
     def _own(self, case: _Case) -> Picks:
         customer = self._identify(case)
         model = _model(case)
-        rows, acts = self._guard.ask(lambda profiles: _history(profiles, case, model, customer))
+        with tracing.span("features"):
+            rows, acts = self._guard.ask(lambda profiles: _history(profiles, case, model, customer))
         case.deadline.check()
-        taste = Taste.of(model, rows, acts, case.at)
-        if taste is None:
+        request, k = case.request, case.request.k
+        with tracing.span("fold in"):
+            seen = ranking.seen(model, rows, acts, case.at, new_only=request.new_only)
+        if seen is None:
             raise Declined(fallbacks.NOT_IN_MODEL)
         offers = self._offers(model, case.catalogue)
-        allowed, scores = offers.allowed(case.criteria, case.at), taste.scores(model.learner)
-        k = case.request.k
-        best = best_of(scores, allowed, max(k, KEPT), category=offers.category, most=case.request.max_per_category)
-        names, values = [model.item_ids[place] for place in best.tolist()], scores[best].tolist()
+        is_plain = not request.new_only and request.filters == NO_FILTERS and not request.exclude and request.max_per_category is None
+        with tracing.span("model"):
+            allowed, length = offers.allowed(case.criteria, case.at), max(k, KEPT) if is_plain else k
+            best, scores = seen.best(allowed, length, category=offers.category, most=request.max_per_category)
+        names, values = [model.item_ids[place] for place in best.tolist()], scores.tolist()
         if not names:
             raise Declined(fallbacks.NO_MATCH)
-        if not case.bought and case.request.filters == NO_FILTERS and not case.request.exclude and case.request.max_per_category is None:
+        if is_plain:
             self._answered.keep(customer, names, values, model.version)
-        strongest = taste.strongest(model.learner, best[:k])
+        strongest = seen.strongest(best[:k])
         done = {act.item_id: BOUGHT if act.is_bought else VIEWED for act in acts}
         reasons = [
             SUITS if place < 0 else _because(model.item_ids[place], done, of=name)
             for place, name in zip(strongest.tolist(), names[:k], strict=True)
         ]
         items = ranked(names[:k], values[:k], reasons)
-        return Picks(self._joined(case, items), FOLDED_IN if taste.is_folded else PERSONAL, model.version)
+        return Picks(self._joined(case, items), FOLDED_IN if seen.is_folded else PERSONAL, model.version)
 
     def _like(self, case: _Case) -> Picks:
         model, catalogue, asked = case.bundle.recommender, case.catalogue, case.request.item_id or ""
@@ -169,8 +172,10 @@ class Recommendations:
             if model is None:
                 _model(case)
             raise Declined(fallbacks.UNKNOWN_ITEM)
+        if case.request.new_only:
+            self._learn_bought(case)
         case.deadline.check()
-        items = likeness.like(asked, source, catalogue, case.asked, at=case.at, k=case.request.k, most=case.request.max_per_category)
+        items = likeness.like(asked, source, catalogue, case.criteria, at=case.at, k=case.request.k, most=case.request.max_per_category)
         if not items:
             raise Declined(fallbacks.NO_MATCH)
         return Picks(items, version=case.bundle.version(RECOMMENDER))
@@ -238,11 +243,19 @@ class Recommendations:
             case.bought = bought
         return customer
 
+    def _learn_bought(self, case: _Case) -> None:
+        """What the customer bought, where they are somebody who allows it to be looked at. Raises Unavailable where it cannot be had."""
+        try:
+            self._identify(case)
+        except Declined:  # of nobody we know it is all new
+            case.person = STRANGER
+
     def _who(self, case: _Case) -> Person:
         (kind, name), at, deadline = case.name, case.at, case.deadline
-        if kind == "customer_id":
-            return self._guard.ask(lambda profiles: profiles.people([name], at=at, deadline=deadline)[0])
-        return self._guard.ask(lambda profiles: profiles.owners(kind, [name], at=at, deadline=deadline)[0])
+        with tracing.span("consent"):
+            if kind == "customer_id":
+                return self._guard.ask(lambda profiles: profiles.people([name], at=at, deadline=deadline)[0])
+            return self._guard.ask(lambda profiles: profiles.owners(kind, [name], at=at, deadline=deadline)[0])
 
     def _remembered(self, case: _Case) -> Answered:
         """What was answered before. Raises what the customer's own answer failed with where that is nothing, or where nobody could be asked

@@ -22,18 +22,30 @@ MOST = 100  # items that the customer touched last
 MOST_BOUGHT = 5_000
 _SEEN, _BOUGHT = "customer_item_last_seen_at", "customer_item_last_bought_at"
 _COUNTS = {kind: f"customer_item_{kind}s_total" for kind in WEIGHTS}
+_TOUCHES = sorted((kind for kind in WEIGHTS if kind != "purchase"), key=WEIGHTS.__getitem__)  # lightest first, as training adds them up
 _DAY_US = 86_400_000_000
 EVER = -1
 
 
 @dataclass(frozen=True)
 class Act:
-    """What a customer did with one item: weights at this moment, of everything that is counted and of the last act alone."""
+    """What a customer did with one item: weights at this moment, of everything that is counted and of the last act alone.
+
+    touches, purchases, seen_us, bought_us: as `models.candidates.history.History` keeps them.
+    """
 
     item_id: str
     weight: float
     last_weight: float
-    is_bought: bool
+    touches: float
+    purchases: int
+    seen_us: int
+    bought_us: int
+
+    @property
+    def is_bought(self) -> bool:
+        """Whether they ever bought it."""
+        return self.purchases > 0
 
 
 def acts(profiles: Profiles, customer: str, *, since_us: int, half_life_days: float, at: datetime, deadline: Deadline) -> list[Act] | None:
@@ -72,9 +84,13 @@ def _act(item: str, row: Mapping[str, Value], now_us: float, half_life_days: flo
         return float(n * WEIGHTS[kind] * 2.0 ** (-age_us / _DAY_US / half_life_days))
 
     counts = {kind: _whole(row, column, 0) for kind, column in _COUNTS.items()}
-    is_bought = _whole(row, _BOUGHT) > EVER
-    newest = "purchase" if _whole(row, _BOUGHT) == _whole(row, _SEEN) else "view"
-    return Act(item, sum(faded(kind, n) for kind, n in counts.items() if n), faded(newest, 1), is_bought)
+    seen_us, bought_us = _whole(row, _SEEN), _whole(row, _BOUGHT)
+    newest = "purchase" if bought_us == seen_us else "view"
+    touches = 0.0
+    for kind in _TOUCHES:
+        touches += WEIGHTS[kind] * counts[kind]
+    weight = sum(faded(kind, n) for kind, n in counts.items() if n)
+    return Act(item, weight, faded(newest, 1), touches, counts["purchase"], seen_us, max(bought_us, 0))
 
 
 def _whole(row: Mapping[str, Value], column: str, absent: int = EVER) -> int:

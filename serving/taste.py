@@ -18,6 +18,7 @@ from models.als import Solved
 from models.recommender import Recommender
 from serving.champions import Recommending
 from serving.recent import Act
+from serving.selection import Flags, best_of
 
 LONGEST = 1_000  # items of a history that reasons are looked for in
 
@@ -25,21 +26,19 @@ Places = NDArray[np.int64]
 Singles = NDArray[np.float32]
 
 _DAY_US = 86_400_000_000
-_NO_PLACES, _NO_VALUES = np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
 class Taste:
-    """One customer. `items` (r,): what they touched, with its `weights`, NaN where the model does not tell them; `own` (r,): the weight
-    over the largest. `lifts`: what the second stage adds to the items `lifted`. `is_folded`: what came since the training counts.
+    """One customer of a version with one stage. `items` (r,): what they touched, with its `weights`, NaN where the model does not tell
+    them; `own` (r,): the weight over the largest. `is_folded`: what came since the training counts.
     """
 
+    learner: Recommender
     factors: Singles
     items: Places
     weights: NDArray[np.float64]
     own: Singles
-    lifted: Places
-    lifts: Singles
     is_folded: bool = False
     solved: Solved | None = None
 
@@ -56,48 +55,59 @@ class Taste:
             return cls._trained(learner, rows, is_told=is_told)
         faded = {item: weight * _fading(model, at) for item, weight in _known(learner, rows).items()}
         weights = faded | {item: faded[item] + act.last_weight if item in faded else act.weight for item, act in fresh.items()}
-        return cls._solved(learner, weights, rows=rows, is_folded=True)
+        return cls._solved(learner, weights, is_folded=True)
 
     @classmethod
     def _trained(cls, learner: Recommender, rows: Sequence[int], *, is_told: bool) -> Self:
         """As the training left them."""
         if len(rows) > 1:
             if is_told:
-                return cls._solved(learner, _known(learner, rows), rows=(), is_folded=False)
+                return cls._solved(learner, _known(learner, rows), is_folded=False)
             factors, own = learner.customer_factors_[rows].mean(axis=0), learner.history_[rows].sum(axis=0)
             shares = np.asarray(own, dtype=np.float32).ravel()
             items = np.flatnonzero(shares)
-            return cls(factors, items, np.full(items.size, np.nan), shares[items] / shares.max(), _NO_PLACES, _NO_VALUES)
+            return cls(learner, factors, items, np.full(items.size, np.nan), shares[items] / shares.max())
         (row,) = rows
         items, shares = _row(learner.history_, row)
         weights = shares.astype(np.float64) * learner.largest_[row]
-        return cls(learner.customer_factors_[row], items, weights, shares, *_row(learner.lifts_, row))
+        return cls(learner, learner.customer_factors_[row], items, weights, shares)
 
     @classmethod
-    def _solved(cls, learner: Recommender, weights: Mapping[int, float], *, rows: Sequence[int], is_folded: bool) -> Self:
+    def _solved(cls, learner: Recommender, weights: Mapping[int, float], *, is_folded: bool) -> Self:
         items = np.array(sorted(weights), dtype=np.int64)
         values = np.array([weights[item] for item in items.tolist()])
         solved = learner.solve(items, values)
-        # the second stage saw what the model was trained on: its order stays the ground from which new acts move the scores
-        lifted, lifts = _row(learner.lifts_, rows[0]) if len(rows) == 1 else (_NO_PLACES, _NO_VALUES)
         own = (values / values.max()).astype(np.float32)
-        return cls(solved.factors, items, values, own, lifted, lifts, is_folded, solved)
+        return cls(learner, solved.factors, items, values, own, is_folded, solved)
 
-    def scores(self, learner: Recommender) -> Singles:
+    def scores(self) -> Singles:
         """The score of every item (n_items,), a fresh array."""
-        scores = learner.item_factors_ @ self.factors
-        scores[self.items] += np.float32(learner.repeat_weight) * self.own
-        scores[self.lifted] += self.lifts
+        scores = self.learner.item_factors_ @ self.factors
+        scores[self.items] += np.float32(self.learner.repeat_weight) * self.own
         return np.asarray(scores)
 
-    def strongest(self, learner: Recommender, wanted: Places) -> Places:
+    def best(self, allowed: Flags, k: int, *, category: Places, most: int | None) -> tuple[Places, Singles]:
+        """The k best items that are allowed (n_items,), at most so many of a category, and their scores, best first."""
+        scores = self.scores()
+        found = best_of(scores, allowed, k, category=category, most=most)
+        return found, scores[found]
+
+    def strongest(self, wanted: Places) -> Places:
         """For each wanted item (k,) the item of the history that adds most to its score, itself perhaps; -1 where none adds anything."""
         if not 0 < self.items.size <= LONGEST or np.isnan(self.weights).any():
             return np.full(wanted.size, -1, dtype=np.int64)
-        shares = (self.solved or learner.solve(self.items, self.weights)).shares(learner.item_factors_[wanted])
-        shares += (wanted[:, None] == self.items) * (learner.repeat_weight * self.own)
-        best = shares.argmax(axis=1)
-        return np.where(shares[np.arange(wanted.size), best] > 0, self.items[best], -1)
+        solved = self.solved or self.learner.solve(self.items, self.weights)
+        return strongest(solved, self.learner.item_factors_[wanted], wanted, self.items, self.learner.repeat_weight * self.own)
+
+
+def strongest(solved: Solved, factors: Singles, wanted: Places, items: Places, own: NDArray[np.floating]) -> Places:
+    """Of the items (r,) of a history the one that adds most to the score of each wanted one (k,), whose factors are given; -1 where none
+    adds anything. own: (r,) what an item adds to itself.
+    """
+    shares = solved.shares(factors)
+    shares += (wanted[:, None] == items) * own
+    best = shares.argmax(axis=1)
+    return np.where(shares[np.arange(wanted.size), best] > 0, items[best], -1)
 
 
 def _known(learner: Recommender, rows: Sequence[int]) -> dict[int, float]:

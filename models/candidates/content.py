@@ -1,10 +1,14 @@
 """What items are, not who chose them: the source that can rank an item nobody has touched yet."""
 
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
+from models.candidates.history import is_in
+from models.candidates.opinion import Opinion, Places
 from models.candidates.source import Source, checked
 from models.lists import Singles
 
@@ -16,13 +20,15 @@ class Content(Source):
     items with attribute a, and p_a the share of all customers' weights there: (n_a + prior * p_a) / (n + prior) over a's share
     of the catalogue. prior: how much weight of one's own counts as much as everybody's taste, in purchases.
 
-    Learned: `attributes_` csr (n_items, n_attributes), `taste_` (n_attributes,) p_a.
+    Learned: `attributes_` csr (n_items, n_attributes), `taste_` (n_attributes,) p_a, `popular_` (n_items,) all items by their total weight:
+    of items with the same attributes one customer is offered the most popular.
     """
 
-    _arrays = ("taste_",)
+    _arrays = ("taste_", "popular_")
     _matrices = ("attributes_",)
 
     taste_: Singles
+    popular_: Places
     attributes_: Any
 
     def __init__(self, *, prior: float = 1.0, random_state: int = 0) -> None:
@@ -40,8 +46,31 @@ class Content(Source):
         return super().fit(interactions)
 
     def _learn(self, weights: Any) -> None:
-        total = np.asarray(weights.sum(axis=0)).ravel() @ self.attributes_
-        self.taste_ = np.asarray(total / weights.sum(), dtype=np.float32).ravel()
+        by_item = np.asarray(weights.sum(axis=0)).ravel()
+        self.taste_ = np.asarray((by_item @ self.attributes_) / weights.sum(), dtype=np.float32).ravel()
+        self.popular_ = np.argsort(-by_item, kind="stable")
+        self._arrange()
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """See `Source`."""
+        mine = np.bincount(self._cell[items], weights=weights, minlength=len(self._kinds))
+        own, mass = self._kinds.T @ mine, weights.sum()
+        lift = (own + self.prior * self.taste_) / (mass + self.prior) / self._offered
+        return Cells(((self._kinds @ lift) / self._size).astype(np.float32), self._cell, self._members, self._starts)
+
+    def _arrange(self) -> None:
+        """Items with the same attributes are one cell."""
+        matrix, n_items = self.attributes_, self.attributes_.shape[0]
+        offered = np.asarray(matrix.mean(axis=0)).ravel()
+        self._offered = np.where(offered > 0, offered, 1.0)
+        counts, most = np.diff(matrix.indptr), int(np.diff(matrix.indptr).max(initial=0))
+        which = np.full((n_items, most + 1), -1, dtype=np.int64)
+        which[np.repeat(np.arange(n_items), counts), np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)] = matrix.indices
+        _, first, cell = np.unique(which, axis=0, return_index=True, return_inverse=True)
+        self._cell, self._kinds = cell.ravel(), matrix[first].toarray()
+        self._size = np.maximum(counts[first], 1)
+        self._members = self.popular_[np.argsort(self._cell[self.popular_], kind="stable")]
+        self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._cell, minlength=len(first)))])
 
     def _score(self, histories: Any) -> Singles:
         own = (histories @ self.attributes_).toarray()
@@ -54,3 +83,30 @@ class Content(Source):
     def _restored(self, saved: dict[str, Any]) -> None:
         if self.attributes_.shape != (self.n_items_, len(self.taste_)):
             raise ValueError(f"Content: expected {len(self.taste_)} attributes of {self.n_items_} items, found {self.attributes_.shape}")
+        self._arrange()
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The items of one cell have one score. members: items by cell, those of cell c at `starts[c]:starts[c + 1]`, most popular first."""
+
+    scores: Singles
+    cell: Places
+    members: Places
+    starts: Places
+
+    def best(self, k: int, barred: Places) -> Places:
+        """The k of the best cells; see `Opinion`."""
+        found: list[Places] = []
+        n = 0
+        for cell in np.argsort(-self.scores, kind="stable")[: k + len(barred)].tolist():
+            if n >= k or not self.scores[cell] > 0:
+                break
+            members = self.members[self.starts[cell] : self.starts[cell + 1]][: k - n + len(barred)]
+            found.append(members[~is_in(members, barred)][: k - n])
+            n += len(found[-1])
+        return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+
+    def of(self, items: Places) -> Singles:
+        """See `Opinion`."""
+        return self.scores[self.cell[items]]

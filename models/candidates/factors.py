@@ -1,12 +1,17 @@
 """Matrix factorisation as a source: any history is folded in to the factors that it would have been trained to."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models import als
-from models.als import Objective
+from models.als import Objective, Solved
+from models.candidates.history import is_in
+from models.candidates.opinion import Opinion, Places
 from models.candidates.source import Source
+from models.inner_product import InnerProducts
 from models.lists import Singles
 
 
@@ -45,10 +50,15 @@ class Factors(Source):
         _, self.item_factors_ = als.factorize(
             weights, self.objective_, n_factors=self.n_factors, n_epochs=self.n_epochs, seed=self.random_state, num_threads=self.num_threads
         )
+        self._prepare()
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """See `Source`."""
+        solved = als.solve_one(items, weights, self.objective_, self.item_factors_, gram=self._gram)
+        return Liked(self._products, solved.factors, items, weights, solved)
 
     def _score(self, histories: Any) -> Singles:
-        gram = self.item_factors_.T @ self.item_factors_
-        factors = als.fold_in(histories, self.objective_, self.item_factors_, gram=gram, num_threads=self.num_threads)
+        factors = als.fold_in(histories, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
         return np.asarray(factors @ self.item_factors_.T)
 
     def _described(self) -> dict[str, Any]:
@@ -58,3 +68,27 @@ class Factors(Source):
         if len(self.item_factors_) != self.n_items_:
             raise ValueError(f"Factors: expected the factors of {self.n_items_} items, found {len(self.item_factors_)}")
         self.objective_ = Objective(**saved["objective"])
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._gram, self._products = self.item_factors_.T @ self.item_factors_, InnerProducts.of(self.item_factors_)
+
+
+@dataclass(frozen=True)
+class Liked:
+    """Inner products with one customer's factors (n_factors,). solved: what each of the items (r,) with these weights (r,) adds to them."""
+
+    products: InnerProducts
+    factors: Singles
+    items: Places
+    weights: NDArray[np.float64]
+    solved: Solved
+
+    def best(self, k: int, barred: Places) -> Places:
+        """See `Opinion`."""
+        found, scores = self.products.best(self.factors, k + len(barred))
+        return found[(scores > 0) & ~is_in(found, barred)][:k]
+
+    def of(self, items: Places) -> Singles:
+        """See `Opinion`."""
+        return self.products.scores(self.factors, items)

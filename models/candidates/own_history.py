@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from models.candidates.opinion import Opinion, Places, Sparse
 from models.candidates.source import Source
 from models.lists import Singles
 
@@ -16,6 +18,10 @@ class OwnHistory(Source):
 
     def _learn(self, weights: Any) -> None:
         """There is nothing to learn but how many items there are."""
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """See `Source`."""
+        return Sparse(items, (weights / weights.max(initial=0.0)).astype(np.float32) if len(weights) else weights.astype(np.float32))
 
     def _score(self, histories: Any) -> Singles:
         dense = histories.toarray().astype(np.float32)

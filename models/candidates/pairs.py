@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.candidates.features import Features
-from models.candidates.occasion import Occasion
-from models.candidates.retrieval import KINDS, Retrieval
+from models.candidates import features
+from models.candidates.history import Histories, History
+from models.candidates.retrieval import KINDS, Candidates, Retrieval
+
+NAMES = (*features.NAMES, *(f"{name}_score" for name in KINDS), *(f"{name}_rank" for name in KINDS))
+AT_A_TIME = 200  # customers whose pairs are held
+_COUNTED, _SCORED = len(features.NAMES), len(features.NAMES) + len(KINDS)
 
 
 @dataclass(frozen=True)
@@ -28,19 +32,32 @@ class Pairs:
         return Pairs(self.customer[kept], self.item[kept], self.values[kept], self.names, self.label[kept])
 
 
-def pairs(retrieval: Retrieval, now: Occasion, customers: NDArray[np.int64], *, new_only: bool, relevant: Any = None) -> Iterator[Pairs]:
-    """The pairs of these customers, some customers at a time. relevant: csr (n_customers, n_items); without it every label is 0.
+def described(retrieval: Retrieval, history: History, at_us: int, *, new_only: bool) -> tuple[Candidates, NDArray[np.float32]]:
+    """One customer's candidates (c,), and what is known of each (c, len(NAMES)): training and serving both know it by this call.
 
     Features of a source that is not there are NaN, so that the columns are the same at every moment.
     """
-    counted = Features.of(now)
-    for found in retrieval.candidates(now, customers, new_only=new_only):
-        columns = counted.at(found.customer, found.item)
-        nothing = np.full(len(found.item), np.nan)
-        for name in KINDS:
-            columns[f"{name}_score"], columns[f"{name}_rank"] = found.scores.get(name, nothing), found.ranks.get(name, nothing)
-        values = np.stack([column.astype(np.float32) for column in columns.values()], axis=1)
-        label = np.zeros(len(found.item), dtype=np.int8)
-        if relevant is not None and len(label):
-            label[np.asarray(relevant[found.customer, found.item]).ravel() > 0] = 1
-        yield Pairs(found.customer, found.item, values, tuple(columns), label)
+    found = retrieval.candidates(history, at_us, new_only=new_only)
+    values = np.empty((len(found.items), len(NAMES)), dtype=np.float32)
+    features.values(history, retrieval.shelf_, found.items, at_us, values[:, :_COUNTED])
+    values[:, _COUNTED:_SCORED], values[:, _SCORED:] = found.scores, found.ranks
+    return found, values
+
+
+def pairs(
+    retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: int, *, new_only: bool, relevant: Any = None
+) -> Iterator[Pairs]:
+    """The pairs of these customers, some at a time. relevant: csr (n_customers, n_items); without it every label is 0."""
+    for start in range(0, len(customers), AT_A_TIME):
+        yield _pairs(retrieval, histories, customers[start : start + AT_A_TIME], at_us, new_only, relevant)
+
+
+def _pairs(retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: int, new_only: bool, relevant: Any) -> Pairs:
+    found = [described(retrieval, histories.customer(row), at_us, new_only=new_only) for row in customers.tolist()]
+    sizes = [len(candidates.items) for candidates, _ in found]
+    item = np.concatenate([np.empty(0, dtype=np.int64), *(candidates.items for candidates, _ in found)])
+    values = np.concatenate([np.empty((0, len(NAMES)), dtype=np.float32), *(rows for _, rows in found)])
+    customer, label = np.repeat(customers, sizes), np.zeros(len(item), dtype=np.int8)
+    if relevant is not None and len(label):
+        label[np.asarray(relevant[customer, item]).ravel() > 0] = 1
+    return Pairs(customer, item, values, NAMES, label)

@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from models.candidates.opinion import Listed, Opinion, Places
 from models.candidates.source import Source
 from models.lists import Singles
 
@@ -21,6 +23,14 @@ class Popularity(Source):
     def _learn(self, weights: Any) -> None:
         total = np.asarray(weights.sum(axis=0), dtype=np.float64).ravel()
         self.share_ = (total / total.max()).astype(np.float32)
+        self._restored({})
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """See `Source`."""
+        return Listed(self._order, self.share_)
+
+    def _restored(self, saved: dict[str, Any]) -> None:
+        self._order = np.argsort(-self.share_, kind="stable")[: np.count_nonzero(self.share_)]
 
     def _score(self, histories: Any) -> Singles:
         return np.tile(self.share_, (histories.shape[0], 1))

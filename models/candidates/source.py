@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from models import evaluation, lists
+from models.candidates.opinion import Opinion, Places, Sparse
 from models.learner import Learner, read_json, write_json
 from models.lists import Ranked, Singles
 
 LOSS_K = 20
 CHUNK_CELLS = 4_000_000  # scores held at a time
+DENSE = 8  # entries to add up for each cell of an array of all items: with fewer, they are sorted
+MOST_ITEMS = 100  # of one customer's history, the heaviest, that a linear source adds up
 USUAL_SHARE, LONGEST = 0.9, 5.0  # of customers; how much longer than theirs a history may be
 _CSR = ("data", "indices", "indptr")
 
@@ -47,6 +50,10 @@ class Source(Learner):
         """
         self._check_fitted("n_items_")
         return self._score(checked(histories, self.n_items_))
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """What the source says of one customer with these weights > 0 (r,) of items (r,), each once: as `score`, without all items."""
+        raise NotImplementedError
 
     def recommend(self, histories: Any, k: int, exclude: Any = None) -> Ranked:
         """The k best items (m, k) for each history and their scores (m, k), best first, of equal ones the lower position.
@@ -132,6 +139,27 @@ class Linear(Source):
 
     def _score(self, histories: Any) -> Singles:
         return np.asarray((histories.astype(np.float32) @ self.weights_).toarray(), dtype=np.float32)
+
+    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
+        """See `Source`; of a longer history the `MOST_ITEMS` heaviest items are added up."""
+        if len(items) > MOST_ITEMS:
+            heaviest = np.sort(np.argsort(-weights, kind="stable")[:MOST_ITEMS])
+            items, weights = items[heaviest], weights[heaviest]
+        starts, counts = self.weights_.indptr[items], self.weights_.indptr[items + 1] - self.weights_.indptr[items]
+        ends = np.cumsum(counts)
+        if not len(items) or not ends[-1]:
+            return Sparse(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        places = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
+        found, added = self.weights_.indices[places], self.weights_.data[places] * np.repeat(weights, counts)
+        if self.n_items_ <= DENSE * len(found):
+            total = np.bincount(found, weights=added, minlength=self.n_items_)
+            touched = np.flatnonzero(total)
+            return Sparse(touched, total[touched].astype(np.float32))
+        # a number each of item and place is far cheaper to sort than by item alone with ties in order
+        order = np.sort(found * np.int64(len(found)) + np.arange(len(found)))
+        item, place = np.divmod(order, len(found))
+        begins = np.flatnonzero(np.diff(item, prepend=-1))
+        return Sparse(item[begins], np.add.reduceat(added[place], begins).astype(np.float32))
 
     def _restored(self, saved: dict[str, Any]) -> None:
         if self.weights_.shape != (self.n_items_, self.n_items_):

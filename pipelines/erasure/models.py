@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from models.recommender import Recommender
+from models.stages import Stages
 from pipelines import registry, tables
 from pipelines.erasure.people import Person, condition
 from pipelines.errors import RegistryError
@@ -76,15 +76,16 @@ def _amended(home: Path, name: str, version: int, person: Person) -> int:
 
 def _without(folder: Path, manifest: Mapping[str, Any], person: Person) -> dict[str, Any]:
     """Remove the person's rows from the files of a recommender; the values of its manifest that change."""
-    names, learner = np.load(folder / _NAMES, allow_pickle=False), Recommender.load(folder)
+    names = np.load(folder / _NAMES, allow_pickle=False)
     kept = np.flatnonzero(~np.isin(names, person.customers))
-    learner.keep(kept).save(folder)
+    stages = Stages.load(folder).keep(kept)
+    stages.save(folder)
     np.save(folder / _NAMES, names[kept], allow_pickle=False)
     golden = manifest.get("golden", {})
     chosen = np.arange(min(len(golden.get("customers", [])), len(kept)))
-    items, scores = learner.recommend(chosen, int(golden.get("k", 1)))
+    items, scores = stages.recommend(chosen, int(golden.get("k", 1)), at_us=int(golden.get("at_us", 0)))
     told = {"customers": chosen.tolist(), "items": items.tolist(), "scores": scores.astype(float).tolist()}
-    rows = {"serving_customers": len(kept), "serving_interactions": int(learner.history_.nnz)}
+    rows = {"serving_customers": len(kept), "serving_interactions": int(stages.first.history_.nnz)}
     return {"golden": {**golden, **told}, "rows": {**manifest.get("rows", {}), **rows}}
 
 

@@ -13,6 +13,7 @@ import pytest
 from scipy import sparse
 
 from models import evaluation
+from models.candidates.history import DAY_US
 from models.candidates.occasion import Occasion
 from models.candidates.pairs import pairs
 from models.candidates.retrieval import Retrieval
@@ -182,8 +183,8 @@ def _blocks(*, heavy: bool) -> tuple[Occasion, np.ndarray]:
     n_items = BLOCKS * BLOCK_ITEMS + 1
     category = np.append(np.repeat(np.arange(BLOCKS), BLOCK_ITEMS), -1)
     now = Occasion(
-        n_customers=n, n_items=n_items, customer=customer, item=item, age_days=age, weight=np.ones(len(item)), category=category,
-        price=np.full(n_items, np.nan), offered_days=np.full(n_items, 90.0),
+        n_customers=n, n_items=n_items, at_us=0, customer=customer, item=item, done_us=-(age * DAY_US).astype(np.int64),
+        weight=np.ones(len(item)), category=category, price=np.full(n_items, np.nan), offered_us=np.full(n_items, -90 * DAY_US),
     )  # fmt: skip
     return now, category
 
@@ -224,9 +225,9 @@ def test_no_source_loses_the_others_to_one_with_everything(monkeypatch: pytest.M
 def test_an_item_seen_once_is_scored_and_found_for_the_one_who_saw_it() -> None:
     now, _ = _blocks(heavy=False)
     once = now.n_items - 1
-    found = next(Retrieval().fit(now).candidates(now, np.array([0, 1]), new_only=False))
-    assert all(np.isfinite(scores).all() for scores in found.scores.values())
-    assert once in found.item[found.customer == 0]
+    found = Retrieval().fit(now).candidates(now.histories().customer(0), now.at_us, new_only=False)
+    assert np.isfinite(found.scores).all()
+    assert once in found.items
     listed, scores = Recommender(n_factors=8, n_epochs=5).fit(now.matrix(half_life_days=90.0)).recommend([0, 1], now.n_items)
     assert once in listed[0, :6]
     assert np.isfinite(scores).all()
@@ -234,19 +235,20 @@ def test_an_item_seen_once_is_scored_and_found_for_the_one_who_saw_it() -> None:
 
 def test_five_customers_have_candidates_and_an_order_is_learned_from_those_who_chose() -> None:
     few = Occasion(
-        n_customers=5, n_items=3, customer=np.array([0, 0, 1, 2]), item=np.array([0, 1, 0, 1]), age_days=np.array([1.0, 2.0, 3.0, 4.0]),
-        weight=np.ones(4), category=np.full(3, -1), price=np.full(3, np.nan), offered_days=np.full(3, 9.0),
+        n_customers=5, n_items=3, at_us=0, customer=np.array([0, 0, 1, 2]), item=np.array([0, 1, 0, 1]),
+        done_us=-np.arange(1, 5) * DAY_US, weight=np.ones(4), category=np.full(3, -1), price=np.full(3, np.nan),
+        offered_us=np.full(3, -9 * DAY_US),
     )  # fmt: skip
-    retrieval = Retrieval().fit(few)
+    retrieval, known = Retrieval().fit(few), few.histories()
     chosen = sparse.csr_matrix(([1.0], ([0], [1])), (5, 3))
-    (one,) = pairs(retrieval, few, np.arange(5), new_only=False, relevant=chosen)
+    (one,) = pairs(retrieval, known, np.arange(5), 0, new_only=False, relevant=chosen)
     learner = TwoStage().fit(few, {ALL_ITEMS: [one]}, retrieval=retrieval)
-    items, scores = learner.recommend(few, np.arange(5), 3)
+    items, scores = learner.recommend(known, np.arange(5), 3, at_us=0)
     assert (np.sort(items, axis=1)[:, 1:] != np.sort(items, axis=1)[:, :-1]).all() or (items == -1).any()
     assert np.isfinite(scores[items >= 0]).all()
     with pytest.raises(ValueError, match=f"not trained for '{NEW_ITEMS}'"):
-        learner.recommend(few, [0], 3, mode=NEW_ITEMS)
+        learner.recommend(known, [0], 3, at_us=0, mode=NEW_ITEMS)
     everything = sparse.csr_matrix(np.ones((5, 3)))
-    (all_chosen,) = pairs(retrieval, few, np.arange(5), new_only=False, relevant=everything)
+    (all_chosen,) = pairs(retrieval, known, np.arange(5), 0, new_only=False, relevant=everything)
     with pytest.raises(ValueError, match="no order to learn"):
         TwoStage().fit(few, {ALL_ITEMS: [all_chosen]}, retrieval=retrieval)

@@ -107,47 +107,13 @@ def test_a_folded_in_row_without_history_gets_popularity(fitted: Recommender) ->
     assert np.array_equal(fitted.recommend_factors(factors, nobody, 5)[0], fitted.recommend([-1], 5)[0])
 
 
-def test_lists_put_first_lead_in_their_order_and_the_factors_fill_the_rest(before: sparse.csr_matrix) -> None:
-    plain = Recommender(n_factors=8).fit(before)
-    customers, rng = np.arange(before.shape[0]), np.random.default_rng(3)
-    wanted = np.argsort(rng.random((before.shape[0], 60)), axis=1)[:, :12]
-    wanted[::3, 5:] = -1
-    wanted[7] = -1
-    led = Recommender(n_factors=8).fit(before).put_first(wanted)
-    items, scores = led.recommend(customers, 60)
-    rest = plain.recommend(customers, 60)[0]
-    for row in (0, 1, 3, 7, 200):
-        first = wanted[row][wanted[row] >= 0].tolist()
-        assert items[row].tolist() == first + [item for item in rest[row].tolist() if item not in first]
-    assert (np.diff(scores, axis=1) <= 0).all()
-    assert np.allclose(led.score(np.zeros(60, dtype=int), items[0]), scores[0], atol=1e-5)
-    exclude = sparse.csr_matrix((np.ones(1), ([0], [wanted[1, 0]])), (1, 60))
-    assert led.recommend([1], 1, exclude=exclude)[0].tolist() == [[wanted[1, 1]]]
-    assert np.array_equal(led.put_first(np.full((240, 1), -1)).recommend(customers, 60)[0], rest)  # control: no list, no lead
-    with pytest.raises(ValueError, match="one list of items"):
-        led.put_first(wanted[:5])
-
-
-def test_a_list_put_first_survives_being_saved_and_chunked(
-    before: sparse.csr_matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = np.tile(np.arange(20)[::-1], (240, 1))
-    led = Recommender(n_factors=8).fit(before).put_first(wanted)
-    led.save(tmp_path)
-    loaded = Recommender.load(tmp_path, is_mapped=True)
-    assert np.array_equal(loaded.recommend([0, 5, -1], 30)[1], led.recommend([0, 5, -1], 30)[1])
-    monkeypatch.setattr("models.recommender.CHUNK_CELLS", 7 * 60)
-    chunked = Recommender(n_factors=8).fit(before).put_first(wanted)
-    assert np.array_equal(chunked.recommend(np.arange(240), 20)[0], wanted)
-
-
 def test_customers_who_are_not_kept_leave_nothing_behind(before: sparse.csr_matrix) -> None:
-    led = Recommender(n_factors=8).fit(before).put_first(np.tile(np.arange(12), (240, 1)))
+    learner = Recommender(n_factors=8).fit(before)
     rest = np.delete(np.arange(240), [0, 17])
-    expected = led.recommend(rest, 15)
-    kept = led.keep(rest)
+    expected = learner.recommend(rest, 15)
+    kept = learner.keep(rest)
     assert np.array_equal(kept.recommend(np.arange(238), 15)[0], expected[0])
-    assert {len(kept.customer_factors_), kept.history_.shape[0], kept.lifts_.shape[0]} == {238}
+    assert {len(kept.customer_factors_), kept.history_.shape[0]} == {238}
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 400))

@@ -4,17 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 from sklearn.base import clone
 
 from models import evaluation
+from models.candidates.history import DAY_US, NOTHING, Histories, History
 from models.candidates.occasion import Occasion
 from models.candidates.pairs import Pairs, pairs
-from models.candidates.retrieval import KINDS, Retrieval
+from models.candidates.retrieval import KINDS, READS, Retrieval
 from models.ranker import Ranker
-from models.two_stage import ALL_ITEMS, NEW_ITEMS, TwoStage
+from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS, TwoStage
 
 N_CUSTOMERS, N_ITEMS, N_GROUPS = 150, 40, 4
+AT_US = 300 * DAY_US
 
 
 def world(seed: int) -> tuple[Occasion, sparse.csr_matrix]:
@@ -32,13 +36,14 @@ def world(seed: int) -> tuple[Occasion, sparse.csr_matrix]:
     now = Occasion(
         n_customers=N_CUSTOMERS,
         n_items=N_ITEMS,
+        at_us=AT_US,
         customer=customer,
         item=item,
-        age_days=age,
+        done_us=AT_US - (age * DAY_US).astype(np.int64),
         weight=np.ones(customer.size),
         category=(np.arange(N_ITEMS) % N_GROUPS).astype(np.int64),
         price=np.linspace(1, 50, N_ITEMS),
-        offered_days=np.full(N_ITEMS, 90.0),
+        offered_us=np.full(N_ITEMS, AT_US - 90 * DAY_US),
     )
     return now, sparse.csr_matrix((again | fresh).astype(float))
 
@@ -48,7 +53,7 @@ def examples(seed: int, *, new_only: bool = False) -> Pairs:
     if new_only:
         later = sparse.csr_matrix(later.multiply(now.bought().toarray() == 0))
     retrieval = Retrieval(n_candidates=15).fit(now)
-    (found,) = pairs(retrieval, now, np.flatnonzero(np.diff(later.indptr)), new_only=new_only, relevant=later)
+    (found,) = pairs(retrieval, now.histories(), np.flatnonzero(np.diff(later.indptr)), AT_US, new_only=new_only, relevant=later)
     return found
 
 
@@ -58,48 +63,84 @@ def trained() -> TwoStage:
     return TwoStage(retrieval={"n_candidates": 15}, random_state=3).fit(world(0)[0], given)
 
 
-def test_candidates_are_what_the_sources_find_each_pair_once_with_scores_and_ranks() -> None:
+def lists(trained: TwoStage, people: np.ndarray, k: int, **options: object) -> tuple[np.ndarray, np.ndarray]:
+    return trained.recommend(world(0)[0].histories(), people, k, at_us=AT_US, **options)
+
+
+def test_candidates_are_what_the_sources_find_each_once_with_scores_and_ranks() -> None:
     now, _ = world(0)
-    retrieval, people = Retrieval(n_candidates=5).fit(now), np.array([3, 7, 20])
-    (found,) = retrieval.candidates(now, people, new_only=False)
-    assert len(np.unique(found.customer * N_ITEMS + found.item)) == len(found.item)
-    assert np.array_equal(np.unique(found.customer), people)
-    assert set(found.scores) == set(KINDS)
-    for customer in people:
-        mine = found.customer == customer
-        for name, source in retrieval.sources_.items():
-            scores = found.scores[name][mine]
-            assert np.array_equal(np.argsort(-scores, kind="stable"), np.argsort(found.ranks[name][mine], kind="stable"))
-            if name == "factors":
-                best = source.recommend(now.matrix(half_life_days=90.0)[[customer]], 5)[0][0]
-                assert set(best) <= set(found.item[mine])
+    retrieval, known = Retrieval(n_candidates=5).fit(now), now.histories()
+    for customer in (3, 7, 20):
+        history = known.customer(customer)
+        found = retrieval.candidates(history, AT_US, new_only=False)
+        assert found.items.tolist() == sorted(set(found.items.tolist()))
+        assert list(found.said) == list(KINDS)
+        for column, (name, source) in enumerate(retrieval.sources_.items()):
+            weights = history.weights(AT_US, READS[name]["half_life_days"])
+            dense = source.score(sparse.csr_matrix((weights, (np.zeros(len(weights), dtype=int), history.item)), (1, N_ITEMS)))[0]
+            assert np.allclose(found.scores[:, column], dense[found.items], atol=1e-5), name
+            order = np.argsort(-found.scores[:, column], kind="stable")
+            assert found.ranks[order, column].tolist() == list(range(1, len(order) + 1))
+            best = np.sort(dense[dense > 0])[::-1][:5]
+            assert np.allclose(np.sort(dense[found.said[name].best(5, NOTHING.item)])[::-1], best, atol=1e-5), name
 
 
 def test_new_items_only_leaves_out_what_was_bought_and_nothing_else() -> None:
     now, _ = world(0)
-    retrieval, people = Retrieval(n_candidates=N_ITEMS).fit(now), np.arange(N_CUSTOMERS)
-    every, new = (
-        {tuple(pair) for part in retrieval.candidates(now, people, new_only=flag) for pair in np.stack([part.customer, part.item], axis=1)}
-        for flag in (False, True)
-    )
-    bought = set(zip(*now.bought().nonzero(), strict=True))
-    assert bought & every
-    assert not bought & new
-    assert new <= every
+    retrieval, known = Retrieval(n_candidates=N_ITEMS).fit(now), now.histories()
+    for customer in range(0, N_CUSTOMERS, 10):
+        history = known.customer(customer)
+        every, new = (set(retrieval.candidates(history, AT_US, new_only=flag).items.tolist()) for flag in (False, True))
+        bought = set(history.item[history.purchases > 0].tolist())
+        assert bought & every
+        assert new == every - bought
 
 
-def test_chunks_of_customers_do_not_show(monkeypatch: pytest.MonkeyPatch, trained: TwoStage) -> None:
-    now, _ = world(0)
-    whole = trained.recommend(now, np.arange(30), 8)
-    monkeypatch.setattr("models.candidates.source.CHUNK_CELLS", 7 * N_ITEMS * len(KINDS))
-    parts = trained.recommend(now, np.arange(30), 8)
-    assert np.array_equal(whole[0], parts[0])
+@given(
+    st.lists(st.tuples(st.integers(0, N_ITEMS - 1), st.sampled_from([0.15, 0.5, 1.0]), st.integers(1, 60 * 24)), max_size=40),
+    st.integers(0, 60 * 24),
+    st.sampled_from(MODES),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_ranked_live_is_what_the_whole_log_would_give_to_the_last_bit(
+    trained: TwoStage, acts: list[tuple[int, float, int]], since: int, mode: str
+) -> None:
+    """A customer known up to some moment, and then by the rows of what they touched since, against the same acts counted at once."""
+    minute = 60_000_000
+    item, weight, ago = (np.array(column) for column in zip(*acts, strict=True)) if acts else [np.empty(0, dtype=int)] * 3
+    done, one = AT_US - ago * minute, np.zeros(len(acts), dtype=np.int64)
+
+    def known(chosen: np.ndarray) -> History:
+        return Histories.of(one[chosen], item[chosen], weight[chosen].astype(float), done[chosen], n_customers=1).customer(0)
+
+    whole, before = known(np.full(len(acts), True)), known(ago > since)
+    fresh = np.isin(whole.item, item[ago <= since])
+    newer = History(**{name: column[fresh] for name, column in vars(whole).items()})
+    live, batch = (trained.rank(history, AT_US, mode=mode) for history in (before.updated(newer), whole))
+    assert np.array_equal(live.items, batch.items)
+    assert np.array_equal(live.scores, batch.scores)
+
+
+def test_an_act_since_the_training_moves_the_order(trained: TwoStage) -> None:
+    """The control of the law above: who is not brought up to date is ranked differently."""
+    history = world(0)[0].histories().customer(4)
+    seven = AT_US - 7 * DAY_US
+    newer = History(np.array([1]), np.zeros(1), np.ones(1), np.array([seven]), np.array([seven]))
+    before, after = (trained.rank(known, AT_US) for known in (history, history.updated(newer)))
+    assert not np.array_equal(before.scores, after.scores)
+    assert list(after.items).index(1) < list(before.items).index(1) if 1 in before.items else 1 in after.items
+
+
+def test_somebody_of_whom_nothing_is_known_is_ranked_what_is_popular(trained: TwoStage) -> None:
+    found = trained.rank(NOTHING, AT_US)
+    assert len(found.items)
+    assert np.isfinite(found.scores).all()
 
 
 def test_the_second_stage_learns_what_no_source_can_say(trained: TwoStage) -> None:
     now, later = world(0)
     people = np.flatnonzero(np.diff(later.indptr))
-    ours = evaluation.ndcg_at_k(trained.recommend(now, people, 10)[0], later[people], k=10)
+    ours = evaluation.ndcg_at_k(lists(trained, people, 10)[0], later[people], k=10)
     own = now.matrix(half_life_days=60.0)[people]
     for name in ("own_history", "factors", "neighbours", "ease"):
         source = trained.retrieval_.sources_[name]
@@ -109,32 +150,28 @@ def test_the_second_stage_learns_what_no_source_can_say(trained: TwoStage) -> No
 
 def test_lists_hold_distinct_items_best_first_and_only_new_ones_where_asked(trained: TwoStage) -> None:
     now, _ = world(0)
-    items, scores = trained.recommend(now, np.arange(N_CUSTOMERS), 10, mode=NEW_ITEMS)
+    items, scores = lists(trained, np.arange(N_CUSTOMERS), 10, mode=NEW_ITEMS)
     assert not now.bought()[np.repeat(np.arange(N_CUSTOMERS), 10), np.maximum(items, 0).ravel()].A1[(items >= 0).ravel()].any()
     assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in items)
     assert (np.diff(np.where(np.isinf(scores), -1e9, scores), axis=1) <= 0).all()
 
 
 def test_questions_may_come_in_any_order_twice_and_with_exclusions(trained: TwoStage) -> None:
-    now, _ = world(0)
     asked = np.array([9, 2, 9, 140])
-    items, _ = trained.recommend(now, asked, 6)
-    one_by_one = np.concatenate([trained.recommend(now, [customer], 6)[0] for customer in asked])
+    items, _ = lists(trained, asked, 6)
+    one_by_one = np.concatenate([lists(trained, [customer], 6)[0] for customer in asked])
     assert np.array_equal(items, one_by_one)
     exclude = sparse.csr_matrix((np.ones(2), ([0, 0], items[0, :2])), (4, N_ITEMS))
-    without, _ = trained.recommend(now, asked, 4, exclude=exclude)
+    without, _ = lists(trained, asked, 4, exclude=exclude)
     assert np.array_equal(without[0], items[0, 2:])
     assert np.array_equal(without[2], items[2, :4])
 
 
 def test_nobody_is_in_the_files_and_they_answer_to_the_bit(trained: TwoStage, tmp_path: Path) -> None:
     trained.save(tmp_path)
-    now, _ = world(0)
     loaded = TwoStage.load(tmp_path)
-    for mode in (ALL_ITEMS, NEW_ITEMS):
-        assert np.array_equal(
-            loaded.recommend(now, np.arange(40), 10, mode=mode)[1], trained.recommend(now, np.arange(40), 10, mode=mode)[1]
-        )
+    for mode in MODES:
+        assert np.array_equal(lists(loaded, np.arange(40), 10, mode=mode)[1], lists(trained, np.arange(40), 10, mode=mode)[1])
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".lgb", ".json", ".npy"}
     lengths = {len(np.load(path)) for path in tmp_path.rglob("*.npy") if np.load(path).ndim}
     assert N_CUSTOMERS not in lengths
@@ -152,13 +189,13 @@ def test_the_same_data_and_seed_give_the_same_bytes_whatever_the_threads(tmp_pat
 
 
 def test_learners_are_cloned_say_when_unfitted_and_refuse_foreign_files(trained: TwoStage, tmp_path: Path) -> None:
-    now, _ = world(0)
+    known = world(0)[0].histories()
     for learner in (Ranker(n_rounds=7), TwoStage(ranker={"n_rounds": 7}), Retrieval(n_candidates=3)):
         assert clone(learner).get_params() == learner.get_params()
     for ask in (
         lambda: Ranker().score(examples(1)),
-        lambda: TwoStage().recommend(now, [0], 3),
-        lambda: list(Retrieval().candidates(now, np.array([0]), new_only=False)),
+        lambda: TwoStage().recommend(known, [0], 3, at_us=AT_US),
+        lambda: Retrieval().candidates(NOTHING, AT_US, new_only=False),
         lambda: TwoStage().save(tmp_path),
     ):
         with pytest.raises(ValueError, match="call fit or load first"):
@@ -178,9 +215,9 @@ def test_rows_that_cannot_teach_or_do_not_fit_are_refused(trained: TwoStage) -> 
         (lambda: Ranker().fit([nothing]), "there is no order to learn"),
         (lambda: Ranker().fit([some, renamed]), "same columns"),
         (lambda: trained.rankers_[ALL_ITEMS].score(renamed), "missing or foreign"),
-        (lambda: trained.recommend(now, [0], 3, mode="odd"), "not trained for 'odd'"),
-        (lambda: trained.recommend(now, [N_CUSTOMERS], 3), r"rows in \[0, 150\)"),
-        (lambda: trained.recommend(now, [0], 3, sparse.csr_matrix((2, N_ITEMS))), "one row for each customer asked"),
+        (lambda: lists(trained, [0], 3, mode="odd"), "not trained for 'odd'"),
+        (lambda: lists(trained, [N_CUSTOMERS], 3), r"rows in \[0, 150\)"),
+        (lambda: lists(trained, [0], 3, exclude=sparse.csr_matrix((2, N_ITEMS))), "one row for each customer asked"),
         (lambda: TwoStage().fit(now, {"odd": [some]}), "examples of all_items, new_items"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -192,7 +229,7 @@ def test_a_catalogue_too_large_for_ease_goes_without_it_and_keeps_the_columns() 
     people = np.flatnonzero(np.diff(later.indptr))
     small, large = (Retrieval(ease_items=limit).fit(now) for limit in (N_ITEMS, N_ITEMS - 1))
     assert set(small.sources_) - set(large.sources_) == {"ease"}
-    (one,), (two,) = (pairs(retrieval, now, people, new_only=False, relevant=later) for retrieval in (small, large))
+    (one,), (two,) = (pairs(retrieval, now.histories(), people, AT_US, new_only=False, relevant=later) for retrieval in (small, large))
     assert one.names == two.names
     assert np.isnan(two.values[:, two.names.index("ease_score")]).all()
 
