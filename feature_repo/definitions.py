@@ -35,7 +35,7 @@ identifier = Entity(
 # -- sources -----------------------------------------------------------------------------------------------------------
 
 # None is a PushSource: what Feast pushes takes milliseconds a row, replaces a newer row by an older one in SQLite, and races in Redis.
-# pipelines/online_writer.py writes rows as they come, in Feast's encoding; the newer one wins.
+# pipelines/online/writer.py writes rows as they come, in Feast's encoding; the newer one wins.
 
 
 def _source(table: str, *, created: str = "") -> FileSource:

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pandas as pd
 
-from pipelines import engine, online_schema, provenance, tables, windows
+from pipelines import engine, provenance, tables, windows
 from pipelines.engine import literal
 from pipelines.errors import StoreError
-from pipelines.feast_format import JoinKey, sorted_names, table_of
-from pipelines.online_schema import Schema
-from pipelines.online_writer import CONSENT_VIEW, CUSTOMER, IDENTIFIER_VIEW, OnlineWriter, encoded_keys, open_writer
-from pipelines.redis_server import feast_connection
-from pipelines.redis_writer import RedisWriter
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import JoinKey, sorted_names, table_of
+from pipelines.online.redis_server import feast_connection
+from pipelines.online.redis_writer import RedisWriter
+from pipelines.online.schema import Schema
+from pipelines.online.writer import CONSENT_VIEW, CUSTOMER, IDENTIFIER_VIEW, OnlineWriter, encoded_keys, open_writer
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:

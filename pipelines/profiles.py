@@ -19,7 +19,7 @@ from pipelines.erasure import people
 from pipelines.erasure.people import Person
 from pipelines.errors import InputError
 from pipelines.identity import graph
-from pipelines.online_writer import OnlineWriter, is_former
+from pipelines.online.writer import OnlineWriter, is_former
 from pipelines.settings import Settings
 from pipelines.stream import consents, identities
 from pipelines.tables import Table

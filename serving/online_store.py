@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipelines.feast_format import (
+from pipelines.online.feast_format import (
     JoinKey,
     Key,
     Value,

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from pipelines.errors import StoreError
-from pipelines.feast_format import Value
+from pipelines.online.feast_format import Value
 from pipelines.requests import Kind, Requests, Result, State, is_worked
 from pipelines.settings import Settings
 from pipelines.vault import Vault

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from pipelines import online_schema
 from pipelines.errors import PipelineError
-from pipelines.feast_format import Key, Value, key_decoder, key_encoder
-from pipelines.redis_server import feast_connection
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import Key, Value, key_decoder, key_encoder
+from pipelines.online.redis_server import feast_connection
 from serving.fallbacks import Deadline
 from serving.online_store import EncodingChanged, Fast, FeastSource, Source, SqliteSource, StoreFailure, View, difference
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pipelines.events import WEIGHTS
-from pipelines.feast_format import Value
+from pipelines.online.feast_format import Value
 from serving.fallbacks import Deadline
 from serving.interest import OF_LIFECYCLE
 from serving.profile import Profiles

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from pipelines.feast_format import (
+from pipelines.online.feast_format import (
     PROJECT,
     Key,
     Value,

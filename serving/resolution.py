@@ -27,8 +27,9 @@ from typing import Any
 from pydantic import SecretStr
 
 import feature_repo
-from pipelines import feast_format, online_schema
-from pipelines.feast_format import Key, key_decoder, key_encoder
+from pipelines.online import feast_format
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import Key, key_decoder, key_encoder
 from pipelines.private_file import replace_file
 from serving import online_store, profile, redis_source
 from serving.fallbacks import Deadline, Unavailable

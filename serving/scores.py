@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
-from pipelines.feast_format import Key
+from pipelines.online.feast_format import Key
 from pipelines.windows import Derived
 from serving import fallbacks, metrics, tracing
 from serving.access import score_path

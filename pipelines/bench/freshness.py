@@ -23,7 +23,7 @@ from pipelines import feature_store
 from pipelines.bench.row import BenchRow, row
 from pipelines.errors import PipelineError, StoreError
 from pipelines.log import Incoming, Writer, open_log
-from pipelines.online_writer import IDENTIFIER_VIEW, OnlineWriter
+from pipelines.online.writer import IDENTIFIER_VIEW, OnlineWriter
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 

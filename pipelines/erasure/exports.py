@@ -14,12 +14,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import audit, online_writer, requests, served, tables
+from pipelines import audit, requests, served, tables
 from pipelines.erasure import logged, models, people, stores
 from pipelines.erasure.people import Person
 from pipelines.erasure.stores import Task
 from pipelines.errors import InputError
 from pipelines.identity import graph
+from pipelines.online import writer as online_writer
 from pipelines.settings import Settings
 from pipelines.tables import Table
 from pipelines.vault import IDENTIFIERS, Fact, open_vault

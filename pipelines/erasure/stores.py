@@ -18,13 +18,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import engine, online_erasure, served, tables
+from pipelines import engine, served, tables
 from pipelines.erasure import logged, models, rawfiles, traces
 from pipelines.erasure.people import Person, condition
 from pipelines.errors import StoreError
 from pipelines.ingest.accounts import ERASURE
 from pipelines.ingest.messages import ERASED, halves_sql, message_sql
 from pipelines.log import open_log
+from pipelines.online import erasure as online_erasure
 from pipelines.settings import Settings
 from pipelines.tables import Table
 from pipelines.vault import NOBODY, Vault, normalised

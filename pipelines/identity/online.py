@@ -21,7 +21,7 @@ from pipelines.identity import deterministic
 from pipelines.identity.deterministic import Edges, surrogate
 from pipelines.log.port import Position
 from pipelines.log.ranges import Ranges
-from pipelines.online_file import LONG_WAL_PAGES
+from pipelines.online.file import LONG_WAL_PAGES
 from pipelines.private_file import open_private, transaction
 from pipelines.vault import IDENTIFIERS, Vault
 

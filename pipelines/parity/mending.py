@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipelines import feature_store
-from pipelines.online_writer import Row, open_writer
+from pipelines.online.writer import Row, open_writer
 from pipelines.parity import auditing, values
 from pipelines.settings import Settings
 

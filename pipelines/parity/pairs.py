@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from pipelines import feature_store, online_schema, tables
-from pipelines.feast_format import key_decoder
-from pipelines.online_writer import CUSTOMER, Row, open_writer
+from pipelines import feature_store, tables
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import key_decoder
+from pipelines.online.writer import CUSTOMER, Row, open_writer
 from pipelines.parity import values
 from pipelines.parity.auditing import IN_FLIGHT_US
 from pipelines.parity.values import Comparison, Key, Values, View

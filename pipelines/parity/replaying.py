@@ -21,7 +21,7 @@ from pipelines.errors import StoreError
 from pipelines.identity.online import Online
 from pipelines.log import Incoming, Logged, open_log
 from pipelines.log.calls import parse
-from pipelines.online_writer import CONSENT_VIEW, IDENTIFIER_VIEW
+from pipelines.online.writer import CONSENT_VIEW, IDENTIFIER_VIEW
 from pipelines.parity import probing, values
 from pipelines.parity.probing import Probe
 from pipelines.parity.rehearsal import OpenStream, Rehearsal

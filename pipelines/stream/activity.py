@@ -16,8 +16,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.feast_format import JoinKey, key_decoder
-from pipelines.online_writer import CUSTOMER, OnlineWriter, Row
+from pipelines.online.feast_format import JoinKey, key_decoder
+from pipelines.online.writer import CUSTOMER, OnlineWriter, Row
 from pipelines.settings import Settings
 from pipelines.stream import live, seeding
 from pipelines.stream.calls import Call

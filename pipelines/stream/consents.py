@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines import engine, tables
 from pipelines.errors import StoreError
-from pipelines.online_writer import CONSENT_VIEW, OnlineWriter, Row, is_former
+from pipelines.online.writer import CONSENT_VIEW, OnlineWriter, Row, is_former
 from pipelines.settings import ConsentSettings
 from pipelines.stream.calls import Call
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
-from pipelines.online_writer import FORMER, IDENTIFIER_VIEW, OnlineWriter, Row, is_former
+from pipelines.online.writer import FORMER, IDENTIFIER_VIEW, OnlineWriter, Row, is_former
 from pipelines.stream.calls import Call
 
 JOIN_KEY = "identifier"

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import Any
 
 from feature_repo.aggregates import ITEM_ACTIVITY, NOT_BEHAVIOUR
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.stream.item_rows import NEVER, ItemDue, ItemRows
 from pipelines.stream.keyed import Keyed
 from pipelines.stream.rows import CleanRow

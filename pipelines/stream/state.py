@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.errors import StoreError
-from pipelines.online_file import LONG_WAL_PAGES
+from pipelines.online.file import LONG_WAL_PAGES
 from pipelines.private_file import flush, open_private, transaction
 from pipelines.stream import categories, item_rows, timetable
 from pipelines.stream.categories import Categories

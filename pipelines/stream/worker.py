@@ -23,8 +23,8 @@ from typing import Protocol
 
 from pipelines.errors import StoreError
 from pipelines.log import Logged, Port, Position
-from pipelines.online_writer import OnlineWriter
-from pipelines.outbox import open_stream_writer
+from pipelines.online.outbox import open_stream_writer
+from pipelines.online.writer import OnlineWriter
 from pipelines.settings import Settings
 from pipelines.stream import calls, identities
 from pipelines.stream.acknowledgement import Acknowledgement

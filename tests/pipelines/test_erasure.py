@@ -20,7 +20,7 @@ import pytest
 from scipy import sparse
 
 from models.recommender import Recommender
-from pipelines import audit, erasure, feature_store, identity, ingest, online_writer, registry, simulate, tables
+from pipelines import audit, erasure, feature_store, identity, ingest, registry, simulate, tables
 from pipelines.engine import connect
 from pipelines.erasure import people, process, rawfiles, receipts, stores
 from pipelines.errors import InputError, PipelineError, StoreError
@@ -28,6 +28,7 @@ from pipelines.identity.online import Online
 from pipelines.ingest.accounts import ledger
 from pipelines.ingest.messages import halves_sql, message_sql
 from pipelines.log import Aside, Incoming, Outcome, open_log
+from pipelines.online import writer as online_writer
 from pipelines.requests import Kind, Requests
 from pipelines.served import Row, Served
 from pipelines.settings import Settings

@@ -10,10 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines import feature_store, online_schema, tables, windows
+from pipelines import feature_store, tables, windows
 from pipelines.errors import InputError, StoreError
-from pipelines.feast_format import key_encoder, table_of
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import key_encoder, table_of
+from pipelines.online.writer import OnlineWriter, Row
 
 START = pd.Timestamp("2025-01-01", tz="UTC")
 US = pd.Timedelta(1, "us")

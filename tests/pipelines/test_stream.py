@@ -18,7 +18,7 @@ from pipelines import feature_store, profiles, tables
 from pipelines.errors import InputError, StoreError
 from pipelines.identity.online import Online
 from pipelines.log import Incoming, open_log
-from pipelines.online_writer import OnlineWriter
+from pipelines.online.writer import OnlineWriter
 from pipelines.requests import Kind, Requests, State
 from pipelines.settings import EdgeSettings, Settings
 from pipelines.stream import GROUP, Stepped, Stream

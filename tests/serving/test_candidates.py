@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from pipelines import registry, tables
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.settings import Settings
 from serving.answers import Answers
 from serving.fallbacks import Deadline

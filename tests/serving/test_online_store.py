@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.vault import open_vault
 from serving.fallbacks import DEADLINE, Deadline, Unavailable
 from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference

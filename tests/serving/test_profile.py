@@ -3,7 +3,7 @@ from datetime import timedelta
 
 import pytest
 
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from serving.fallbacks import Deadline
 from serving.online_store import StoreFailure
 from serving.profile import STRANGER, Person

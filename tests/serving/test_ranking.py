@@ -18,7 +18,7 @@ from models.stages import Stages
 from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS, TwoStage
 from pipelines import registry
 from pipelines.events import WEIGHTS
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from serving.champions import Recommending
 from serving.fallbacks import Deadline
 from serving.ranking import Ranking, known

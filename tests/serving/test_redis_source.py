@@ -7,9 +7,9 @@ import pytest
 import redis
 
 from pipelines import feature_store
-from pipelines.feast_format import redis_key
-from pipelines.online_writer import Row
-from pipelines.redis_writer import RedisWriter
+from pipelines.online.feast_format import redis_key
+from pipelines.online.redis_writer import RedisWriter
+from pipelines.online.writer import Row
 from pipelines.settings import OnlineSettings, Settings
 from serving.answers import Answers
 from serving.breaker import Breaker
@@ -75,7 +75,7 @@ def keys_of(view, names):
 
 
 def view_key(view, key):
-    from pipelines.feast_format import key_decoder
+    from pipelines.online.feast_format import key_decoder
 
     return key_decoder(view.join_key)(key)
 
@@ -99,7 +99,7 @@ def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(source,
 
 
 def test_times_that_are_none_are_a_changed_encoding(source, settings, views, cast):
-    from pipelines.feast_format import key_encoder
+    from pipelines.online.feast_format import key_encoder
 
     view = views["customer_scores"]
     with closing(redis.Redis.from_url(source._url)) as client:

@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import feature_store, ingest, parity
 from pipelines.log import open_log
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.parity import auditing, mending, scratch, values
 from pipelines.parity.rehearsal import Rehearsal
 from pipelines.served import Row as ServedRow

@@ -9,11 +9,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pipelines import feature_store, features, tables
-from pipelines.feast_format import key_decoder, table_of
 from pipelines.identity.online import Online
 from pipelines.ingest import drain
 from pipelines.log import Incoming, open_log
-from pipelines.online_writer import OnlineWriter
+from pipelines.online.feast_format import key_decoder, table_of
+from pipelines.online.writer import OnlineWriter
 from pipelines.settings import EdgeSettings, Settings
 from pipelines.stream import Stepped, Stream
 from pipelines.vault import open_vault

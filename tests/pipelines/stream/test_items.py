@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import tables
-from pipelines.online_writer import OnlineWriter
+from pipelines.online.writer import OnlineWriter
 from pipelines.stream import Stream, items
 from pipelines.stream.item_rows import ItemDue, ItemRows
 from pipelines.stream.items import Items

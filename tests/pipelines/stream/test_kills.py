@@ -27,7 +27,7 @@ from pathlib import Path
 from pipelines.identity.online import Online
 from pipelines.log import open_log
 from pipelines.log.store import Log
-from pipelines.online_writer import OnlineWriter
+from pipelines.online.writer import OnlineWriter
 from pipelines.settings import Settings
 from pipelines.stream import Stream, acknowledgement, worker
 from pipelines.stream.acknowledgement import Acknowledgement

@@ -7,7 +7,7 @@ import redis
 
 from pipelines import feature_store
 from pipelines.errors import StoreError
-from pipelines.redis_writer import RedisWriter
+from pipelines.online.redis_writer import RedisWriter
 from pipelines.settings import OnlineSettings
 
 pytestmark = pytest.mark.server

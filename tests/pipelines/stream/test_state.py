@@ -12,7 +12,7 @@ import pytest
 from pipelines import erasure, feature_store, features, tables
 from pipelines.errors import StoreError
 from pipelines.identity.online import Online
-from pipelines.online_writer import OnlineWriter
+from pipelines.online.writer import OnlineWriter
 from pipelines.settings import StreamSettings
 from pipelines.stream import activity
 from pipelines.stream.state import State, path_of
@@ -297,7 +297,7 @@ def test_a_full_disk_costs_nothing_once_there_is_room(world, tmp_path, monkeypat
 
 
 def test_a_store_of_older_definitions_is_refused_and_goes_on_after_apply(world, applied, tmp_path) -> None:
-    from pipelines import online_schema
+    from pipelines.online import schema as online_schema
 
     with closing(sqlite3.connect(world.home / "feature_store" / "online.db", isolation_level=None)) as db:
         wanted = online_schema.get(db)

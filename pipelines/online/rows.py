@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pipelines.feast_format import Value
+from pipelines.online.feast_format import Value
 
 MOST = 50_000  # rows: a few thousand customers with their pairs, some 25 MB
 

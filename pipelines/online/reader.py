@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from pipelines import online_schema
-from pipelines.feast_format import JoinKey, Key, key_decoder, key_encoder, key_prefix, sorted_names, table_of
-from pipelines.online_file import OnlineFile
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import JoinKey, Key, key_decoder, key_encoder, key_prefix, sorted_names, table_of
+from pipelines.online.file import OnlineFile
 
 IDENTIFIER_VIEW = "identifier_customer"
 FORMER = "customer_id"  # the kind of an identifier that was a customer's id before it was merged into another

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import online_schema
 from pipelines.errors import StoreError
-from pipelines.feast_format import key_encoder, table_of
-from pipelines.online_rows import Standing, StandingRows
-from pipelines.online_schema import ViewSchema
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import key_encoder, table_of
+from pipelines.online.rows import Standing, StandingRows
+from pipelines.online.schema import ViewSchema
+from pipelines.online.writer import OnlineWriter, Row
 
 VIEW, SECOND = "customer_session", 1_000_000
 QUICK = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from pipelines import feature_store
 from pipelines.errors import StoreError
-from pipelines.online_erasure import erase
-from pipelines.online_writer import OnlineWriter, Row
-from pipelines.outbox import MirroredWriter, open_stream_writer
-from pipelines.redis_writer import RedisWriter
+from pipelines.online.erasure import erase
+from pipelines.online.outbox import MirroredWriter, open_stream_writer
+from pipelines.online.redis_writer import RedisWriter
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.settings import OnlineSettings, Settings
 
 pytestmark = pytest.mark.server

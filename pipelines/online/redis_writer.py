@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipelines import online_schema
-from pipelines.feast_format import (
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import (
     PROJECT,
     JoinKey,
     Key,
@@ -36,9 +36,9 @@ from pipelines.feast_format import (
     redis_time_field,
     sorted_names,
 )
-from pipelines.online_schema import Schema, ViewSchema
-from pipelines.online_writer import CUSTOMER, IDENTIFIER_VIEW, K, Row, as_text, encoded_keys, encoded_value, mapped
-from pipelines.redis_server import RedisServer, pack, piece
+from pipelines.online.redis_server import RedisServer, pack, piece
+from pipelines.online.schema import Schema, ViewSchema
+from pipelines.online.writer import CUSTOMER, IDENTIFIER_VIEW, K, Row, as_text, encoded_keys, encoded_value, mapped
 
 if TYPE_CHECKING:
     import pyarrow as pa

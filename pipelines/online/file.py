@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pipelines import online_schema
 from pipelines.errors import StoreError
-from pipelines.feast_format import table_of
-from pipelines.online_schema import Schema
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import table_of
+from pipelines.online.schema import Schema
 from pipelines.private_file import flush, transaction
 
 BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time

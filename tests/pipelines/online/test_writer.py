@@ -12,9 +12,9 @@ import pytest
 
 from pipelines import feature_store, tables
 from pipelines.errors import StoreError
-from pipelines.feast_format import table_of
-from pipelines.online_erasure import erase
-from pipelines.online_writer import OnlineWriter, Row
+from pipelines.online.erasure import erase
+from pipelines.online.feast_format import table_of
+from pipelines.online.writer import OnlineWriter, Row
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 NOW_US = int(NOW.timestamp() * 1e6)

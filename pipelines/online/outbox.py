@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.feast_format import JoinKey, Key
-from pipelines.online_writer import CUSTOMER, OnlineWriter, Row
-from pipelines.redis_writer import RedisWriter
+from pipelines.online.feast_format import JoinKey, Key
+from pipelines.online.redis_writer import RedisWriter
+from pipelines.online.writer import CUSTOMER, OnlineWriter, Row
 from pipelines.settings import Settings
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, told TEXT NOT NULL);"

@@ -17,9 +17,9 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from pipelines import online_schema
 from pipelines.errors import InputError, StoreError
-from pipelines.feast_format import (
+from pipelines.online import schema as online_schema
+from pipelines.online.feast_format import (
     JoinKey,
     Key,
     Value,
@@ -31,13 +31,13 @@ from pipelines.feast_format import (
     stored_seconds,
     table_of,
 )
-from pipelines.online_reader import CUSTOMER, FORMER, IDENTIFIER_VIEW, K, OnlineReader, is_former, micros
-from pipelines.online_rows import Standing, StandingRows
+from pipelines.online.reader import CUSTOMER, FORMER, IDENTIFIER_VIEW, K, OnlineReader, is_former, micros
+from pipelines.online.rows import Standing, StandingRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.redis_writer import RedisWriter
+    from pipelines.online.redis_writer import RedisWriter
     from pipelines.settings import Settings
 
 __all__ = [
@@ -242,7 +242,7 @@ def open_writer(home: Path, settings: "Settings | None" = None) -> "OnlineWriter
     """The writer of the online store that the settings name: Redis, or the home's SQLite file."""
     if settings is None or settings.online.redis_url is None:
         return OnlineWriter(home)
-    from pipelines.redis_writer import RedisWriter
+    from pipelines.online.redis_writer import RedisWriter
 
     return RedisWriter(settings.online.redis_url.get_secret_value())
 

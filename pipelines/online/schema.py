@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError, StoreError
-from pipelines.feast_format import JoinKey, Value
+from pipelines.online.feast_format import JoinKey, Value
 
 MEND = "run `rapport features apply`"
 TABLE = "declared_views"  # beside Feast's tables, and named unlike them

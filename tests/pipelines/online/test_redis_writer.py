@@ -11,11 +11,13 @@ import pyarrow as pa
 import pytest
 import redis
 
-from pipelines import feature_store, online_erasure, redis_server, tables
+from pipelines import feature_store, tables
 from pipelines.errors import InputError, StoreError
-from pipelines.feast_format import key_encoder
-from pipelines.online_writer import OnlineWriter, Row
-from pipelines.redis_writer import RedisWriter
+from pipelines.online import erasure as online_erasure
+from pipelines.online import redis_server
+from pipelines.online.feast_format import key_encoder
+from pipelines.online.redis_writer import RedisWriter
+from pipelines.online.writer import OnlineWriter, Row
 from pipelines.settings import OnlineSettings, Settings
 
 pytestmark = pytest.mark.server
