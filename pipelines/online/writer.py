@@ -133,8 +133,9 @@ class OnlineWriter(OnlineReader):
                 else:
                     odd += [(key, name, *_cell(view, name, value), *made.time) for name, value in values.items()]
             there[key] = made if before is None or before.names == made.names else Standing((), (), *made.time)
+        if rows:
+            self._mark(view)  # also where a load wrote them as they are: from now on they are the stream's
         for made, key, halves in fresh:
-            self._mark(view)
             self.db.execute(_insert(view, made.names), (key, *made.time, *halves))
         self._upserted(view, odd)
         self._updated(view, "event_ts = ?, created_ts = ? WHERE entity_key = ?", stamps, n_stamped)

@@ -814,7 +814,7 @@ IMPERSONAL = {
     "quarantine_id", "reason", "detail", "message_id", "origin", "files", "sha256", "plan", "positions", "link_id", "kind", "state",
     "evidence", "decided_by", "purpose", "basis", "policy_version", "trait", "value", "category", "alert_id", "column", "age_band",
     "gender", "region", "label", "split", "churn_version", "intent_version", "version", "rfm_tier", "model",
-    "lifecycle", "segment",
+    "lifecycle", "segment", "audience", "identify", "destination",
 }  # fmt: skip
 NAMING = {"customer_id", "user_id", "anonymous_id", "identifier", "subject", "left", "right", "email", "phone"}
 

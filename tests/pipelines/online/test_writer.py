@@ -163,6 +163,18 @@ def test_view_is_known_to_be_streamed_though_the_first_rows_of_it_were_rolled_ba
     assert online.is_streamed("customer_consent")
 
 
+def test_view_is_streamed_from_a_row_on_that_stands_there_already_as_it_was_loaded(online):
+    loaded = pa.table(
+        {"customer_id": ["c1"], "is_personalization_allowed": [True], "event_us": [NOW_US], "created_us": pa.nulls(1, pa.int64())}
+    )
+    with online.transaction():
+        online.load("customer_consent", loaded, join_key="customer_id", is_guarded=False)
+    assert not online.is_streamed("customer_consent")
+    with online.transaction():
+        online.renew("customer_consent", [Row("c1", {"is_personalization_allowed": True}, event_us=NOW_US)])
+    assert online.is_streamed("customer_consent")
+
+
 def test_transaction_that_fails_leaves_nothing(home, online):
     half = [consent("c1", True, NOW_US), Row("c2", {"is_personalization_allowed": True}, event_us="never")]
     with pytest.raises(TypeError):
