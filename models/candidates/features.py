@@ -56,7 +56,8 @@ def _customer(history: History, shelf: Shelf, is_bought: NDArray[np.bool_], last
         orders, newest, oldest = len(np.unique(day)), age.min(), age.max()
         gap = (oldest - newest) / (orders - 1) if orders > 1 else np.nan
         found[0], found[2], found[3] = orders, n / orders, np.count_nonzero(history.purchases > 1) / n
-        found[4], found[5], found[6], found[7] = newest, oldest, gap, newest / gap
+        found[4], found[5], found[6] = newest, oldest, gap
+        found[7] = newest / gap if gap else np.nan  # everything on one instant tells no rhythm
         found[10] = len(np.unique(day[age <= RECENT_DAYS]))
     if len(seen):
         found[8], found[9] = seen.min(), history.touches @ np.exp2(-seen / RECENT_DAYS)
