@@ -146,14 +146,27 @@ def coverage(items: ArrayLike, n_items: int) -> float:
     return float(np.count_nonzero(shown >= 0) / n_items)
 
 
+def rank_correlation(left: ArrayLike, right: ArrayLike) -> float:
+    """Spearman's, of two columns (n,); NaN where one of them says the same of everybody."""
+    from scipy.stats import rankdata
+
+    a, b = rankdata(_floats("left", left)), rankdata(_floats("right", right))
+    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")
+
+
 def psi(reference: ArrayLike, values: ArrayLike, *, bins: int = 10) -> float:
     """Population stability index of `values` against quantile bins of `reference`; 0: the same shares, above 0.1 worth a look.
 
-    Both (n,), finite. Half a row is added to each bin, so that an empty one gives a finite figure.
+    Both (n,), finite.
     """
     before, now = _floats("reference", reference), _floats("values", values)
     edges = np.unique(np.quantile(before, np.linspace(0, 1, bins + 1)[1:-1]))
-    p, q = (np.bincount(np.searchsorted(edges, side, side="right"), minlength=edges.size + 1) + 0.5 for side in (before, now))
+    return psi_of_counts(*(np.bincount(np.searchsorted(edges, side, side="right"), minlength=edges.size + 1) for side in (before, now)))
+
+
+def psi_of_counts(before: ArrayLike, now: ArrayLike) -> float:
+    """As `psi`, of the rows in each bin (n_bins,). Half a row is added to each, so that an empty one gives a finite figure."""
+    p, q = _floats("before", before) + 0.5, _floats("now", now) + 0.5
     p, q = p / p.sum(), q / q.sum()
     return float(((q - p) * np.log(q / p)).sum())
 

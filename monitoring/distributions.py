@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from models.evaluation import psi_of_counts
+
 BINS = 10  # quantile bins of the PSI; a value that fills more than one gets a bin of its own
 LEVELS = 501  # quantiles kept of a numeric column: W1 and the KS distance are read from them
 MAX_CATEGORIES = 50  # rarer levels of a reference column are judged together
@@ -186,7 +188,7 @@ def _measure_numbers(base: Distance, reference: Numbers, ordered: Array, unit_sh
     p_ks = float(stats.kstwobign.sf(gap * np.sqrt(n * m / (n + m))))
     # Chi-square sees changes of spread, Kolmogorov and Smirnov shifts of place: the better of the two, paid for by doubling.
     p_value = min(1.0, 2 * min(p_ks, _p_shares(reference.shares, m, shares, n)))
-    psi = _psi(reference.shares, reference.n, shares, base.n)
+    psi = psi_of_counts(reference.shares * reference.n, shares * base.n)
     return Distance(base.n, base.null_share, base.null_share_change, base.p_value_nulls, psi, _w1(reference, ordered), p_value)
 
 
@@ -203,7 +205,7 @@ def _measure_texts(base: Distance, reference: Categories, texts: pd.Series, unit
         base.null_share,
         base.null_share_change,
         base.p_value_nulls,
-        psi=_psi(before, reference.n, shares, base.n),
+        psi=psi_of_counts(before * reference.n, shares * base.n),
         p_value=_p_shares(before, reference.n * reference.unit_share, shares, base.n * unit_share),
         new_levels=tuple(map(str, new)) if reference.is_complete else (),
     )
@@ -216,16 +218,6 @@ def _w1(reference: Numbers, ordered: Array) -> float | None:
     with np.errstate(over="ignore", invalid="ignore"):
         apart = np.abs(_scaled(_quantiles(ordered), reference.log_unit) - _scaled(reference.quantiles, reference.log_unit)).mean()
     return float(apart / reference.sd) if np.isfinite(apart) else None
-
-
-def _psi(before: Array, n_before: int, now: Array, n_now: int) -> float:
-    """Population stability index. Half a row is added to each bin, so that an empty one gives a finite figure."""
-    p, q = _smoothed(before, n_before), _smoothed(now, n_now)
-    return float(((q - p) * np.log(q / p)).sum())
-
-
-def _smoothed(shares: Array, n: int) -> Array:
-    return (shares * n + 0.5) / (n + 0.5 * len(shares))
 
 
 def _p_shares(before: Array, m: float, now: Array, n: float) -> float:

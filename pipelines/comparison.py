@@ -71,6 +71,7 @@ def compare(home: Path, model: str, *, settings: Settings, vault: Tombs, version
     ours, theirs = (rows[role].to_numpy(dtype=np.float64) for role in ("challenger", "champion"))
     mine, yours = (bands.bands(p, learners[role].threshold_) for p, role in ((ours, "challenger"), (theirs, "champion")))
     moved = Counter(f"{bands.NAMES[a]} to {bands.NAMES[b]}" for a, b in zip(yours, mine, strict=True) if a != b)
+    alike = evaluation.rank_correlation(theirs, ours)
     foresight, why_not = _foresight(home, model, rows, settings=settings)
     return Comparison(
         model=model,
@@ -81,7 +82,7 @@ def compare(home: Path, model: str, *, settings: Settings, vault: Tombs, version
         until=rows["event_timestamp"].max().isoformat(),
         mean={"champion": float(theirs.mean()), "challenger": float(ours.mean())},
         mean_difference=_interval(evaluation.mean_difference(ours, theirs), rows, settings),
-        rank_correlation=_rank_correlation(theirs, ours),
+        rank_correlation=None if np.isnan(alike) else alike,
         psi=evaluation.psi(theirs, ours),
         same_band=float((mine == yours).mean()),
         moved=dict(moved.most_common()),
@@ -156,11 +157,6 @@ def _foresight(home: Path, model: str, rows: pd.DataFrame, *, settings: Settings
 def _interval(statistic: evaluation.Statistic, rows: pd.DataFrame, settings: Settings) -> Interval:
     options = settings.training
     return evaluation.paired_bootstrap(statistic, rows["customer_id"], draws=options.bootstrap_draws, seed=options.seed)
-
-
-def _rank_correlation(theirs: Floats, ours: Floats) -> float | None:
-    a, b = (pd.Series(values).rank().to_numpy() for values in (theirs, ours))
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else None
 
 
 def _load(home: Path, model: str, version: str) -> Classifier:

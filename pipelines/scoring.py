@@ -172,7 +172,7 @@ def _next_orders(champion: Champion, rows: pd.DataFrame) -> pd.DataFrame:
 def _values(home: Path, champion: Champion, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
     """What each customer who ever ordered will be worth."""
     learner, now = CustomerValue.load(champion.folder / valuing.FOLDER), pd.Timestamp(as_of)
-    history, mean_cents = valuing.known(home, valuing.paid_orders(home, settings=settings), now, settings=settings)
+    history, mean_cents = valuing.known(home, timing.orders(home, settings=settings, also=[valuing.VALUE]), now, settings=settings)
     told = learner.predict(history, mean_cents) if len(history) else pd.DataFrame(columns=["expected_orders", "order_value", "value"])
     return pd.DataFrame(
         {

@@ -6,6 +6,7 @@ watched that far. Days count from a row's instant and the gap after it, as for t
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -89,9 +90,9 @@ def fit(home: Path, rows: Rows, *, days: float | None, settings: Settings, as_of
     return Timing(model, survival, judged, came, is_kept=days is not None)
 
 
-def orders(home: Path, *, settings: Settings) -> pd.DataFrame:
-    """The events whose absence is churn: type, event_timestamp, created_timestamp, customer_id."""
-    acts = tables.read(home, tables.EVENTS, ["type", "event_timestamp", "created_timestamp", "customer_id"])
+def orders(home: Path, *, settings: Settings, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The events whose absence is churn: type, event_timestamp, created_timestamp, customer_id, and what is asked for besides."""
+    acts = tables.read(home, tables.EVENTS, ["type", "event_timestamp", "created_timestamp", "customer_id", *also])
     return acts[(acts["type"] == settings.labels.churn_event) & acts["customer_id"].notna()]
 
 

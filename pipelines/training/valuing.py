@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from models import evaluation
 from models.customer_value import CustomerValue
 from models.spend import lifetime_value
 from pipelines import consent, tables
 from pipelines.settings import Settings
 from pipelines.training.baselines import histories
 from pipelines.training.publishing import finite, share
+from pipelines.training.timing import orders
 
 FOLDER = "value"  # of its files in a version, and of what a manifest tells of it
 
-_COLUMNS = ["type", "event_timestamp", "created_timestamp", "customer_id", "revenue_cents"]
+VALUE = "revenue_cents"  # of an order
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Valuing:
 
 def fit(home: Path, *, at: pd.Timestamp, days: float, settings: Settings, as_of: datetime) -> Valuing | None:
     """Learned at the cut-off `at`, judged on the `days` after it; None where nobody came back by then, or orders have no value."""
-    acts = paid_orders(home, settings=settings)
+    acts = orders(home, settings=settings, also=[VALUE])
     history, mean_cents = known(home, acts, at, settings=settings)
     if history.empty or not history["repeat_orders"].any() or (mean_cents > 0).sum() < 2:
         return None
@@ -62,19 +64,13 @@ def fit(home: Path, *, at: pd.Timestamp, days: float, settings: Settings, as_of:
     expected = lifetime_value(learner.lifetime_, learner.spend_, history, mean_cents, horizon=days, periods=1, discount=0.0)
     later = acts[(acts["event_timestamp"] > at) & (acts["event_timestamp"] <= at + timedelta(days=days))]
     later = later[later["created_timestamp"] <= pd.Timestamp(as_of)]
-    spent = later.groupby("customer_id")["revenue_cents"].sum().reindex(history.index).fillna(0.0).to_numpy(dtype=float)
-    orders, age = history["repeat_orders"].to_numpy() + 1.0, history["age_days"].to_numpy()
-    before = orders * mean_cents.to_numpy() / np.maximum(age, 1.0)
+    spent = later.groupby("customer_id")[VALUE].sum().reindex(history.index).fillna(0.0).to_numpy(dtype=float)
+    n_orders, age = history["repeat_orders"].to_numpy() + 1.0, history["age_days"].to_numpy()
+    before = n_orders * mean_cents.to_numpy() / np.maximum(age, 1.0)
     return Valuing(
-        learner, days, len(history), float(expected.sum()), float(spent.sum()), _rank_correlation(expected, spent),
-        _rank_correlation(before, spent),
+        learner, days, len(history), float(expected.sum()), float(spent.sum()), evaluation.rank_correlation(expected, spent),
+        evaluation.rank_correlation(before, spent),
     )  # fmt: skip
-
-
-def paid_orders(home: Path, *, settings: Settings) -> pd.DataFrame:
-    """The events whose absence is churn, with what they were worth."""
-    acts = tables.read(home, tables.EVENTS, _COLUMNS)
-    return acts[(acts["type"] == settings.labels.churn_event) & acts["customer_id"].notna()]
 
 
 def known(home: Path, acts: pd.DataFrame, at: pd.Timestamp, *, settings: Settings) -> tuple[pd.DataFrame, pd.Series]:
@@ -84,13 +80,5 @@ def known(home: Path, acts: pd.DataFrame, at: pd.Timestamp, *, settings: Setting
     allows = consent.state_at(tables.read(home, tables.CONSENTS), people, purpose=settings.consent.purpose)
     history = history[np.asarray(allows, dtype=bool)]
     seen = acts[(acts["event_timestamp"] < at) & (acts["created_timestamp"] < at)]
-    cents = seen.groupby("customer_id")["revenue_cents"].sum().reindex(history.index).astype(float)
+    cents = seen.groupby("customer_id")[VALUE].sum().reindex(history.index).astype(float)
     return history, cents / (history["repeat_orders"] + 1.0)
-
-
-# -- private -----------------------------------------------------------------------------------------------------------
-
-
-def _rank_correlation(left: np.ndarray, right: np.ndarray) -> float:
-    ranks = np.corrcoef(pd.Series(left).rank(), pd.Series(right).rank()) if np.ptp(left) and np.ptp(right) else np.full((2, 2), np.nan)
-    return float(ranks[0, 1])

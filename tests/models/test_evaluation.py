@@ -192,3 +192,19 @@ def test_population_stability_counts_by_the_references_quantiles():
     reference = np.arange(100) / 100
     assert evaluation.psi(reference, reference[:50].repeat(2)) > 0.5  # half of the bins are empty
     assert evaluation.psi(reference, reference + 1e-9) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "expected"),
+    [([1, 2, 3, 4], [10, 20, 30, 1e9], 1.0), ([1, 2, 3], [3, 2, 1], -1.0), ([1, 1, 2, 3], [1, 1, 3, 2], 7 / 9)],
+    ids=["only_the_order_counts", "reversed", "ties"],
+)
+def test_rank_correlation_is_spearmans(left, right, expected):
+    from scipy.stats import spearmanr
+
+    assert evaluation.rank_correlation(left, right) == pytest.approx(spearmanr(left, right).statistic)
+    assert evaluation.rank_correlation(left, right) == pytest.approx(expected)
+
+
+def test_rank_correlation_with_a_constant_is_not_a_number():
+    assert np.isnan(evaluation.rank_correlation([1.0, 2.0], [3.0, 3.0]))

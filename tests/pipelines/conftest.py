@@ -93,6 +93,16 @@ def empty_tracking(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def applied(tmp_path_factory):
+    """A home whose features are declared, and that holds nothing. To be copied, not changed."""
+    from pipelines import feature_store
+
+    home = tmp_path_factory.mktemp("applied")
+    feature_store.apply(home)
+    return home
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, empty_tracking):
     """The home after one training of all models, its settings and its reports."""
     from pipelines import feature_store, features, labels, training

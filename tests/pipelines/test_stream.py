@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import feature_store, profiles, tables
+from pipelines import profiles, tables
 from pipelines.errors import InputError, StoreError
 from pipelines.identity.online import Online
 from pipelines.log import Incoming, open_log
@@ -35,13 +35,6 @@ ALLOW, DENY = {"personalization": True}, {"personalization": False}
 
 def us(at):
     return (at - EPOCH) // timedelta(microseconds=1)
-
-
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory):
-    home = tmp_path_factory.mktemp("applied")
-    feature_store.apply(home)
-    return home
 
 
 class World:

@@ -1,6 +1,7 @@
 """Rows written to a real Redis, held against Feast: what it writes, what it reads, and what its own guard loses."""
 
 import random
+import shutil
 import threading
 import time
 from contextlib import closing
@@ -36,16 +37,10 @@ def url(redis_server):
     return url
 
 
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory):
-    home = tmp_path_factory.mktemp("applied")
-    feature_store.apply(home)
-    return home
-
-
 @pytest.fixture
-def settings(applied, url):
-    made = Settings(home=applied, online=OnlineSettings(redis_url=url))
+def settings(applied, url, tmp_path):
+    shutil.copytree(applied / "feature_store", tmp_path / "feature_store")
+    made = Settings(home=tmp_path, online=OnlineSettings(redis_url=url))
     with closing(RedisWriter(url)) as online:
         online.migrate(feature_store.declared_schema())
     return made

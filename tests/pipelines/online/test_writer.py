@@ -21,13 +21,6 @@ NOW_US = int(NOW.timestamp() * 1e6)
 SECOND = 1_000_000
 
 
-@pytest.fixture(scope="module")
-def applied(tmp_path_factory):
-    home = tmp_path_factory.mktemp("applied")
-    feature_store.apply(home)
-    return home
-
-
 @pytest.fixture
 def home(applied, tmp_path):
     shutil.copytree(applied / "feature_store", tmp_path / "feature_store")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipelines import feature_store, features, tables
+from pipelines import features, tables
 from pipelines.identity.online import Online
 from pipelines.ingest import drain
 from pipelines.log import Incoming, open_log
@@ -182,13 +182,6 @@ class World:
         self.linker.close()
         self.log.close()
         self.vault.close()
-
-
-@pytest.fixture(scope="session")
-def applied(tmp_path_factory):
-    home = tmp_path_factory.mktemp("applied")
-    feature_store.apply(home)
-    return home
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_everybody_who_ever_ordered_has_a_value_of_what_orders_are_worth(told):
     assert (rows["value_cents"] <= rows["expected_orders"] * rows["order_value_cents"]).all()  # later money is less
     assert (rows["value_cents"] > 0.95 * rows["expected_orders"] * rows["order_value_cents"]).all()
     learner = CustomerValue.load(registry.load_champion(told.home, "churn").folder / valuing.FOLDER)
-    acts = valuing.paid_orders(told.home, settings=told.settings)
+    acts = timing.orders(told.home, settings=told.settings, also=[valuing.VALUE])
     history, cents = valuing.known(told.home, acts, pd.Timestamp(told.as_of), settings=told.settings)
     assert np.array_equal(learner.predict(history, cents)["value"], rows["value_cents"])
 
