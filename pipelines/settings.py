@@ -224,6 +224,9 @@ class ServingSettings(_Group):
     burst: int = Field(20_000, ge=1, description="requests that a key may make at once")
     tls_cert: Path | None = Field(None, description="PEM file of the certificate and its chain: the service speaks https; none: http")
     tls_key: Path | None = Field(None, description="PEM file of its private key")
+    ranking_s: float = Field(
+        5.0, ge=0, le=60, description="seconds for which a customer's order of items stands while nothing new is known of them; 0: none"
+    )
     max_feature_age_hours: int = Field(24 * 3650, ge=1, description="older online rows count as missing")
     audit_share: float = Field(
         0.01, ge=0, le=1, description="share of customers whose served values are kept for `features parity`; 0: none"

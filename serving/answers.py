@@ -58,7 +58,11 @@ class Answers:
         self._batches = ThreadPoolExecutor(1, thread_name_prefix="scores")
         self._waiting = ThreadPoolExecutor(PLACES + SPARE, thread_name_prefix="slow-store")
         self.recommendations = Recommendations(
-            guard=self.guard, bundle=lambda: self.champions.bundle, catalogue=lambda: self.catalogue, clock=self.clock
+            guard=self.guard,
+            bundle=lambda: self.champions.bundle,
+            catalogue=lambda: self.catalogue,
+            clock=self.clock,
+            ranking_s=settings.serving.ranking_s,
         )
         self.sample = Sample(settings, vault=lambda: self.vault)
         self.shadow = Shadow(settings, sample=self.sample, rehearse=rehearse)

@@ -19,22 +19,26 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from serving import arrivals, fallbacks, likeness, ranking, recent, tracing
+from serving import arrivals, fallbacks, likeness, metrics, ranking, recent, tracing
 from serving.catalogue import Catalogue, Criteria, Offers
 from serving.champions import RECOMMENDER, Bundle, Recommending
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Declined, Rung, Unanswered, Unavailable, descend
 from serving.interest import Interest
 from serving.profile import STRANGER, Person, Profiles
+from serving.ranking import Ranking
 from serving.recent import Act
-from serving.remembered import Answered, Remembered
+from serving.remembered import Remembered
 from serving.selection import capped, first_of
 from serving.store_guard import Guard
+from serving.taste import Taste
 from serving.wire import Item, Recommendation, RecommendRequest, ranked
 
 ENDPOINT = "/recommend"
 PERSONAL, FOLDED_IN, STALE, SEGMENT, POPULAR, STATIC = "personal", "folded_in", "stale", "segment", "popular", "static"
 KEPT = 50  # items of an answer that is remembered: what is left of them once the next request has filtered
+MOST_ANSWERED, ANSWERED_S = 10_000, 3_600.0  # customers whose last answer is remembered, some 10 MB, and for how long
+MOST_RANKED = 500  # customers whose order of items is remembered: some 10 MB
 
 IN_SHOP, SUITS, SUITED = "popular in this shop", "suits what you did", "suited what you did when last looked at"
 VIEWED, BOUGHT, EITHER = "viewed", "bought", "viewed or bought"
@@ -50,6 +54,24 @@ class Picks:
     items: list[Item]
     source: str | None = None
     version: str | None = None
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """Items, best first, with their scores, and the model version that ranked them."""
+
+    item_ids: Sequence[str]
+    scores: Sequence[float]
+    version: str
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """How a customer's items were ordered, and everything that it followed from but the moment."""
+
+    model: Recommending
+    known: Sequence[object]
+    seen: Ranking | Taste
 
 
 @dataclass
@@ -97,9 +119,11 @@ class Recommendations:
         bundle: Callable[[], Bundle],
         catalogue: Callable[[], Catalogue],
         clock: Clock,
+        ranking_s: float = 0.0,
     ) -> None:
         self._guard, self._bundle, self._catalogue, self._clock = guard, bundle, catalogue, clock
-        self._answered = Remembered()
+        self._answered: Remembered[_Answered] = Remembered(most=MOST_ANSWERED, oldest_s=ANSWERED_S)
+        self._ranked: Remembered[_Ranked] = Remembered(most=MOST_RANKED, oldest_s=ranking_s)
         self._aligned: tuple[Recommending, Catalogue, Offers] | None = None
 
     def answer(self, request: RecommendRequest, deadline: Deadline) -> Recommendation:
@@ -143,7 +167,7 @@ class Recommendations:
         case.deadline.check()
         request, k = case.request, case.request.k
         with tracing.span("fold in"):
-            seen = ranking.seen(model, rows, acts, case.at, new_only=request.new_only)
+            seen = self._seen(case, customer, model, rows, acts)
         if seen is None:
             raise Declined(fallbacks.NOT_IN_MODEL)
         offers = self._offers(model, case.catalogue)
@@ -155,7 +179,7 @@ class Recommendations:
         if not names:
             raise Declined(fallbacks.NO_MATCH)
         if is_plain:
-            self._answered.keep(customer, names, values, model.version)
+            self._answered.keep(customer, _Answered(names, values, model.version))
         strongest = seen.strongest(best[:k])
         done = {act.item_id: BOUGHT if act.is_bought else VIEWED for act in acts}
         reasons = [
@@ -164,6 +188,19 @@ class Recommendations:
         ]
         items = ranked(names[:k], values[:k], reasons)
         return Picks(self._joined(case, items), FOLDED_IN if seen.is_folded else PERSONAL, model.version)
+
+    def _seen(self, case: _Case, customer: str, model: Recommending, rows: Sequence[int], acts: Sequence[Act]) -> Ranking | Taste | None:
+        """The customer as the model sees them; as it did a moment ago where it knew the same of them, whatever else that request asked."""
+        key, known = (customer, case.request.new_only), [*rows, *(act.done for act in acts)]
+        before = self._ranked.of(key)
+        is_same = before is not None and before.model is model and before.known == known
+        metrics.ranking(is_remembered=is_same).inc()
+        if before is not None and is_same:
+            return before.seen
+        seen = ranking.seen(model, rows, acts, case.at, new_only=case.request.new_only)
+        if seen is not None:
+            self._ranked.keep(key, _Ranked(model, known, seen))
+        return seen
 
     def _like(self, case: _Case) -> Picks:
         model, catalogue, asked = case.bundle.recommender, case.catalogue, case.request.item_id or ""
@@ -235,6 +272,7 @@ class Recommendations:
         if customer is None or not case.person.is_allowed:
             if customer is not None:
                 self._answered.forget(customer)
+                self._ranked.forget((customer, False), (customer, True))
             raise Declined(fallbacks.UNKNOWN_CUSTOMER if customer is None else fallbacks.CONSENT)
         if case.request.new_only and case.failure is None:
             bought = self._guard.ask(lambda profiles: recent.bought(profiles, customer, deadline=case.deadline))
@@ -257,7 +295,7 @@ class Recommendations:
                 return self._guard.ask(lambda profiles: profiles.people([name], at=at, deadline=deadline)[0])
             return self._guard.ask(lambda profiles: profiles.owners(kind, [name], at=at, deadline=deadline)[0])
 
-    def _remembered(self, case: _Case) -> Answered:
+    def _remembered(self, case: _Case) -> _Answered:
         """What was answered before. Raises what the customer's own answer failed with where that is nothing, or where nobody could be asked
         whether they still allow it.
         """

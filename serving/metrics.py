@@ -31,6 +31,7 @@ FAMILIES: Mapping[str, Family] = {
     "rapport_feature_age_seconds": Family("Since the features behind an answer had changed", ("endpoint",), "histogram", AGES_S),
     "rapport_score": Family("Probabilities that a model foretold from live features", ("model",), "histogram", SCORES),
     "rapport_fallback": Family("Steps down the ladder: the rung that did not answer, and why", ("endpoint", "rung", "cause")),
+    "rapport_ranking": Family("Orders of items for a customer: taken from a moment ago, or found anew", ("outcome",)),
     "rapport_shed": Family("Requests refused because too many came", ("priority",)),
     "rapport_rate_limited": Family("Requests of a key that asked for more than it may", ("role",)),
     "rapport_breaker_state": Family("0: the dependency is asked; 1: it is left alone", ("dependency",), "gauge", over_workers="livemax"),
@@ -69,6 +70,11 @@ def score(model: str) -> Any:
 def fallback(endpoint: str, rung: str, cause: str) -> Any:
     """Counts steps down."""
     return _child("rapport_fallback", endpoint, rung, cause)
+
+
+def ranking(*, is_remembered: bool) -> Any:
+    """Counts orders of items: `remembered` or `found`."""
+    return _child("rapport_ranking", "remembered" if is_remembered else "found")
 
 
 def shed(priority: str) -> Any:

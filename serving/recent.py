@@ -43,6 +43,11 @@ class Act:
     bought_us: int
 
     @property
+    def done(self) -> tuple[object, ...]:
+        """What of it does not change by the mere passing of time."""
+        return self.item_id, self.touches, self.purchases, self.seen_us, self.bought_us
+
+    @property
     def is_bought(self) -> bool:
         """Whether they ever bought it."""
         return self.purchases > 0

@@ -1,52 +1,42 @@
-"""The last good answers to customers, for when a better one cannot be had: in memory, bounded in number and in age.
+"""What was found for customers, for a while: in memory, bounded in number and in age.
 
-In: whose it is, and what was answered. Out: the same, while it is young enough. It rests on behaviour: whoever asks for it has found, now,
+In: whose it is, and what was found. Out: the same, while it is young enough. It rests on behaviour: whoever asks for it has found, now,
 that the customer allows that, and whoever finds that they do not calls `forget`. Safe from several threads.
 """
 
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
-MOST = 10_000  # customers: with lists of 50 some 10 MB
-OLDEST_S = 3_600.0
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Items, best first, with their scores; the model version that ranked them; when, by the monotonic clock."""
-
-    item_ids: Sequence[str]
-    scores: Sequence[float]
-    version: str
-    at_s: float
+T = TypeVar("T")
 
 
-class Remembered:
-    """By customer."""
+class Remembered(Generic[T]):
+    """The last of each key, of `most` keys at most, until it is older than `oldest_s`; 0 remembers nothing."""
 
-    def __init__(self, *, most: int = MOST, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._clock = most, clock
+    def __init__(self, *, most: int, oldest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._oldest_s, self._clock = most, oldest_s, clock
         self._lock = threading.Lock()
-        self._answers: OrderedDict[str, Answered] = OrderedDict()  # the last kept is the last
+        self._found: OrderedDict[Hashable, tuple[T, float]] = OrderedDict()  # the last kept is the last
 
-    def keep(self, customer: str, item_ids: Sequence[str], scores: Sequence[float], version: str) -> None:
-        """Remember an answer in place of the customer's last, and let go of what is too old or too much."""
+    def keep(self, key: Hashable, found: T) -> None:
+        """Remember it in place of the key's last, and let go of what is too old or too much."""
         with self._lock:
             now = self._clock()
-            self._answers[customer] = Answered(item_ids, scores, version, now)
-            self._answers.move_to_end(customer)
-            while len(self._answers) > self._most or now - next(iter(self._answers.values())).at_s > OLDEST_S:
-                self._answers.popitem(last=False)
+            self._found[key] = found, now
+            self._found.move_to_end(key)
+            while len(self._found) > self._most or (self._found and now - next(iter(self._found.values()))[1] >= self._oldest_s):
+                self._found.popitem(last=False)
 
-    def of(self, customer: str) -> Answered | None:
-        """What was answered to a customer who is known to allow it."""
-        found = self._answers.get(customer)
-        return found if found is not None and self._clock() - found.at_s <= OLDEST_S else None
+    def of(self, key: Hashable) -> T | None:
+        """What was last kept under the key, while it is young enough."""
+        found, at_s = self._found.get(key) or (None, 0.0)
+        return found if found is not None and self._clock() - at_s < self._oldest_s else None
 
-    def forget(self, customer: str) -> None:
-        """Drop what was answered to this customer."""
+    def forget(self, *keys: Hashable) -> None:
+        """Drop what is kept under these keys."""
         with self._lock:
-            self._answers.pop(customer, None)
+            for key in keys:
+                self._found.pop(key, None)

@@ -89,6 +89,8 @@ def serve_rows(
     """
     rivals.write_plain(settings.home, folder / "plain", at=Clock(settings).now().isoformat())
     rivals.write_mlflow(settings.home, folder / "mlflow")
+    # every list is ordered anew, for a few customers ask all the time here
+    settings = settings.model_copy(update={"serving": settings.serving.model_copy(update={"ranking_s": 0.0})})
     # nothing is turned away while costs are measured, however busy the machine is: what a busy service does is looked at apart
     patient = settings.model_copy(update={"serving": settings.serving.model_copy(update={"deadline_ms": PATIENCE_MS})})
     found: list[Row] = []

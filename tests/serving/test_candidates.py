@@ -15,6 +15,7 @@ from scipy import sparse
 from pipelines import registry, tables
 from pipelines.online.writer import OnlineWriter, Row
 from pipelines.settings import Settings
+from serving import ranking
 from serving.answers import Answers
 from serving.fallbacks import Deadline
 from serving.wire import Filters, Price, RecommendRequest
@@ -302,6 +303,68 @@ def test_what_was_bought_does_not_come_back_where_only_new_items_are_wanted(answ
     assert set(allowed) - set(new) == {"item-01", "item-06"}
     answers.champions.bundle = replace(answers.champions.bundle, recommender=None)  # nor from a lesser rung
     assert not {"item-01", "item-06"} & set(names(ask(answers, customer_id=customer, k=50, new_only=True)))
+
+
+# -- several lists of one page ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ranked(monkeypatch):
+    """Whose items were ordered, once for each time."""
+    found, rank = [], ranking.seen
+
+    def seen(model, rows, acts, at, *, new_only):
+        found.append((tuple(rows), new_only))
+        return rank(model, rows, acts, at, new_only=new_only)
+
+    monkeypatch.setattr(ranking, "seen", seen)
+    return found
+
+
+def test_lists_of_one_page_are_cut_from_one_order(answers, cast, ranked):
+    every = ask(answers, customer_id=cast.customers[4], k=29)
+    hats = ask(answers, customer_id=cast.customers[4], k=3, category=["hats"], exclude=names(every)[:1])
+    assert names(hats) == [name for name in names(every)[1:] if int(name[-2:]) % 3 == 1][:3]
+    assert hats.decision_id != every.decision_id
+    assert ranked == [((4,), False)]
+    ask(answers, customer_id=cast.customers[4], new_only=True)
+    ask(answers, customer_id=cast.customers[5])
+    assert ranked[1:] == [((4,), True), ((5,), False)]
+
+
+def test_what_is_new_of_a_customer_or_another_version_orders_anew(answers, cast, home, ranked):
+    customer, bundle = cast.customers[4], answers.champions.bundle
+    changes = [
+        lambda: write_acts(cast, home, customer, ("item-20", "view", 1)),
+        lambda: write_acts(cast, home, customer, ("item-20", "view", 1, {"view": 2})),
+        lambda: merge(home, cast.customers[9], customer),
+        lambda: setattr(answers.champions, "bundle", replace(bundle, recommender=replace(bundle.recommender))),
+    ]
+    for n, change in enumerate([lambda: None, *changes], start=1):
+        change()
+        ask(answers, customer_id=customer)
+        ask(answers, customer_id=customer)
+        assert len(ranked) == n
+
+
+def test_nothing_of_a_customer_who_withdraws_stays_in_memory(answers, cast, home):
+    customer = cast.customers[4]
+    for new_only in (False, True):
+        ask(answers, customer_id=customer, new_only=new_only)
+    assert len(answers.recommendations._ranked._found) == 2
+    with closing(OnlineWriter(home)) as online, online.transaction():
+        online.write("customer_consent", [Row(customer, {"is_personalization_allowed": False}, event_us=1_800_000_000_000_000)])
+    ask(answers, customer_id=customer)
+    assert not answers.recommendations._ranked._found
+
+
+def test_without_time_for_it_every_list_is_ordered_anew(settings, home, cast, rehearse, ranked):
+    core = Answers(settings.model_copy(update={"serving": settings.serving.model_copy(update={"ranking_s": 0.0})}), rehearse=rehearse)
+    core.open()
+    for _ in range(2):
+        ask(core, customer_id=cast.customers[4])
+    assert ranked == [((4,), False)] * 2
+    core.close()
 
 
 # -- reasons, filters, caps ---------------------------------------------------------------------------------------------------------
