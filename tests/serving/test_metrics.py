@@ -74,6 +74,7 @@ def scraped(shop, cast, rehearse):
     metrics.request("/churn", "200").observe(0.001)
     for series in (
         metrics.shed("docs"), metrics.rate_limited("decide"), metrics.model_refused("churn"), metrics.shadow("churn", "scored"),
+        metrics.ranking(is_remembered=True),
         metrics.traces("exported"),
         _events("shop", "new"), _refused("shop", "size"), _aside("shop", "type"), served.dropped(),
     ):  # fmt: skip
