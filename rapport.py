@@ -22,7 +22,7 @@ from pipelines.errors import PipelineError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of callers: list, add, revoke; a running service follows within seconds.")
-monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias.")
+monitor_app = typer.Typer(no_args_is_help=True, help="Drift and bias; and what customers get when something breaks.")
 for part in (events, people, features, models, privacy, status):
     app.add_typer(part.app)
 app.add_typer(keys_app, name="keys")

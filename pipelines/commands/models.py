@@ -8,7 +8,7 @@ from pipelines.commands import comparison, home, progress, terminal
 from pipelines.commands.terminal import AsJson
 
 app = typer.Typer()
-models_app = typer.Typer(no_args_is_help=True, help="Model versions: list, promote, roll back.")
+models_app = typer.Typer(no_args_is_help=True, help="Model versions: list, compare, promote, roll back, shadow.")
 app.add_typer(models_app, name="models")
 
 

@@ -16,15 +16,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object as the las
 
 
 def show(report: Any, as_json: bool) -> None:
-    """A report, a line a field."""
+    """A report, a line a field; fields of a field are a column under its name."""
     from pipelines import flow
 
     plain = flow.plain(report)
     if as_json:
         print(json.dumps(plain))  # noqa: T201
         return
-    for key, value in plain.items():
-        out.print(f"{key}: {value if not isinstance(value, dict) else json.dumps(value)}", markup=False, soft_wrap=True)
+    for line in _lines(plain):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def show_rows(rows: Sequence[dict[Any, Any]], as_json: bool) -> None:
@@ -58,3 +58,26 @@ def step(label: str) -> Iterator[None]:
     """A spinner on a terminal while something long happens."""
     with err.status(label) if err.is_terminal else nullcontext():
         yield
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    for key, value in report.items():
+        if isinstance(value, dict) and value:
+            shown = {name: _told(part) for name, part in value.items()}
+            names, values = max(map(len, shown)), max(map(len, shown.values()))
+            is_number = all(isinstance(part, (int, float)) or part is None for part in value.values())
+            yield f"{key}:"
+            yield from (f"  {name:<{names}}  {part:>{values if is_number else 0}}" for name, part in shown.items())
+        else:
+            yield f"{key}: {_told(value)}"
+
+
+def _told(value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return "none"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return value if isinstance(value, str) else json.dumps(value)
+    return f"{value:,}"
