@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 ARGS ?=
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := .venv
+unexport PYTHONDONTWRITEBYTECODE # compiling the libraries anew would cost each start three seconds
 
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
@@ -14,7 +15,7 @@ demo: setup ## the whole loop on a simulated shop; ARGS="--events FILE --mapping
 	$(RUN) rapport demo $(ARGS)
 
 test: setup ## the whole test suite
-	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN) pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup ## lint, format, types, import contracts, lock file
 	$(UV) lock --check --offline --quiet || $(UV) lock --check --quiet
