@@ -221,7 +221,7 @@ CUSTOMER_ITEM = Aggregates(
         Sum("cart_adds", types=("cart_add",), windows=("30d",), has_total=True),
         Sum("purchases", types=("purchase",), windows=("30d",), has_total=True),
     ),
-    instants=(Instant("last_seen"), Instant("last_bought", types=("purchase",))),
+    instants=(Instant("last_seen", types=("view", "cart_add", "purchase")), Instant("last_bought", types=("purchase",))),
 )
 CUSTOMER_CATEGORY = Aggregates(
     key=("customer_id", "category"),

@@ -8,6 +8,7 @@ columns added to their data. Without the kernel numpy solves the same systems, s
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -124,12 +125,15 @@ class Solved:
         return np.asarray(lapack.dpotrs(self.cholesky, right, lower=1)[0])
 
 
-def solve_one(places: NDArray[np.integer], weights: NDArray[np.floating], objective: Objective, items: Singles, *, gram: Singles) -> Solved:
+def solve_one(
+    places: NDArray[np.integer], weights: NDArray[np.floating], objective: Objective, items: Singles, *, gram: NDArray[np.floating]
+) -> Solved:
     """One customer's factors from the items touched (r,), each once, and their weights; as `fold_in`, in double precision."""
     touched, c = items[places].astype(np.float64), 1.0 + np.asarray(weights, dtype=np.float64) / objective.alpha0
-    normal = gram + (touched.T * (c - 1.0)) @ touched
-    normal.flat[:: len(normal) + 1] += objective.ridge(np.array([len(c)]), objective.n_items)[0]
-    factor, failed = lapack.dpotrf(normal, lower=1)
+    normal = (touched.T * (c - 1.0)) @ touched
+    normal += gram
+    normal.ravel()[:: len(normal) + 1] += _ridge_of(objective, len(c))
+    factor, failed = lapack.dpotrf(normal.T, lower=1, clean=0, overwrite_a=1)  # in Fortran's order nothing is copied
     if failed:
         raise ValueError("als: the normal equations cannot be solved; factors or weights are not finite")
     return Solved(factor, touched, c)
@@ -224,6 +228,12 @@ def _start(side: _Side, rng: np.random.Generator, n_factors: int) -> Singles:
     factors = rng.normal(0.0, 0.1 / np.sqrt(n_factors), (side.confidence.shape[0], n_factors)).astype(np.float32)
     factors[np.diff(side.confidence.indptr) == 0] = 0.0
     return factors
+
+
+@lru_cache(4_096)
+def _ridge_of(objective: Objective, count: int) -> float:
+    """The ridge of one customer with so many interactions."""
+    return float(objective.ridge(np.array([count]), objective.n_items)[0])
 
 
 def _rounded(frequency: Any) -> NDArray[np.float64]:

@@ -3,6 +3,9 @@
 Source: Platt, Probabilistic outputs for support vector machines, 1999, with a prior where rows are few.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,9 +18,7 @@ PRIOR_PRECISION = 25.0
 
 def sigmoid(calibration: tuple[float, float], raw: Floats) -> Floats:
     """Probabilities (n,) of logits (n,); calibration: slope and intercept of the logit."""
-    from scipy.special import expit
-
-    return np.asarray(expit(calibration[0] * raw + calibration[1]))
+    return np.asarray(_expit()(calibration[0] * raw + calibration[1]))
 
 
 def platt(raw: Floats, y: Floats) -> tuple[float, float]:
@@ -49,3 +50,13 @@ def cheapest_threshold(probability: Floats, y: Floats, false_positive: float, fa
     cuts = (edges[:-1] + edges[1:]) / 2
     cheapest = cuts[cost <= cost.min() + 1e-9]
     return float(cheapest[np.abs(cheapest - ideal).argmin()])
+
+
+# -- private -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _expit() -> Callable[[Floats], Floats]:
+    from scipy.special import expit  # whoever only looks for tasks need not wait for it
+
+    return expit  # type: ignore[no-any-return]

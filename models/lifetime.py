@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import special
 
 from models.learner import Learner, read_json, write_json
@@ -37,25 +38,31 @@ class Lifetime(Learner):
         self.max_customers = max_customers
         self.random_state = random_state
 
-    def fit(self, history: pd.DataFrame) -> Self:
-        """Learn from the histories of everybody who ever bought, those who left included; of more than `max_customers` a sample.
+    def fit(self, history: pd.DataFrame, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn from the histories of everybody who ever bought, those who left included; of more than `max_customers` rows a sample.
 
-        Raises ValueError on no rows, numbers that are no history (`recency_days` of 0 with repeat orders, beyond `age_days`), or
-        histories without a single repeat order.
+        sample_weight: (n,), how many customers have each history, by default one. Raises ValueError on no rows, numbers that are no
+        history (`recency_days` of 0 with repeat orders, beyond `age_days`), histories without a single repeat order, or a weight that is
+        not above 0.
         """
         x, recency, age = _history(history)
         if not (x > 0).any() or age.max() <= 0:
             raise ValueError(f"{type(self).__name__}: expected some repeat orders to learn from, found none in {len(x)} histories")
+        weight = _weight(sample_weight, len(x))
         rng = np.random.default_rng(self.random_state)
         if len(x) > self.max_customers:
             chosen = np.sort(rng.choice(len(x), self.max_customers, replace=False))
-            x, recency, age = x[chosen], recency[chosen], age[chosen]
-        unit = float(age.mean())  # the fit does not see whether these are days or weeks
+            x, recency, age, weight = x[chosen], recency[chosen], age[chosen], weight[chosen]
+        histories, place = np.unique(np.column_stack([x, recency, age]), axis=0, return_inverse=True)  # told in days, they repeat
+        (x, recency, age), weight = histories.T, np.bincount(place.ravel(), weight).astype(np.float64)
+        unit = float(np.average(age, weights=weight))  # the fit does not see whether these are days or weeks
         rows = np.column_stack([x, recency / unit, age / unit])
-        best = maximise(lambda theta, part: self._slopes(theta, *part.T), rows, len(self.names), n_starts=self.n_starts, rng=rng)
+        best = maximise(
+            lambda theta, part: self._slopes(theta, *part.T), rows, len(self.names), n_starts=self.n_starts, rng=rng, weights=weight
+        )
         found = self._in_units(tuple(float(v) for v in np.exp(best.x)), unit)
         self.params_ = dict(zip(self.names, found, strict=True))
-        self.log_likelihood_ = float(self._log_likelihood(found, x, recency, age).sum())
+        self.log_likelihood_ = float(self._log_likelihood(found, x, recency, age) @ weight)
         self.converged_ = bool(best.success)
         return self
 
@@ -234,6 +241,13 @@ def floats(name: str, values: Any) -> Floats:
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
+
+
+def _weight(values: ArrayLike | None, n: int) -> Floats:
+    weight = np.ones(n) if values is None else floats("sample_weight", values)
+    if len(weight) != n or not (weight > 0).all():
+        raise ValueError(f"lifetime: expected a sample_weight above 0 for each of {n} histories, found {len(weight)}, not all such")
+    return weight
 
 
 def _history(history: pd.DataFrame) -> tuple[Floats, Floats, Floats]:

@@ -22,27 +22,33 @@ DEEP = 45.0  # an integrand that fell by e**-45 adds nothing to a double
 _MANY, _FEW = (np.polynomial.legendre.leggauss(count) for count in (NODES, FEW_NODES))
 
 
-def maximise(slopes: Callable[[Parameters, Floats], Slopes], rows: Floats, size: int, *, n_starts: int, rng: np.random.Generator) -> Any:
+def maximise(
+    slopes: Callable[[Parameters, Floats], Slopes], rows: Floats, size: int, *, n_starts: int, rng: np.random.Generator,
+    weights: Floats | None = None,
+) -> Any:  # fmt: skip
     """The best of several searches over the logs of the parameters; the first starts from ones.
 
-    slopes: (parameters, rows) -> log-likelihood of the rows and its derivatives. rows: (n, anything). size: of the parameters.
-    With many rows the starts are tried on some of them, and the best is followed on all.
+    slopes: (parameters, rows) -> log-likelihood of the rows and its derivatives. rows: (n, anything). size: of the parameters. weights:
+    (n,), how often each row counts. With many rows the starts are tried on some of them, and the best is followed on all.
     """
     from scipy import optimize  # half a second to import, for which whoever only looks for tasks need not wait
 
-    def search(start: Floats, part: Floats) -> Any:
+    def search(start: Floats, part: Floats, counts: Floats | None) -> Any:
         def cost(theta: Floats) -> tuple[float, Floats]:
             point = tuple(float(value) for value in np.exp(theta))
             value, by = slopes(point, part)
-            return -float(np.mean(value)), -np.array([np.mean(slope) for slope in by]) * point
+            return -float(np.average(value, weights=counts)), -np.array([np.average(slope, weights=counts) for slope in by]) * point
 
         bounds = [(np.log(SMALLEST), np.log(LARGEST))] * size
         return optimize.minimize(cost, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9})
 
     starts = [np.zeros(size), *(rng.uniform(-2.0, 2.0, size) for _ in range(n_starts - 1))]
-    some = rows if len(rows) <= SCOUTS else rows[rng.choice(len(rows), SCOUTS, replace=False)]
-    best = min((search(start, some) for start in starts), key=lambda result: result.fun)
-    return best if some is rows else search(best.x, rows)
+    some, counts = rows, weights
+    if len(rows) > SCOUTS:
+        chosen = rng.choice(len(rows), SCOUTS, replace=False)
+        some, counts = rows[chosen], None if weights is None else weights[chosen]
+    best = min((search(start, some, counts) for start in starts), key=lambda result: result.fun)
+    return best if some is rows else search(best.x, rows, weights)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.candidates.pairs import Pairs
+from models.forest import Forest
 from models.learner import Learner, read_json, write_json
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Ranker(Learner):
             "num_threads": self.num_threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
         }  # fmt: skip
         data = lgb.Dataset(values, label, group=groups, feature_name=self.feature_names_, free_raw_data=True)
-        self.booster_ = lgb.train(options, data, self.n_rounds)
-        return self
+        return self._learned(lgb.train(options, data, self.n_rounds))
 
     def score(self, candidates: Pairs) -> NDArray[np.float32]:
         """(n,), higher is better, comparable within a customer only. Raises ValueError where the columns are not those of `fit`."""
@@ -82,7 +82,7 @@ class Ranker(Learner):
         """As `score`, for rows (n, n_features) whose columns are known to be those of `fit`."""
         if not len(values):
             return np.empty(0, dtype=np.float32)
-        return np.asarray(self.booster_.predict(values, num_threads=self.num_threads), dtype=np.float32)
+        return self._forest(values).astype(np.float32)
 
     def save(self, folder: Path) -> None:
         """Write `ranker.lgb`, LightGBM's own text, and `ranker.json` into the folder, made if absent."""
@@ -98,13 +98,18 @@ class Ranker(Learner):
 
         saved = read_json(folder / "ranker.json", "ranker")
         ranker = cls(**saved["params"])
-        ranker.booster_, ranker.feature_names_ = lgb.Booster(model_file=folder / "ranker.lgb"), list(saved["feature_names"])
+        ranker.feature_names_ = list(saved["feature_names"])
+        ranker._learned(lgb.Booster(model_file=folder / "ranker.lgb"))
         if ranker.booster_.feature_name() != ranker.feature_names_:
             raise ValueError(f"{folder}: the trees and their description do not belong together; save the ranker again")
         return ranker
 
     booster_: "lgb.Booster"
     feature_names_: list[str]
+
+    def _learned(self, booster: "lgb.Booster") -> Self:
+        self.booster_, self._forest = booster, Forest(booster)
+        return self
 
     def _lists(self, examples: Sequence[Pairs]) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
         """Rows to learn from, their labels, and the length of each list."""

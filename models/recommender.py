@@ -4,7 +4,7 @@ Rows are customers, columns items, both by position: which position is whose is 
 knowledge. Never reads a clock: recency is in the weights it is given.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -108,13 +108,6 @@ class Recommender(Learner):
         self.customer_factors_, self.history_, self.largest_ = self.customer_factors_[kept], self.history_[kept], self.largest_[kept]
         return self
 
-    def weights_of(self, customers: ArrayLike) -> Any:
-        """The weights that these rows of `fit` (m,) were trained on, csr (m, n_items); NaN where the version does not tell them."""
-        rows = self._check_customers(customers)
-        own = _take(self.history_, rows)
-        own.data = own.data * np.repeat(self.largest_[rows], np.diff(own.indptr))
-        return own
-
     def score(self, customers: ArrayLike, items: ArrayLike) -> Singles:
         """The score of each pair (m,) of customer and item; -1 is an unknown customer. Comparable within a customer only.
 
@@ -133,37 +126,26 @@ class Recommender(Learner):
         customers: (m,) rows of `fit`, -1 for an unknown one. exclude: csr (m, n_items), one row for each customer asked
         for; its non-zero entries are never returned. Places that cannot be filled hold item -1 and score -inf.
         """
-        rows = self._check_customers(customers)
-
-        def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
-            asked = rows[part]
-            return self._scores(self.customer_factors_[asked], self._bonus(asked)), self._strangers(asked)
-
-        return self._ranked(rows.size, scores, k, exclude)
-
-    def fold_in(self, interactions: Any) -> Singles:
-        """Factors (m, n_factors) of customers with these weights, csr (m, n_items): what they would have been trained to."""
-        self._check_fitted("item_factors_")
-        weights = checked(interactions, len(self.item_factors_))
-        return als.fold_in(weights, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
+        rows, n_items = self._check_customers(customers), len(self.item_factors_)
+        if k < 1:
+            raise ValueError(f"Recommender: k must be 1 or more, found {k}")
+        barred = None if exclude is None else _checked_shape(exclude, (rows.size, n_items))
+        items, values = np.empty((rows.size, k), dtype=np.int64), np.empty((rows.size, k), dtype=np.float32)
+        for part in self._chunks(rows.size):
+            scores, strangers = self._scores(rows[part]), self._strangers(rows[part])
+            scores[strangers] = self._popularity_place
+            if barred is not None:
+                out = barred[part]
+                scores[np.repeat(np.arange(len(scores)), np.diff(out.indptr)), out.indices] = -np.inf
+            items[part], values[part] = best(scores, k)
+            listed = items[part][strangers]
+            values[part][strangers] = np.where(listed < 0, -np.inf, self._popularity_share[listed])
+        return items, values
 
     def solve(self, items: Indices, weights: NDArray[np.floating]) -> Solved:
         """One customer's factors from the items touched (r,), each once, and their weights, above 0; and what each of them adds."""
         self._check_fitted("item_factors_")
         return als.solve_one(items, weights, self.objective_, self.item_factors_, gram=self._gram)
-
-    def recommend_factors(self, factors: Singles, interactions: Any, k: int, exclude: Any = None) -> Ranked:
-        """As `recommend`, for customers given by their factors (m, n_factors) and the weights (m, n_items) behind them."""
-        self._check_fitted("item_factors_")
-        own = _over_largest(checked(interactions, len(self.item_factors_)))
-        if len(factors) != own.shape[0]:
-            raise ValueError(f"Recommender: expected as many rows of factors as of interactions, found {len(factors)} and {own.shape[0]}")
-        own.data *= np.float32(self.repeat_weight)
-
-        def scores(part: slice) -> tuple[Singles, NDArray[np.bool_]]:
-            return self._scores(factors[part], own[part]), np.diff(own[part].indptr) == 0
-
-        return self._ranked(own.shape[0], scores, k, exclude)
 
     def loss(self, relevant: Any) -> float:
         """Minus the NDCG@20 of recommending to the customers of `fit` with something relevant, csr (n_customers, n_items)."""
@@ -217,31 +199,13 @@ class Recommender(Learner):
         self._popularity_place = place  # 0 for the most popular, then -1, ...: no ties, so cheap to rank by
         return self
 
-    def _ranked(self, n_rows: int, scored: Callable[[slice], tuple[Singles, NDArray[np.bool_]]], k: int, exclude: Any) -> Ranked:
-        """Rank in chunks of rows; scored: slice of rows -> their scores of all items, and which of them are strangers."""
-        if k < 1:
-            raise ValueError(f"Recommender: k must be 1 or more, found {k}")
-        n_items = len(self.item_factors_)
-        barred = None if exclude is None else _checked_shape(exclude, (n_rows, n_items))
-        items, values = np.empty((n_rows, k), dtype=np.int64), np.empty((n_rows, k), dtype=np.float32)
-        for part in self._chunks(n_rows):
-            scores, strangers = scored(part)
-            scores[strangers] = self._popularity_place
-            if barred is not None:
-                rows = barred[part]
-                scores[np.repeat(np.arange(len(scores)), np.diff(rows.indptr)), rows.indices] = -np.inf
-            items[part], values[part] = best(scores, k)
-            listed = items[part][strangers]
-            values[part][strangers] = np.where(listed < 0, -np.inf, self._popularity_share[listed])
-        return items, values
-
     def _chunks(self, n_rows: int) -> Iterator[slice]:
         step = max(1, CHUNK_CELLS // len(self.item_factors_))
         return (slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step))
 
-    def _scores(self, factors: Singles, bonus: Any) -> Singles:
-        """The scores of all items for customers with these factors, and what is added to them, a csr; a fresh array."""
-        scores = factors @ self.item_factors_.T
+    def _scores(self, rows: Indices) -> Singles:
+        """The scores of all items for these rows; a fresh array."""
+        scores, bonus = self.customer_factors_[rows] @ self.item_factors_.T, self._bonus(rows)
         scores[np.repeat(np.arange(len(scores)), np.diff(bonus.indptr)), bonus.indices] += bonus.data
         return np.asarray(scores)
 

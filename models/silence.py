@@ -8,15 +8,16 @@ Arrays in and out; no clock, no files.
 Source: Schmittlein, Morrison & Colombo, Management Science 1987 (Pareto/NBD); the rest follows by thinning its Poisson process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
-from math import factorial
+from math import factorial, sqrt
 from typing import Any, Self
 
 import numpy as np
 
-from models.likelihood import Floats, log_power_integral
+from models.likelihood import DEEP, FEW_NODES, Floats, log_power_integral
 
 ROLES = ("visits", "orders", "first_age_days", "last_age_days")  # the columns of a history: two counts, ages of the first and last event
 NAMES = ("r", "alpha", "s", "beta", "p", "q")  # visit rates: gamma (r, alpha), leaving: gamma (s, beta), orders a visit: beta (p, q)
@@ -28,6 +29,7 @@ SMALLEST, LARGEST = 1e-3, 1e5  # of a number
 MOST = np.array([1e6, 1e6, 1e5, 1e5])  # of a history's columns
 RAREST = 1e-9  # no probability is nearer to 0 or 1
 
+_MOST = MOST.tolist()
 _STEP = 1e-4  # of a numerical derivative, in logs
 _LARGEST_STEP = 1.5  # of the search, in logs
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
@@ -70,8 +72,11 @@ class Silence:
     def logit(self, history: Floats) -> Floats:
         """Logit of the probability of silence (n,) for histories (n, 4)."""
         params = [self.params[name] for name in NAMES]
-        orders = _probability_of_order(params, _sound(history, np.asarray(self.reference)), self.horizon_days)
-        return np.log1p(-orders) - np.log(orders)
+        if len(history) == 1:
+            orders = np.array([_probability_of_one(params, _sound_one(history[0].tolist(), self.reference), self.horizon_days)])
+        else:
+            orders = _probability_of_order(params, _sound(history, np.asarray(self.reference)), self.horizon_days)
+        return np.asarray(np.log1p(-orders) - np.log(orders))
 
     def base(self) -> float:
         """The logit of the reference history."""
@@ -119,6 +124,14 @@ def _sound(history: Floats, reference: Floats) -> Floats:
     return known
 
 
+def _sound_one(history: Sequence[float], reference: Sequence[float]) -> tuple[float, ...]:
+    """`_sound` of one history, as numbers."""
+    known = zip(history, reference, _MOST, strict=True)
+    visits, orders, first, last = (min(max(value if value == value else instead, 0.0), most) for value, instead, most in known)
+    visits = max(visits, 1.0)
+    return visits, min(orders, visits), first, min(last, first) if visits > 1 else first
+
+
 def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: float) -> Floats:
     """P(an order within the horizon) (n,) of sound histories.
 
@@ -127,8 +140,7 @@ def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: 
     probability u that none came by t, in which it is smooth.
     """
     r, alpha, s, beta, p, q = params
-    # (n, 1) beside nodes; of one row numbers: the same operations, and the same bits, at a third of the price
-    visits, orders, age, last = known[:, :, None] if known.shape[1] != 1 else known[:, 0].tolist()
+    visits, orders, age, last = known[:, :, None]  # (n, 1) beside nodes
     shape, to_rate, to_leave = r + visits - 1.0, alpha + age, beta + age
     left = np.log(s) + log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
     alive = -shape * np.log(to_rate) - s * np.log(to_leave)
@@ -146,12 +158,51 @@ def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: 
     return np.asarray(found).reshape(known.shape[1])
 
 
-def _two_shares(a: Any, b: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+def _probability_of_one(params: Sequence[float], known: Sequence[float], horizon_days: float) -> float:
+    """The same of one sound history: the same operations on the same numbers, so the same bits, at a fifth of the price. What is one
+    number is added and multiplied as one, and what needs a logarithm or a power waits until it shares an array with others that do."""
+    r, alpha, s, beta, p, q = params
+    visits, orders, age, last = known
+    shape, to_rate, to_leave = r + visits - 1.0, alpha + age, beta + age
+    from_small, (offsets, nodes, weights) = min(alpha, beta) + (age - last), _offsets(alpha, beta)
+    (share, weight), (other_share, other_weight) = _two_shares(p + orders, q + visits - orders, root=sqrt)
+    to_order, other = to_rate / share, to_rate / other_share
+    log_s, log_rate, log_leave, start, end = np.log([s, to_rate, to_leave, from_small, min(alpha, beta) + age]).tolist()
+    falls = from_small * (shape / (alpha + (age - last)) + (s + 1.0) / (beta + (age - last))) - 1
+    length = min(end - start, DEEP / max(falls, 1e-300))
+    w = start + length * nodes
+    log_alpha, log_beta = np.log(np.exp(w) + offsets)
+    logs = w - shape * log_alpha - (s + 1.0) * log_beta
+    top = float(logs.max())
+    with np.errstate(over="ignore", divide="ignore"):
+        log_mass, log_length = np.log([float((np.exp(logs - top) * weights).sum()), length / 2]).tolist()
+        left, alive = log_s + (top + log_mass + log_length), -shape * log_rate - s * log_leave
+        by_horizon = -np.expm1(-shape * np.log1p([[horizon_days / to_order], [horizon_days / other]]))
+        at = np.expm1(np.log(1.0 - by_horizon * _PLACES) / -shape)
+        at[0] *= to_order
+        at[1] *= other
+        stays = np.exp(-s * np.log1p(np.minimum(at, horizon_days) / to_leave))
+        (first,), (second,) = by_horizon.tolist()
+        in_time, other_in_time = (stays * _HALF_WEIGHTS).sum(axis=-1).tolist()
+        orders_if_alive = 0.0 + weight * first * in_time + other_weight * second * other_in_time
+        found = orders_if_alive / (1.0 + float(np.exp(left - alive)))
+    return float(min(max(found, RAREST), 1.0 - RAREST))
+
+
+@lru_cache(8)
+def _offsets(alpha: float, beta: float) -> tuple[Floats, Floats, Floats]:
+    """What makes both bases (2, nodes) of the smaller one's values; the rule's nodes on [0, 1], and its weights."""
+    small = min(alpha, beta)
+    nodes, weights = np.polynomial.legendre.leggauss(FEW_NODES)
+    return np.array([[alpha - small], [beta - small]]), (nodes + 1) / 2, weights
+
+
+def _two_shares(a: Any, b: Any, *, root: Callable[[Any], Any] = np.sqrt) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Nodes and weights that average a cubic over beta (a, b): mean, spread and skew, in closed form (two-point Gauss-Jacobi)."""
     total = a + b
-    mean, spread = a / total, np.sqrt(a * b / (total + 1.0)) / total
-    lean = (b - a) / (total + 2.0) * np.sqrt((total + 1.0) / (a * b))  # half the skew
-    wide = np.sqrt(lean**2 + 1.0)
+    mean, spread = a / total, root(a * b / (total + 1.0)) / total
+    lean = (b - a) / (total + 2.0) * root((total + 1.0) / (a * b))  # half the skew
+    wide = root(lean * lean + 1.0)
     return (mean + (lean - wide) * spread, (1.0 + lean / wide) / 2), (mean + (lean + wide) * spread, (1.0 - lean / wide) / 2)
 
 

@@ -56,13 +56,12 @@ class _Call:
                 ctypes.c_char_p(b"num_threads=1"), ctypes.byref(self._handle),
             )
         )  # fmt: skip
-        self._size = size
-        self._given = self._row.ctypes.data_as(ctypes.c_void_p)
-        self._taken = self._out.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+        given, taken = self._row.ctypes.data_as(ctypes.c_void_p), self._out.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+        self._arguments = (self._handle, given, ctypes.byref(size), taken)
 
     def __call__(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
         self._row[:] = row
-        self._safe(self._predict(self._handle, self._given, ctypes.byref(self._size), self._taken))
+        self._safe(self._predict(*self._arguments))
         return self._out.copy()
 
     def __del__(self) -> None:

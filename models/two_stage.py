@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from models.candidates.factors import Liked
 from models.candidates.history import Histories, History
 from models.candidates.occasion import Occasion
-from models.candidates.opinion import Opinion
 from models.candidates.pairs import Pairs, described
 from models.candidates.retrieval import Retrieval
 from models.learner import Learner, read_json, write_json
@@ -27,11 +27,11 @@ MODES = (ALL_ITEMS, NEW_ITEMS)
 
 @dataclass(frozen=True)
 class Order:
-    """One customer's candidates (c,) and their scores (c,), best first. said: what each source says of the customer, by name."""
+    """One customer's candidates (c,) and their scores (c,), best first. liked: what the factors say of the customer, None without them."""
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
-    said: Mapping[str, Opinion]
+    liked: Liked | None
 
 
 class TwoStage(Learner):
@@ -79,7 +79,7 @@ class TwoStage(Learner):
         found, values = described(self.retrieval_, history, at_us, new_only=mode == NEW_ITEMS)
         scores = self.rankers_[mode].score_rows(values)
         order = np.argsort(-scores, kind="stable")
-        return Order(found.items[order], scores[order], found.said)
+        return Order(found.items[order], scores[order], found.liked)
 
     def recommend(
         self, histories: Histories, customers: ArrayLike, k: int, exclude: Any = None, *, at_us: int, mode: str = ALL_ITEMS

@@ -26,7 +26,6 @@ Floats = NDArray[np.float64]
 
 MIN_POSITIVES = 20  # outcomes of either kind that a comparison of foresight needs
 TIMED_CALLS = 200
-_EVENT_COLUMNS = ["type", "event_timestamp", "created_timestamp", "customer_id", "session_id"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _pair(rows: pd.DataFrame, model: str, version: int | None) -> tuple[pd.DataF
 
 def _foresight(home: Path, model: str, rows: pd.DataFrame, *, settings: Settings) -> tuple[Foresight | None, str | None]:
     """How well each foretold, on the rows whose outcome is known; or why that cannot be said."""
-    events = tables.read(home, tables.EVENTS, _EVENT_COLUMNS)
+    events = tables.read(home, tables.EVENTS, outcomes.columns(model))
     if events.empty:
         return None, "no event is in the tables"
     as_of = events["created_timestamp"].max()

@@ -5,8 +5,9 @@ were strictly before given instants. Reads no clock and never changes a table.
 
 What the stream writes online as events come is often newer than the tables: a load never overrides a newer row of those views, nor
 takes out a key that the tables do not know yet; it takes out customers whom no identifier names any more. From tables that are older
-than the events or the catalogue it takes nothing for them: what the stream took back since, those tables still have. Every other view is
-what its table says, no row more, and so is a view that could be streamed and never was. Feast's own writer knows none of this (SQLite:
+than the events or the catalogue it takes nothing for them: what the stream took back since, those tables still have; nor of people whose
+refusal the stream has heard and no ingest applied. Every other view is what its table says, no row more, and so is a view that could be
+streamed and never was. Feast's own writer knows none of this (SQLite:
 the older overwrites the newer), and is slower, one object a value; so the rows are written directly, in its encoding.
 """
 
@@ -37,10 +38,13 @@ from pipelines.settings import Settings
 if TYPE_CHECKING:
     from feast import FeatureStore
 
+    from pipelines.stream.untold import Untold
+
 BATCH_ROWS = 500_000
 ONLINE_ROWS = 1_000  # written in one transaction: a tenth of a second in which the stream waits
 ALWAYS_STREAMED = (IDENTIFIER_VIEW, CONSENT_VIEW)  # have rows that no table knows yet, of every home
 STREAMED_VIEWS = (*ALWAYS_STREAMED, "customer_activity", "customer_session", "customer_item", "customer_category", "item_activity")
+_OF_EVENTS = tuple(table.name for table in tables.FEATURE_TABLES)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COMPUTED_VIEWS = ("customer_scores", "task_scores", "customer_segments")  # stamped with the instant of their making: true from it on
 
@@ -111,6 +115,8 @@ def materialize(
     a name is unknown, nothing was applied, or what was applied is not what is declared by now.
     """
     feast = store(home)
+    from pipelines.stream import untold
+
     known: dict[str, Any] = {view.name: view for view in feast.list_feature_views()}
     unknown = set(views or ()) - set(known)
     if unknown or not known:
@@ -120,21 +126,26 @@ def materialize(
     if not wanted:
         return 0
     begin, end = start or EPOCH, as_of.astimezone(UTC)
+    has_basis = settings is not None and settings.consent.legal_basis is not None
     with closing(engine.connect(home)) as con, closing(open_writer(home, settings)) as online:
         online_schema.check_same(online.schema, declared_schema(), f"the online store of {home}")
+        withheld = untold.find(con, home, has_basis=has_basis)
         for name in wanted:
             is_streamed = name in ALWAYS_STREAMED or (name in STREAMED_VIEWS and online.is_streamed(name))
             if is_streamed and provenance.is_outdated(home, name):
                 continue
             try:
                 until = end + timedelta(microseconds=1) if name in COMPUTED_VIEWS else end
-                _load(con, online, home, known[name], begin, until, is_whole=start is None, is_streamed=is_streamed)
+                _load(con, online, home, known[name], begin, until, withheld, is_whole=start is None, is_streamed=is_streamed)
             except duckdb.BinderException as error:
                 what = str(error).partition("\n")[0]
                 raise StoreError(f"features: the table of {name} lacks what is declared ({what}); run `rapport features build`") from error
             feast.registry.apply_materialization(known[name], feast.project, begin, end)
         if start is None and IDENTIFIER_VIEW in wanted:
             _forget_orphans(online)
+        heard = untold.find(con, home, has_basis=has_basis)
+        if heard != withheld:  # a refusal came while rows were being loaded
+            untold.mark(home, heard)
         return sum(online.count(name) for name in wanted)
 
 
@@ -186,10 +197,17 @@ def _migrate(db: sqlite3.Connection, before: Schema, wanted: Schema) -> None:
             db.executemany(f'DELETE FROM "{table_of(view)}" WHERE feature_name = ?', [(name,) for name in other])
 
 
-def _load(con: Any, online: Writer, home: Path, view: Any, begin: datetime, end: datetime, *, is_whole: bool, is_streamed: bool) -> None:
-    """Write the newest row of each key within [begin, end) of the view's table."""
+def _load(
+    con: Any, online: Writer, home: Path, view: Any, begin: datetime, end: datetime, withheld: "Untold", *,
+    is_whole: bool, is_streamed: bool,
+) -> None:  # fmt: skip
+    """Write the newest row of each key within [begin, end) of the view's table, but for what is `withheld` of what people do."""
     join_key = online_schema.of([view])[view.name].join_key
     _newest(con, home, view, join_key, begin, end)
+    if view.name in _OF_EVENTS:
+        name, whose = (CUSTOMER, withheld.customers) if CUSTOMER in sorted_names(join_key) else ("item_id", withheld.items)
+        if whose:
+            con.execute(f"DELETE FROM newest WHERE {name} IN (SELECT unnest($whose))", {"whose": sorted(whose)})
     keys = ", ".join(sorted_names(join_key))
     for batch in con.sql(f"SELECT * FROM newest ORDER BY {keys}").to_arrow_reader(ONLINE_ROWS):
         with online.transaction():

@@ -7,10 +7,11 @@ and never changes a clean event. Consent was applied when the events were ingest
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines import engine, provenance, tables, windows
+from pipelines import engine, provenance, session_steps, tables, windows
 from pipelines.errors import StoreError
 from pipelines.ranges import MEMORY_LIMIT, Ranges, open_table
 from pipelines.settings import IngestSettings
@@ -43,17 +44,20 @@ def build(home: Path, *, session_gap_minutes: int = SESSION_GAP_MINUTES) -> Feat
     parted: one with millions of events takes some 350 bytes for each of them. An ingest may go on meanwhile: the next build has it.
     Raises StoreError where no events were ingested, or the disk is full.
     """
-    from pipelines import sessions
-
     if not tables.exists(home, tables.EVENTS):
         raise StoreError(f"features: the table events was expected under {home / 'tables'}, found nothing; ingest events first")
     gap = session_gap_minutes
     with tables.snapshot(home, provenance.SOURCES) as seen, closing(engine.connect(home, memory_limit=MEMORY_LIMIT)) as con, _room(home):
         events, items = open_table(con, seen, tables.EVENTS, _TOLD), open_table(con, seen, tables.ITEMS)
         ranges = Ranges(con, events, "customer_id")
-        identified = sessions.identified(ranges.part, gap_minutes=gap)
-        activity = ranges.write(home, tables.CUSTOMER_ACTIVITY, identified, windows.CUSTOMER_ACTIVITY)
-        session = ranges.write(home, tables.CUSTOMER_SESSION, sessions.changelog(identified, gap_minutes=gap))
+        named = partial(session_steps.identified, gap_minutes=gap)
+        activity = ranges.write(home, tables.CUSTOMER_ACTIVITY, ranges.part, windows.CUSTOMER_ACTIVITY, within=named)
+        session = ranges.write_made(
+            home,
+            tables.CUSTOMER_SESSION,
+            ranges.part.select(session_steps.COLUMNS),
+            lambda part: session_steps.changelog(named(part), gap_minutes=gap),
+        )
         pairs = ranges.write(home, tables.CUSTOMER_ITEM, ranges.part, windows.CUSTOMER_ITEM)
         categories = ranges.write(home, tables.CUSTOMER_CATEGORY, of_categories(ranges.part, items), windows.CUSTOMER_CATEGORY)
         ranges.drop()

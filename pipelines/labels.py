@@ -15,7 +15,7 @@ from scipy import sparse
 
 from models.task import LABELLED, TICK, Task, follows
 from pipelines import consent, horizon, tables
-from pipelines.errors import NotTrainable
+from pipelines.errors import InputError, NotTrainable
 from pipelines.events import WEIGHTS
 from pipelines.settings import LabelSettings, Settings
 from pipelines.windows import NOT_BEHAVIOUR
@@ -57,9 +57,12 @@ class LabelReport:
 
 
 def build(home: Path, *, settings: Settings, as_of: datetime) -> LabelReport:
-    """Write the three label tables of `home` as of `as_of`. A model that cannot be trained gets an empty table."""
-    events = tables.read(home, tables.EVENTS, _EVENT_COLUMNS)
-    consents = tables.read(home, tables.CONSENTS)
+    """Write the three label tables of `home` as of `as_of`. A model that cannot be trained gets an empty table.
+
+    Events and consents are those of one moment; an ingest may go on meanwhile.
+    """
+    with tables.snapshot(home, (tables.EVENTS, tables.CONSENTS)) as seen:
+        events, consents = tables.read(seen, tables.EVENTS, _EVENT_COLUMNS), tables.read(seen, tables.CONSENTS)
     report = LabelReport()
     for name, table, make in (
         ("churn", tables.LABELS_CHURN, churn),
@@ -159,11 +162,11 @@ def declared(task: Task, events: pd.DataFrame, consents: pd.DataFrame, *, settin
     """The rows of a task that defines its own label, with their `split`: `models.task.LABELLED` and split, sorted by time and customer.
 
     Rows that are not known at `as_of` are left out, and so are those whose label window reaches into the next role's time, and people
-    without consent. Raises NotTrainable; ValueError where the task declares no label.
+    without consent. Raises NotTrainable; InputError where what the task's label gives is none; ValueError where it declares none.
     """
     if task.label is None:
         raise ValueError(f"labels: expected a task that defines its label, found {task.name}")
-    rows = task.label(_known(events, as_of))[list(LABELLED)]
+    rows = _labelled(task, task.label(_known(events, as_of)))
     rows = rows[rows["matured_timestamp"] <= pd.Timestamp(as_of)]
     rows = _split_apart(_consenting(rows, consents, settings=settings, as_of=as_of), share=settings.labels.intent_test_share)
     _require_both_classes(rows, settings.labels, positive="positive labels")
@@ -202,15 +205,15 @@ def decision_points(events: pd.DataFrame, *, settings: Settings) -> pd.DataFrame
 
 
 def interactions(events: pd.DataFrame, consents: pd.DataFrame, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
-    """One row per customer, item and instant with the weight of the strongest event of that instant.
+    """One row per view, addition to a cart and purchase of an item, with its weight, in time order.
 
-    Columns of tables.INTERACTIONS. Raises NotTrainable where the ranking windows hold too few purchases.
+    Several of one instant all count, as they do in the online store, which adds up what happened and forgets when. Columns of
+    tables.INTERACTIONS. Raises NotTrainable where the ranking windows hold too few purchases.
     """
     known = _known(events, as_of)
     rows = known[known["type"].isin(WEIGHTS) & known["item_id"].notna()]
     rows = rows.assign(weight=rows["type"].map(WEIGHTS).astype(float))
     rows = rows.sort_values(["event_timestamp", "customer_id", "item_id", "weight"], kind="stable")
-    rows = rows.drop_duplicates(["customer_id", "item_id", "event_timestamp"], keep="last")
     people = pd.DataFrame({"customer_id": rows["customer_id"].unique(), "event_timestamp": pd.Timestamp(as_of)})
     people = people[_is_allowed(people, consents, settings=settings)]
     rows = rows[rows["customer_id"].isin(people["customer_id"])][_columns(tables.INTERACTIONS)].reset_index(drop=True)
@@ -252,6 +255,26 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
 
 def _columns(table: tables.Table) -> list[str]:
     return [] if table.schema is None else list(table.schema.names)
+
+
+def _labelled(task: Task, found: object) -> pd.DataFrame:
+    """What the task's label gave, if it is what `models.task.Task` asks for; labels as whole numbers."""
+    if not isinstance(found, pd.DataFrame) or not set(LABELLED) <= set(found):
+        had = f"the columns {[str(name) for name in found]}" if isinstance(found, pd.DataFrame) else f"the type {type(found).__name__}"
+        raise InputError(f"labels: the label of task {task.name} is to give a frame with {', '.join(LABELLED)}; it gave {had}")
+    rows = found[list(LABELLED)]
+    for name in ("event_timestamp", "matured_timestamp"):
+        if not isinstance(rows[name].dtype, pd.DatetimeTZDtype):
+            raise InputError(f"labels: the label of task {task.name} is to give {name} in UTC; it gave {rows[name].dtype}")
+    wrong = {
+        "a customer_id or a timestamp is null": rows[["customer_id", "event_timestamp", "matured_timestamp"]].isna().any(axis=1),
+        "the label is not 0 or 1": ~rows["label"].isin([0, 1]),
+        "the label is known before it is asked for": rows["matured_timestamp"] < rows["event_timestamp"],
+    }
+    for said, is_wrong in wrong.items():
+        if is_wrong.any():
+            raise InputError(f"labels: the label of task {task.name} gave {len(rows):,} rows, and in {int(is_wrong.sum()):,} {said}")
+    return rows.astype({"label": "int64"})
 
 
 def _known(events: pd.DataFrame, as_of: datetime) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 In: an open DuckDB and an Ibis table of events. Out: tables whose rows are by key and time. Knows no feature.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from pipelines.tables import Table
 
 if TYPE_CHECKING:
     import ibis
+
+Change = Callable[[pa.Table], pa.Table]
 
 MEMORY_LIMIT = "384MB"  # of DuckDB, which holds the sorted events and spills what is more; the arrays of a range come on top
 HELD_BYTES = 16 << 20  # of Parquet: some 300,000 events
@@ -38,15 +40,21 @@ class Ranges:
         ).fetchall()
         self.part = _named(con, "VIEW", "part", "SELECT * EXCLUDE (number) FROM ranged WHERE number = getvariable('number')")
 
-    def write(self, home: Path, table: Table, rows: "ibis.Table", aggregates: Aggregates | None = None) -> int:
-        """Replace `table` by the change points of `aggregates` over `rows`, or by `rows` where none are given; returns how many.
+    def write(self, home: Path, table: Table, rows: "ibis.Table", aggregates: Aggregates, *, within: Change | None = None) -> int:
+        """Replace `table` by the change points of `aggregates` over `rows`; returns how many.
 
-        rows: an expression over `part`. Same events, same bytes.
+        rows: an expression over `part`; within: what is made of each range of them first. Same events, same bytes.
         """
-        if aggregates is None:
-            return tables.write(home, table, self._run(rows.order_by(*table.key, "event_timestamp")))
-        made = (step_functions.changelog(part, aggregates) for part in self._run(rows.select(step_functions.columns_of(aggregates))))
-        return tables.write(home, table, made)
+        columns = step_functions.columns_of(aggregates)
+
+        def made(part: pa.Table) -> pa.Table:
+            return step_functions.changelog(part if within is None else within(part), aggregates)
+
+        return self.write_made(home, table, rows.select(columns), made)
+
+    def write_made(self, home: Path, table: Table, rows: "ibis.Table", made: Change) -> int:
+        """Replace `table` by what is made of each range of `rows`, by key and time; returns how many."""
+        return tables.write(home, table, (made(part) for part in self._run(rows)))
 
     def drop(self) -> None:
         """Give back the memory."""

@@ -20,6 +20,7 @@ from models.hazard import Hazard
 from models.stages import Stages
 from models.task import Task
 from pipelines import consent, feature_store, labels, registry, tables
+from pipelines.errors import RegistryError
 from pipelines.registry import Champion
 from pipelines.settings import Settings
 from pipelines.training import timing, valuing
@@ -227,7 +228,10 @@ def _recommendations(champion: Champion | None, allowed: set[str], as_of: dateti
     """The best items of each customer whom the model knows and who allows it, best first, some customers at a time."""
     if champion is None:
         return
-    stages, at_us = Stages.load(champion.folder), (as_of - _EPOCH) // timedelta(microseconds=1)
+    try:
+        stages, at_us = Stages.load(champion.folder), (as_of - _EPOCH) // timedelta(microseconds=1)
+    except ValueError as error:  # of older code
+        raise RegistryError(f"scoring: the champion of recommender can be loaded no more: {error}") from error
     names, items = (np.load(champion.folder / f"{label}.npy", allow_pickle=False).astype(object) for label in ("customer_ids", "item_ids"))
     chosen = np.flatnonzero(pd.Index(names).isin(list(allowed)))
     length = min(LIST_LENGTH, len(items))

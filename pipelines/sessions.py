@@ -1,6 +1,7 @@
 """The current session of a customer as a step function: what it holds after each event, and nothing once it has fallen silent.
 
-In: an Ibis table of clean events and the silence that ends a session. Out: unexecuted Ibis expressions. Runs nothing.
+In: an Ibis table of clean events and the silence that ends a session. Out: unexecuted Ibis expressions. Runs nothing. This is the
+definition: the batch build computes the same with `session_steps`, the stream with `visit`, and tests hold both against it.
 
 Like every feature, a session at T is made of the events with enter < T, enter = max(event_timestamp, created_timestamp). The
 current session is that of the newest of them; it ends when T is more than the gap after it.

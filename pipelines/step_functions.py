@@ -73,9 +73,9 @@ class _Rows:
         for name in key:
             counts = pc.and_(counts, pc.is_valid(events[name]))
         events = events.filter(counts)
-        number, self.keys = _numbered(events, key)
-        ts = _micros(events["event_timestamp"])
-        enter = np.maximum(ts, _micros(pc.coalesce(events["created_timestamp"], events["event_timestamp"])))
+        number, self.keys = numbered(events, key)
+        ts = micros(events["event_timestamp"])
+        enter = np.maximum(ts, micros(pc.coalesce(events["created_timestamp"], events["event_timestamp"])))
         order = np.lexsort((enter, number))
         self.key, self.ts, self.enter = number[order], ts[order], enter[order]
         self._events, self._order = events, order
@@ -106,12 +106,12 @@ class _Rows:
 
     def codes(self, column: str) -> np.ndarray:
         """(n,): one number for each different text, -1 where null."""
-        codes, _ = _encoded(self._events[column])
+        codes, _ = encoded(self._events[column])
         return codes[self._order]
 
     @cached_property
     def _types(self) -> tuple[np.ndarray, list[str]]:
-        codes, names = _encoded(self._events["type"])
+        codes, names = encoded(self._events["type"])
         return codes[self._order], names.to_pylist()
 
 
@@ -135,7 +135,7 @@ def _points(rows: _Rows, aggregates: Aggregates) -> _Points:
     enter_code, *exit_codes = _packed(rows.key, [rows.enter, *exits.values()], n_keys=rows.keys.num_rows)
     codes = np.concatenate([enter_code, *exit_codes])
     codes.sort()
-    codes = codes[_is_first(codes)]
+    codes = codes[is_first(codes)]
     at = np.empty(len(codes), np.int64)
     enter = np.searchsorted(codes, enter_code)
     at[enter] = rows.enter
@@ -143,7 +143,7 @@ def _points(rows: _Rows, aggregates: Aggregates) -> _Points:
     for (of, instant), code in zip(exits.items(), exit_codes, strict=True):
         found[of] = np.searchsorted(codes, code)
         at[found[of]] = instant
-    starts = enter[_is_first(rows.key)]  # a key's first point is its first enter: no exit comes before
+    starts = enter[is_first(rows.key)]  # a key's first point is its first enter: no exit comes before
     length = np.diff(starts, append=len(codes))
     key = np.repeat(np.arange(len(starts)), length)
     found["total"] = (starts + length)[rows.key]
@@ -181,7 +181,7 @@ def _distincts(rows: _Rows, points: _Points, distinct: Distinct) -> dict[str, np
     order = np.argsort(pair, kind="stable")  # of one pair by enter, as the rows are
     chosen, pair = chosen[order], pair[order]
     # Each pair has a stretch of numbers of its own, as long as there are points: then pairs need not be told apart.
-    stretch = (np.cumsum(_is_first(pair)) - 1) * (len(points.at) + 1)
+    stretch = (np.cumsum(is_first(pair)) - 1) * (len(points.at) + 1)
     enter = stretch + points.enter[chosen]
     found = {}
     for of in spans_of(distinct):
@@ -251,18 +251,18 @@ def _highest(count: int, enter: np.ndarray, exit_: np.ndarray) -> np.ndarray:
     return place
 
 
-def _is_first(numbers: np.ndarray) -> np.ndarray:
+def is_first(numbers: np.ndarray) -> np.ndarray:
     """Whether a number differs from the one before it."""
     first = np.ones(len(numbers), bool)
     first[1:] = numbers[1:] != numbers[:-1]
     return first
 
 
-def _numbered(events: pa.Table, key: tuple[str, ...]) -> tuple[np.ndarray, pa.Table]:
+def numbered(events: pa.Table, key: tuple[str, ...]) -> tuple[np.ndarray, pa.Table]:
     """(n,): the number of each row's key, in the order of keys, and the keys by their number."""
     packed, texts = np.zeros(events.num_rows, np.int64), []
     for name in key:
-        codes, names = _encoded(events[name])
+        codes, names = encoded(events[name])
         packed = packed * max(len(names), 1) + codes
         texts.append(names)
     keys, number = np.unique(packed, return_inverse=True)
@@ -273,7 +273,7 @@ def _numbered(events: pa.Table, key: tuple[str, ...]) -> tuple[np.ndarray, pa.Ta
     return number, pa.table(columns)
 
 
-def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+def encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """(n,): the place of each text among the different ones in their order, -1 where null; and these."""
     encoded = pc.dictionary_encode(column.combine_chunks())
     order = pc.sort_indices(encoded.dictionary).to_numpy()
@@ -283,6 +283,7 @@ def _encoded(column: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     return place[pc.fill_null(encoded.indices, -1).to_numpy()], encoded.dictionary.take(pa.array(order))
 
 
-def _micros(instants: pa.ChunkedArray) -> np.ndarray:
+def micros(instants: pa.ChunkedArray) -> np.ndarray:
+    """(n,): microseconds since 1970."""
     micros: np.ndarray = instants.cast(_TIME).cast(pa.int64()).to_numpy()
     return micros

@@ -6,6 +6,7 @@ generated once; of those the service reads the digests alone (`keyring`). Copies
 never compares keys in a time that depends on them. A write key is public, for web pages carry it: it opens collection and nothing else.
 """
 
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -125,7 +126,10 @@ class Refusal:
 
 
 UNAUTHENTICATED = Refusal(401, "unauthenticated", "a valid key is expected as 'Authorization: Bearer KEY'")
-FORBIDDEN = Refusal(403, "forbidden", "this key's role may not do this; use a key of the role the endpoint needs")
+FORBIDDEN: Mapping[Need, Refusal] = {
+    need: Refusal(403, "forbidden", f"this key's role may not do this; a key of the role {' or '.join(sorted(roles))} may")
+    for need, roles in _ALLOWED.items()
+}
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,11 @@ class Keys:
 
     def role_of_key(self, key: bytes) -> Role | None:
         """The role of a key; None if it is not valid."""
-        of_sources = ((Role.COLLECT, expected) for _, expected in self.sources)
-        return _matching(key, (*self.digests, *of_sources))
+        return self.role_of_digest(digest(key)) if key else None
+
+    def role_of_digest(self, mine: bytes) -> Role | None:
+        """The role of the key with this digest; None if it is not a valid one's."""
+        return _matching(mine, self._all)
 
     def of(self, role: Role) -> tuple[bytes, ...]:
         """The digests of the role's keys."""
@@ -150,7 +157,11 @@ class Keys:
 
     def source_of(self, key: bytes) -> str:
         """Whose events come with this valid key."""
-        return _matching(key, self.sources) or SOURCE
+        return _matching(digest(key), self.sources) or SOURCE
+
+    @functools.cached_property
+    def _all(self) -> tuple[tuple[Role, bytes], ...]:
+        return (*self.digests, *((Role.COLLECT, expected) for _, expected in self.sources))
 
 
 def key_in(authorization: bytes | None) -> bytes:
@@ -209,7 +220,7 @@ def refuse(route: Route, role: Role | None, *, is_local: bool) -> Refusal | None
         return None
     if role is None:
         return UNAUTHENTICATED
-    return None if role in _ALLOWED[route.need] else FORBIDDEN
+    return None if role in _ALLOWED[route.need] else FORBIDDEN[route.need]
 
 
 def is_loopback(host: str | None) -> bool:
@@ -292,11 +303,10 @@ class Valid:
             self.keys, self._stamp = load_keys(self._settings), stamp
 
 
-def _matching(key: bytes, expected: Iterable[tuple[N, bytes]]) -> N | None:
-    """The first name whose key this is. All of them are compared, always: the time says nothing."""
-    mine = digest(key)
+def _matching(mine: bytes, expected: Iterable[tuple[N, bytes]]) -> N | None:
+    """The first name whose key has this digest. All of them are compared, always: the time says nothing."""
     found = [name for name, other in expected if hmac.compare_digest(mine, other)]
-    return found[0] if found and key else None
+    return found[0] if found else None
 
 
 def _is_known(ring: Iterable[keyring.Entry], role: Role, copy: str) -> bool:

@@ -91,12 +91,22 @@ class Answers:
         self.clock.refresh()
         self.champions.refresh()
         self.shadow.refresh()
+        self._follow_erasures()
         self.refresh_catalogue()
         self.refresh_store()
         after = (self.champions.bundle, self.catalogue, self.guard.profiles)
         if any(old is not new for old, new in zip(before, after, strict=True)):  # they hold arrays, which have no one answer to "equal?"
             self._tell_versions()
             _settle()
+
+    def _follow_erasures(self) -> None:
+        """Nothing of whoever was erased stays in memory; who it was cannot be told from a receipt."""
+        stamp = _stamp(self.settings.home / "erasures")
+        if stamp != self._stamps.get("erasures"):
+            self._stamps["erasures"] = stamp
+            self.recommendations.forget_everybody()
+            if self.guard.profiles is not None:
+                self.guard.profiles.forget_names()
 
     def refresh_catalogue(self) -> None:
         """Load the items again if their tables changed."""
@@ -109,7 +119,7 @@ class Answers:
     def refresh_store(self) -> None:
         """Resolve the feature services again if the registry changed, or the last time failed."""
         with self._logged("feature store"):
-            stamp = _registry_stamp(self.settings.home)
+            stamp = _stamp(self.settings.home / "feature_store" / "registry.db")
             if stamp is None or self._stamps.get("store") == stamp:
                 return
             try:
@@ -209,9 +219,10 @@ class Answers:
             log.error("%s could not be loaded, what was there stays: %s", part, trace(error))
 
 
-def _registry_stamp(home: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Another one once the file, or what lies in the folder, is another; None where there is none."""
     try:
-        status = (home / "feature_store" / "registry.db").stat()
+        status = path.stat()
     except FileNotFoundError:
         return None
     return status.st_mtime_ns, status.st_ino

@@ -13,7 +13,7 @@ reads behaviour before consent.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from uuid import uuid4
 
 import numpy as np
@@ -150,6 +150,11 @@ class Recommendations:
             as_of=case.at,
         )
 
+    def forget_everybody(self) -> None:
+        """Let go of all that is remembered of customers."""
+        self._answered.clear()
+        self._ranked.clear()
+
     # -- rungs
 
     def _personal(self, case: _Case) -> Picks:
@@ -173,8 +178,9 @@ class Recommendations:
         offers = self._offers(model, case.catalogue)
         is_plain = not request.new_only and request.filters == NO_FILTERS and not request.exclude and request.max_per_category is None
         with tracing.span("model"):
-            allowed, length = offers.allowed(case.criteria, case.at), max(k, KEPT) if is_plain else k
-            best, scores = seen.best(allowed, length, category=offers.category, most=request.max_per_category)
+            criteria, length = case.criteria, max(k, KEPT) if is_plain else k
+            allows = partial(offers.allowed, criteria, case.at)
+            best, scores = seen.best(allows, length, category=offers.category, most=request.max_per_category)
         names, values = [model.item_ids[place] for place in best.tolist()], scores.tolist()
         if not names:
             raise Declined(fallbacks.NO_MATCH)
@@ -221,7 +227,7 @@ class Recommendations:
         answered = self._remembered(case)
         offers = case.catalogue.offers
         places = case.catalogue.positions(answered.item_ids)
-        allowed = np.flatnonzero((places >= 0) & offers.allowed(case.criteria, case.at)[places]) if offers.index else np.empty(0, np.int64)
+        allowed = np.flatnonzero((places >= 0) & offers.allowed(case.criteria, case.at, places)) if offers.index else np.empty(0, np.int64)
         kept = allowed[capped(offers.category[places[allowed]], case.request.max_per_category)][: case.request.k].tolist()
         if not kept:
             raise Declined(fallbacks.NO_MATCH)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from models.candidates.history import is_in
 from pipelines import tables
 from serving.baskets import Together, together
 from serving.interest import Interest, read_interest
@@ -84,19 +85,25 @@ class Offers:
     is_sold_out: Flags
     codes: Mapping[str, int]  # of the categories
 
-    def allowed(self, criteria: Criteria, at: datetime) -> Flags:
-        """Which items a request may get (n,): to be had at that moment, and within its criteria."""
-        flags: Flags = self.since <= at.timestamp()
+    def allowed(self, criteria: Criteria, at: datetime, places: Places | None = None) -> Flags:
+        """Which items a request may get (n,), or which of those in these places (m,): to be had at that moment, and within its criteria."""
+        part: slice | Places = slice(None) if places is None else places
+        flags: Flags = self.since[part] <= at.timestamp()
         if criteria.categories is not None:
             wanted = np.zeros(len(self.codes) + 1, dtype=bool)  # the last one: unknown
             wanted[[self.codes[name] for name in criteria.categories if name in self.codes]] = True
-            flags &= wanted[self.category]
+            flags &= wanted[self.category[part]]
         if criteria.price_cents is not None:
             low, high = criteria.price_cents
-            flags &= (self.price_cents >= low) & (self.price_cents <= high)
+            price = self.price_cents[part]
+            flags &= (price >= low) & (price <= high)
         if criteria.in_stock:
-            flags &= ~self.is_sold_out
-        flags[[self.index[item] for item in criteria.exclude if item in self.index]] = False
+            flags &= ~self.is_sold_out[part]
+        barred = [self.index[item] for item in criteria.exclude if item in self.index]
+        if barred and places is None:
+            flags[barred] = False
+        elif barred and places is not None:
+            flags &= ~is_in(places, np.sort(barred))
         return flags
 
     def take(self, places: Places, index: Mapping[str, int]) -> "Offers":

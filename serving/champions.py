@@ -2,8 +2,8 @@
 
 A new champion is verified (signature, every hash), loaded first in a child process that predicts golden rows, then here,
 where its golden predictions must be the same; only then the bundle is swapped, as one object. Whatever fails leaves the last
-good model in place and its version is not tried again. Never loads bytes that were not verified: a damaged model file
-crashes the process that reads it.
+good model in place and its version is not tried again; where none is in place, because the process has just started, the version that was
+used last is loaded. Never loads bytes that were not verified: a damaged model file crashes the process that reads it.
 """
 
 import json
@@ -26,7 +26,7 @@ from models.stages import Stages
 from pipelines import registry
 from pipelines.errors import RegistryError
 from pipelines.registry import Champion
-from serving import metrics, rehearsal
+from serving import last_good, metrics, rehearsal
 from serving.fallbacks import MODEL_MISSING, MODEL_REFUSED, NOT_TRAINABLE, trace
 
 log = logging.getLogger("rapport.serving")
@@ -101,6 +101,8 @@ class Champions:
     ) -> None:
         """`entries`: which version of each model it is, as `registry.champions` tells it; `role`: what the log calls them."""
         self.home, self._entries, self._role = home, entries, role
+        self._is_answering = entries is registry.champions
+        self._noted: dict[str, int] = {}
         self.bundle = Bundle()
         self.refused: set[tuple[str, int]] = set()
         self._amended: dict[str, int] = {}  # how often each version in use had been amended when it was loaded
@@ -112,7 +114,14 @@ class Champions:
             entries = self._entries(self.home)
         except RegistryError as error:
             log.error("%s: %s; keeping what is loaded", self._role, error)
-            return
+            entries = {}
+        self._look(entries)
+        if self._is_answering:
+            self._fill_gaps(entries)
+            self._note(entries)
+
+    def _look(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load what these name and is not in use."""
         bundle = replace(self.bundle, why={**self.bundle.why}, priors={**self.bundle.priors})
         pending: list[Champion] = []
         for name in (*TASKS, RECOMMENDER):
@@ -121,6 +130,28 @@ class Champions:
         for champion in pending if told is not None else ():
             bundle = self._take(bundle, champion, (told or {}).get(champion.name))
         self.bundle = bundle
+
+    def _fill_gaps(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """Where no version is in use though one should be: look at the one that was used last, unless it was refused or taken back."""
+        found = {}
+        for name, version in last_good.read(self.home).items():
+            entry = entries.get(name, {})
+            is_gap = self.bundle.version(name) is None and self.bundle.why.get(name) in (None, MODEL_REFUSED)
+            if is_gap and version not in (entry.get("version"), *entry.get("rolled_back", ())) and (name, version) not in self.refused:
+                found[name] = {**entry, "version": version}
+        if found:
+            log.error("%s: of %s the version that was used last is looked at", self._role, ", ".join(found))
+            before = self.bundle.why
+            self._look(found)
+            still = {name: before.get(name) for name in found if self.bundle.version(name) is None}
+            why = {name: cause for name, cause in {**self.bundle.why, **still}.items() if cause is not None}
+            self.bundle = replace(self.bundle, why=why)
+
+    def _note(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        used = {name: int(version) for name in entries if (version := self.bundle.version(name)) is not None}
+        if used != self._noted:
+            last_good.note(self.home, used)
+            self._noted = used
 
     def _follow(self, bundle: Bundle, name: str, entry: Mapping[str, Any] | None, pending: list[Champion]) -> Bundle:
         """The bundle with what `entry` says about `name`; a version that has to be loaded is added to `pending`."""

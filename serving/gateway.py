@@ -35,6 +35,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Handler = Callable[[bytes, Deadline], Awaitable[bytes]]
 
 BODY_TIMEOUT_S = 5.0
+DRAINED_BYTES = 4 * 2**20  # of a body beyond its limit that are read and let go, for many callers hear the refusal only once all is sent
 
 _JSON = b"application/json"
 _READ = frozenset(
@@ -47,11 +48,9 @@ _PAGE_POLICY = (
 )
 # On every answer, whoever made it: browsers neither guess its kind, nor frame it, nor tell others where they were.
 _GUARDS = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer")]
+_NOT_KEPT = (b"cache-control", b"no-store")
+_LAST = (b"connection", b"close")
 _TLS_ONLY = (b"strict-transport-security", b"max-age=31536000")
-
-
-_TOO_MANY = wire.encode_problem("overloaded", "more requests come than can be answered in time; try again later")
-_LATER = (b"retry-after", b"1")
 
 
 class ClientLeft(Exception):
@@ -144,7 +143,9 @@ class Gateway:
         self.is_loopback_only, self.max_body_bytes, self.deadline_ms = is_loopback_only, max_body_bytes, deadline_ms
         self._models = sorted(path.rpartition("/")[2] for path in handlers if access.is_score(path))
         self.crowd = Crowd(deadline_ms / 1000)
-        self.gate = Gate(self.crowd, handlers, admission.written(503, _TOO_MANY, [*self._guards, _LATER]))
+        self.gate = Gate(self.crowd, handlers, self._guards)
+        # of an answer with 200, but for its number and length
+        self._head = b"".join(b"%b: %b\r\n" % one for one in [_NOT_KEPT, *self._guards, (b"content-type", _JSON)])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI connection: HTTP is answered, websockets are closed, the lifespan is BentoML's."""
@@ -164,7 +165,7 @@ class Gateway:
             if priority and self.crowd.refuses(priority, waited_s):
                 metrics.shed(priority).inc()
                 request.refused = "overloaded"
-                await reply.send(503, _TOO_MANY, _LATER)
+                await reply.send(503, admission.TOO_MANY, admission.LATER)
             else:
                 await self._answer(scope, receive, reply, waited_s)
         except Refused as refused:
@@ -199,7 +200,7 @@ class Gateway:
             answer = await self.people.answer(path, scope["method"], person[1], scope["query_string"])
             await reply.send(answer.status, answer.body, kind=answer.kind)
         elif path in self.handlers:
-            await self._decide(path, receive, reply, headers, waited_s)
+            await self._decide(scope, receive, reply, headers, waited_s)
         elif access.is_score(path):
             raise Refused(404, "not_found", f"no such model; there are: {', '.join(self._models)}", "model")
         elif path in self.pages:
@@ -210,14 +211,16 @@ class Gateway:
         else:
             await self.app(scope, receive, reply.forward)
 
-    async def _decide(self, path: str, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes], waited_s: float) -> None:
-        body = await self._body(receive, headers, self.max_body_bytes)
+    async def _decide(self, scope: Scope, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes], waited_s: float) -> None:
+        connection: admission.Admission | None = scope.get(admission.CONNECTION)
+        body = await self._body(receive, headers, self.max_body_bytes, is_here=connection is not None)
         try:
             with self.crowd:  # not before the body is here: those who only drip must not keep others out
-                answer = await self.handlers[path](body, Deadline.after_ms(self.deadline_ms - 1_000 * waited_s))
+                answer = await self.handlers[scope["path"]](body, Deadline.after_ms(self.deadline_ms - 1_000 * waited_s))
         except wire.BadRequest as bad:
             raise Refused(400, bad.code, bad.message, bad.field) from None
-        await reply.send(200, answer)
+        if connection is None or not reply.send_at_once(connection, scope, self._head, answer):
+            await reply.send(200, answer)
 
     async def _collect(self, scope: Scope, receive: Receive, reply: "_Reply", headers: Mapping[bytes, bytes]) -> None:
         reply.extra = self.door.headers_for(headers.get(b"origin"))
@@ -247,56 +250,70 @@ class Gateway:
 
     def _endpoint(self, scope: Scope) -> str:
         """The declared path, so that nobody's name becomes a metric's label or a line of the log."""
+        path: str = scope["path"]
+        if path in self.handlers:
+            return path
         person = access.person_in(_raw_path(scope))
-        path: str = person[0] if person else scope["path"]
-        if path in access.ROUTES or path in self.handlers:
+        path = person[0] if person else path
+        if path in access.ROUTES:
             return path
         return access.SCORE if access.is_score(path) else "other"
 
     def _admit(self, scope: Scope, route: Route, authorization: bytes | None) -> None:
         if route.need is access.Need.NOTHING:
             return
-        is_local = self.is_loopback_only and access.is_loopback((scope.get("client") or ("", 0))[0])
+        is_local = route.need is access.Need.READ and self.is_loopback_only and access.is_loopback((scope.get("client") or ("", 0))[0])
         key = access.key_in(authorization)
-        role = self.keys().role_of_key(key)
+        mine = digest(key)
+        role = self.keys().role_of_digest(mine) if key else None
         refusal = access.refuse(route, role, is_local=is_local)
         if refusal:
             header = (b"www-authenticate", b"Bearer") if refusal.status == 401 else None
             raise Refused(refusal.status, refusal.code, refusal.message, header=header)
-        wait_s = self.rates.wait_s(digest(key), time.monotonic()) if self.rates and role else 0.0
+        wait_s = self.rates.wait_s(mine, time.monotonic()) if self.rates and role else 0.0
         if role and wait_s:
             metrics.rate_limited(role).inc()
             retry = b"%d" % max(1, math.ceil(wait_s))
             raise Refused(429, "rate_limited", "this key asked for more than it may; go on later", header=(b"retry-after", retry))
 
-    async def _body(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    async def _body(self, receive: Receive, headers: Mapping[bytes, bytes], limit: int, *, is_here: bool = False) -> bytes:
         declared = headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
+        if declared.isdigit() and int(declared) > limit + DRAINED_BYTES:
             raise _too_large(limit)
+        if is_here:
+            return await _chunks(receive, limit)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
                 return await _chunks(receive, limit)
         except TimeoutError:
-            raise Refused(408, "body_timeout", f"the body is expected within {BODY_TIMEOUT_S:g} s") from None
+            raise Refused(408, "body_timeout", f"the body is expected within {BODY_TIMEOUT_S:g} s", header=_LAST) from None
 
 
 class _Reply:
     """Sends one answer, and remembers whether and with which status it began."""
 
     def __init__(self, send: Send, guards: list[tuple[bytes, bytes]], request: Request) -> None:
-        self._send, self._guards = send, [*guards, (b"x-request-id", request.id.encode())]
+        self._number = request.id.encode()
+        self._send, self._guards = send, [*guards, (admission.NUMBER, self._number)]
         self.status, self.is_started = 500, False
         self.extra: list[tuple[bytes, bytes]] = []
 
     async def send(
         self, status: int, body: bytes, header: tuple[bytes, bytes] | None = None, *, is_head: bool = False, kind: bytes = _JSON
     ) -> None:
-        headers = [(b"cache-control", b"no-store"), *self._guards, *self.extra]
+        headers = [_NOT_KEPT, *self._guards, *self.extra]
         if status != 204:
             headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
         self.status, self.is_started = status, True
         await self._send({"type": "http.response.start", "status": status, "headers": headers + ([header] if header else [])})
         await self._send({"type": "http.response.body", "body": b"" if is_head else body})
+
+    def send_at_once(self, connection: admission.Admission, scope: Scope, head: bytes, body: bytes) -> bool:
+        """Send an answer with 200, in one piece; whether that could be done."""
+        if not connection.answer(scope, b"%b%b: %b\r\ncontent-length: %d\r\n" % (head, admission.NUMBER, self._number, len(body)), body):
+            return False
+        self.status, self.is_started = 200, True
+        return True
 
     async def forward(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -321,16 +338,18 @@ async def _chunks(receive: Receive, limit: int) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > limit:
+        chunk, is_last = message.get("body", b""), not message.get("more_body", False)
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif is_last or size > limit + DRAINED_BYTES:
             raise _too_large(limit)
-        if not message.get("more_body", False):
+        if is_last:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _too_large(limit: int) -> Refused:
-    return Refused(413, "body_too_large", f"at most {limit} bytes are expected", header=(b"connection", b"close"))
+    return Refused(413, "body_too_large", f"at most {limit} bytes are expected", header=_LAST)
 
 
 def _raw_path(scope: Scope) -> bytes:

@@ -35,7 +35,7 @@ def like(
     listed = catalogue.offers.index.get(item)
     if catalogue.goes_with is not None and listed is not None:
         places, nearness = catalogue.goes_with.of(listed)
-        allowed = catalogue.offers.allowed(criteria, at)[places]
+        allowed = catalogue.offers.allowed(criteria, at, places)
         for name, near in zip(catalogue.item_ids[places[allowed]].tolist(), nearness[allowed].tolist(), strict=True):
             if near > found.get(name, (-np.inf, ""))[0]:
                 found[name] = (near, f"bought together with {item}")

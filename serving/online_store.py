@@ -19,6 +19,7 @@ from pipelines.online.feast_format import (
     Key,
     Value,
     decode_value,
+    encode_value,
     key_decoder,
     key_encoder,
     key_prefix,
@@ -29,6 +30,7 @@ from serving.fallbacks import Deadline
 
 MAX_BOUND = 500  # keys in one statement
 BUSY_MS = 20  # how long a read waits for a writer's lock
+TRUE = encode_value(True)  # a truth value as the store has it
 
 Row = tuple[float | None, Mapping[str, Value]]  # when it changed, seconds since 1970, and its values; (None, {}) where there is none
 
@@ -60,6 +62,10 @@ class Source(Protocol):
 
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
         """The same for several views, each a list of rows. Raises StoreFailure."""
+
+    def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
+        """The key's row in `permit` and, where its `column` is true there, those in the views, else nothing of them, all as of one
+        instant. None where the store cannot look at both at once. Raises StoreFailure."""
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """Whether each key has a row of whatever age; reads no value. Raises StoreFailure."""
@@ -108,15 +114,15 @@ class SqliteSource:
         """See Source. One key is one statement over all views; of many each view has its own."""
         if len(keys) != 1 or len({view.join_key for view in views}) != 1:
             return [self.fetch(view, keys, deadline) for view in views]
-        key, decode = key_encoder(views[0].join_key)(keys[0]), self._decode
-        statement, wanted = _of_one(tuple(views))
-        values: list[dict[str, Value]] = [{} for _ in views]
-        changed: list[Any] = [None] * len(views)
-        for place, name, value, then in self._execute(statement, [key] * len(views), deadline):
-            changed[place] = then
-            if name in wanted[place]:
-                values[place][name] = decode(value)
-        return [[(None, {}) if then is None else (read_seconds(then), row)] for then, row in zip(changed, values, strict=True)]
+        key = key_encoder(views[0].join_key)(keys[0])
+        return [[row] for row in self._rows(views, self._execute(_of_one(tuple(views)), [key], deadline))]
+
+    def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
+        """See Source. One statement."""
+        if any(view.join_key != permit.join_key for view in views):
+            return None
+        statement = _of_one((permit, *views), column)
+        return self._rows((permit, *views), self._execute(statement, [key_encoder(permit.join_key)(key)], deadline))
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
@@ -152,6 +158,18 @@ class SqliteSource:
         """Encoded keys of up to `n` rows."""
         statement = f'SELECT entity_key FROM "{view.table}" GROUP BY entity_key LIMIT {int(n)}'
         return [key for (key,) in self._execute(statement, (), Deadline.after_ms(1_000))]
+
+    def _rows(self, views: Sequence[View], found: Sequence[tuple[int, str, bytes, Any]]) -> list[Row]:
+        """Cells of one key, view by view, as rows."""
+        changed: dict[int, Any] = {}
+        cells: list[dict[str, bytes]] = [{} for _ in views]
+        for place, name, value, changed[place] in found:  # the time of a row's last cell is that of the row
+            cells[place][name] = value
+        decode = self._decode
+        return [
+            (read_seconds(changed[place]), {name: decode(mine[name]) for name in view.columns if name in mine}) if mine else (None, {})
+            for place, (view, mine) in enumerate(zip(views, cells, strict=True))
+        ]
 
     def _select(self, table: str, keys: Sequence[bytes], deadline: Deadline) -> list[tuple[bytes, str, bytes, Any]]:
         marks = ",".join("?" * len(keys))
@@ -194,12 +212,15 @@ class SqliteSource:
 
 
 @functools.lru_cache(100)
-def _of_one(views: tuple[View, ...]) -> tuple[str, list[frozenset[str]]]:
-    """The statement for the rows of one key in these views, each with its view's place; and the columns wanted of each."""
-    statement = " UNION ALL ".join(
-        f'SELECT {place}, feature_name, value, event_ts FROM "{view.table}" WHERE entity_key = ?' for place, view in enumerate(views)
+def _of_one(views: tuple[View, ...], permit: str | None = None) -> str:
+    """The statement for the rows of one key in these views, each with its view's place. `permit`: a column of the first; of the others
+    there are rows only where it is true."""
+    first = views[0].table
+    gate = f" AND EXISTS (SELECT 1 FROM \"{first}\" WHERE entity_key = ?1 AND feature_name = '{permit}' AND value = x'{TRUE.hex()}')"
+    return " UNION ALL ".join(
+        f'SELECT {place}, feature_name, value, event_ts FROM "{view.table}" WHERE entity_key = ?1{gate if permit and place else ""}'
+        for place, view in enumerate(views)
     )
-    return statement, [frozenset(view.columns) for view in views]
 
 
 class FeastSource:
@@ -226,6 +247,10 @@ class FeastSource:
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
         """See Source."""
         return [self.fetch(view, keys, deadline) for view in views]
+
+    def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
+        """See Source: Feast cannot."""
+        return None
 
     def keys_with(self, view: View, text: str, deadline: Deadline) -> list[str]:
         """See Source: Feast cannot."""

@@ -1,13 +1,19 @@
 """Traces -> an OpenTelemetry collector, by OTLP over HTTP (protobuf). In: traces of answered requests. Out: POSTs from a thread of its own.
 
-Nobody waits for it: what finds the queue full, or the collector absent, is dropped and counted. Attributes pass as `tracing` made them.
+Nobody waits for it. What a collector cannot take now is sent again, some times and ever later, or when it says (the OTLP specification,
+"OTLP/HTTP Response"); meanwhile one batch is held and the queue fills. What finds no room there, what is refused, and what was sent in
+vain as often as may be, is dropped and counted. Attributes pass as `tracing` made them.
 """
 
+import contextlib
 import logging
 import queue
+import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,10 +27,14 @@ QUEUE_TRACES = 512
 BATCH_TRACES = 128
 BATCH_S = 1.0  # traces that come within it are sent together
 TIMEOUT_S = 5.0
+TRIES = 5
+WAIT_S = 1.0  # before the second try, on average; twice as long before each one after it
+LONGEST_WAIT_S = 60.0  # whatever the collector says
 CLOSE_S = 3.0
 QUIET_S = 60.0  # between two complaints
 _SERVER, _INTERNAL = 2, 1  # kinds of spans
 _ERROR = 2  # a status
+_LATER = frozenset((429, 502, 503, 504))  # statuses after which the same may be sent again
 
 
 class Exporter:
@@ -34,6 +44,7 @@ class Exporter:
         self._to, self._headers = urlsplit(endpoint), {**(headers or {}), "Content-Type": "application/x-protobuf"}
         self._queue: queue.Queue[Trace | None] = queue.Queue(queue_traces)
         self._thread: threading.Thread | None = None
+        self._is_closing = threading.Event()
         self._complained = -QUIET_S
 
     def offer(self, trace: Trace) -> None:
@@ -43,14 +54,17 @@ class Exporter:
         except queue.Full:
             metrics.traces("dropped").inc()
         if self._thread is None:
+            self._is_closing.clear()
             self._thread = threading.Thread(target=self._run, name="traces", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Send what waits, and end."""
+        """Send what waits, without patience, and end."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
+            self._is_closing.set()
+            with contextlib.suppress(queue.Full):  # then there is enough to wake up for
+                self._queue.put_nowait(None)
             thread.join(CLOSE_S)
 
     def _run(self) -> None:
@@ -59,6 +73,7 @@ class Exporter:
             traces, is_open = self._next()
             if traces:
                 metrics.traces(self._send(traces)).inc(len(traces))
+            is_open &= not (self._is_closing.is_set() and self._queue.empty())
 
     def _next(self) -> tuple[list[Trace], bool]:
         """What came within a moment, and whether more may come."""
@@ -76,22 +91,51 @@ class Exporter:
         return traces, True
 
     def _send(self, traces: Sequence[Trace]) -> str:
+        """What became of them. Returns once that is known, or sooner where the end is near."""
+        body, why, wait_s = encode(traces), "", WAIT_S
+        for n in range(TRIES):
+            is_last = n == TRIES - 1 or self._is_closing.is_set()
+            try:
+                status, told_s = self._post(body)
+            except (OSError, HTTPException) as error:
+                why, told_s = type(error).__name__, None
+            else:
+                if 200 <= status < 300:
+                    return "exported"
+                why = f"status {status}"
+                is_last |= status not in _LATER
+            if is_last:
+                break
+            self._is_closing.wait(min(wait_s * random.uniform(0.5, 1.5) if told_s is None else told_s, LONGEST_WAIT_S))
+            wait_s *= 2
+        return self._failed(why)
+
+    def _post(self, body: bytes) -> tuple[int, float | None]:
+        """The status, and after how many seconds the collector wants to be asked again. Raises OSError, HTTPException."""
         connection = (HTTPSConnection if self._to.scheme == "https" else HTTPConnection)(self._to.netloc, timeout=TIMEOUT_S)
         path = (self._to.path or "/v1/traces") + (f"?{self._to.query}" if self._to.query else "")
-        try:
-            connection.request("POST", path, encode(traces), self._headers)
-            status = connection.getresponse().status
-        except (OSError, HTTPException) as error:
-            return self._failed(type(error).__name__)
-        finally:
-            connection.close()
-        return "exported" if 200 <= status < 300 else self._failed(f"status {status}")
+        with contextlib.closing(connection):
+            connection.request("POST", path, body, self._headers)
+            answer = connection.getresponse()
+            return answer.status, _seconds(answer.headers.get("retry-after"))
 
     def _failed(self, why: str) -> str:
         if time.monotonic() - self._complained > QUIET_S:
             self._complained = time.monotonic()
             log.warning("traces could not be handed to the collector (%s); they are dropped", why)
         return "failed"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Of a Retry-After (RFC 9110, 10.2.3): seconds, or an instant; None where it is neither."""
+    text = (retry_after or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        at = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (at.replace(tzinfo=at.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
 def encode(traces: Sequence[Trace]) -> bytes:

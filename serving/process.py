@@ -31,6 +31,7 @@ from serving.companions import Companion
 
 SERVICE = "serving.service:Personalization"
 SUPERVISOR = "serving.supervisor"
+RESOLUTION = "serving.resolution"
 WARM_UP = 30
 TAIL_LINES = 15
 STARTER = "RAPPORT_SERVICE_STARTER"  # names the process that the service does not outlive
@@ -51,6 +52,7 @@ class Process:
     settings: Settings
     output: Path | None  # its log; None where it writes to this process's own output
     companions: tuple[Companion, ...] = ()  # what runs beside it
+    resolving: "subprocess.Popen[bytes] | None" = None  # who asks Feast of the store, where nobody did before
 
     @property
     def url(self) -> str:
@@ -98,6 +100,9 @@ class Process:
         """End the service, what runs beside it, and everything they started: asked first, then made to. A second call does nothing."""
         for companion in self.companions:
             companion.stop()
+        if self.resolving is not None:
+            self.resolving.kill()
+            self.resolving.wait()
         if self.child.poll() is None:
             self.child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -167,7 +172,21 @@ def start(
     beside = [] if is_alone else companions.wanted(settings)
     logs = {module: None if to_console else folder / f"{module.rpartition('.')[2]}.log" for module in beside}
     started = [Companion(module, environment=variables, folder=_root(), output=logs[module]).start() for module in beside]
-    return Process(child, host, chosen, settings, output, tuple(started))
+    return Process(child, host, chosen, settings, output, tuple(started), _resolving(settings, variables))
+
+
+def _resolving(settings: Settings, variables: Mapping[str, str]) -> "subprocess.Popen[bytes] | None":
+    """The longest part of a home's first start, begun at once: what `serving.resolution` asks of Feast. None where it was asked before."""
+    home, url = settings.home.resolve(), settings.online.redis_url
+    if (home / "serving" / "resolved.json").exists() or not (home / "feature_store" / "registry.db").exists():
+        return None
+    command = [sys.executable, "-m", RESOLUTION, str(home), "0", "first"]
+    nowhere = subprocess.DEVNULL
+    child = subprocess.Popen(command, cwd=_root(), env=dict(variables), stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere)
+    assert child.stdin is not None
+    with contextlib.suppress(OSError), child.stdin as told:  # by its input: arguments are for all to see
+        told.write(b"" if url is None else url.get_secret_value().encode())
+    return child
 
 
 def starter_lives() -> bool:

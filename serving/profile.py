@@ -20,9 +20,8 @@ from pydantic import SecretStr
 from pipelines.errors import PipelineError
 from pipelines.online import schema as online_schema
 from pipelines.online.feast_format import Key, Value, key_decoder, key_encoder
-from pipelines.online.redis_server import feast_connection
 from serving.fallbacks import Deadline
-from serving.online_store import EncodingChanged, Fast, FeastSource, Source, SqliteSource, StoreFailure, View, difference
+from serving.online_store import EncodingChanged, Fast, FeastSource, Row, Source, SqliteSource, StoreFailure, View, difference
 
 log = logging.getLogger("rapport.serving")
 
@@ -33,6 +32,7 @@ AGELESS = ("identifier_customer", "customer_consent")  # true until revoked, how
 SELF_CHECK_ROWS = 3
 NAMES_REMEMBERED = 10_000
 CUSTOMER = "customer_id"
+IS_ALLOWED = "is_personalization_allowed"  # of customer_consent
 FORMER = "customer_id"  # the kind of an identifier that was a customer's id before a merge
 
 _CUSTOMER = re.compile(r"c[0-9a-f]{16}")
@@ -64,20 +64,31 @@ class Profiles:
 
     def read(self, name: str, keys: Sequence[Key], *, at: datetime, deadline: Deadline) -> Rows:
         """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
-        columns: dict[str, list[Value]] = {}
-        changed: list[float | None] = [None] * len(keys)
-        views, now_s = self.views[name], at.timestamp()
-        for view, found in zip(views, self.source.fetch_views(views, keys, deadline), strict=True):
-            oldest = now_s - view.max_age_s
-            rows = [row if then is not None and then >= oldest else {} for then, row in found]
-            if len(rows) == 1:
-                columns |= {column: [value] for column, value in zip(view.columns, map(rows[0].get, view.columns), strict=True)}
-            else:
-                columns |= {column: [row.get(column) for row in rows] for column in view.columns}
-            for i, (then, _) in enumerate(found):
-                if rows[i] and then is not None and then > (changed[i] or 0.0):
-                    changed[i] = then
-        return Rows(columns, changed)
+        views = self.views[name]
+        return _rows(views, self.source.fetch_views(views, keys, deadline), n=len(keys), at=at)
+
+    def permitted(self, name: str, service: str, *, at: datetime, deadline: Deadline) -> tuple[Person, Rows | None] | None:
+        """Who a customer_id is and, where that person lets it be used, their columns of a feature service, in one look at the store.
+
+        None where one look does not tell: no such consent is recorded, so the id may be somebody else's, or the store, or what it holds,
+        is not to be read in this way. Raises StoreFailure.
+        """
+        (consent,), views = self.views["customer_consent"], self.views.get(service)
+        if views is None:
+            return None
+        try:
+            found = self.source.fetch_permitted(consent, IS_ALLOWED, views, name, deadline)
+        except EncodingChanged:  # of which part is not said
+            return None
+        flag = found[0][1].get(IS_ALLOWED) if found else None
+        if found is None or flag is None:
+            return None
+        is_allowed = flag is True
+        return Person(name, is_allowed), _rows(views, [[row] for row in found[1:]], n=1, at=at) if is_allowed else None
+
+    def forget_names(self) -> None:
+        """Let go of the names that were asked for, as callers gave them."""
+        self._pseudonym.cache_clear()
 
     def check(self, deadline: Deadline) -> None:
         """Look for nobody's consent: whether the store answers at all. Raises StoreFailure."""
@@ -117,7 +128,7 @@ class Profiles:
     def _customers(self, ids: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
         if not ids:
             return []
-        allowed = self.read("customer_consent", ids, at=at, deadline=deadline).columns["is_personalization_allowed"]
+        allowed = self.read("customer_consent", ids, at=at, deadline=deadline).columns[IS_ALLOWED]
         people = [STRANGER if flag is None else Person(key, flag is True) for key, flag in zip(ids, allowed, strict=True)]
         silent = [i for i, flag in enumerate(allowed) if flag is None]  # no consent state: known by what they did, or nobody
         for i, is_known in zip(silent, self._is_present([ids[i] for i in silent], deadline), strict=True):
@@ -128,6 +139,24 @@ class Profiles:
     def _is_present(self, ids: Sequence[str], deadline: Deadline) -> list[bool]:
         found = [self.source.present(view, ids, deadline) for view in self.views["churn_v1"]] if ids else []
         return [any(flags) for flags in zip(*found, strict=True)]
+
+
+def _rows(views: Sequence[View], fetched: Sequence[Sequence[Row]], *, n: int, at: datetime) -> Rows:
+    """The columns of the views; what is too old in its view counts as absent."""
+    columns: dict[str, list[Value]] = {}
+    changed: list[float | None] = [None] * n
+    now_s = at.timestamp()
+    for view, found in zip(views, fetched, strict=True):
+        oldest = now_s - view.max_age_s
+        rows = [row if then is not None and then >= oldest else {} for then, row in found]
+        if n == 1:
+            columns |= {column: [value] for column, value in zip(view.columns, map(rows[0].get, view.columns), strict=True)}
+        else:
+            columns |= {column: [row.get(column) for row in rows] for column in view.columns}
+        for i, (then, _) in enumerate(found):
+            if rows[i] and then is not None and then > (changed[i] or 0.0):
+                changed[i] = then
+    return Rows(columns, changed)
 
 
 def _as_former(name: str) -> str | None:
@@ -165,6 +194,8 @@ def feature_store(home: Path, *, redis_url: SecretStr | None = None) -> Any:
     # by its name alone it is imported on first use, and serving never uses it: no DuckDB in this process
     declared["offline_store"] = declared["offline_store"]["type"]
     if redis_url is not None:
+        from pipelines.online.redis_server import feast_connection
+
         declared["online_store"] = {"type": "redis", "connection_string": feast_connection(redis_url.get_secret_value())}
     config = RepoConfig(**declared, repo_path=home.resolve())
     return FeatureStore(repo_path=str(home.resolve()), config=config)

@@ -19,7 +19,7 @@ from models.stages import LEAD
 from models.two_stage import ALL_ITEMS, NEW_ITEMS, Order
 from serving.champions import Recommending
 from serving.recent import Act
-from serving.selection import LOOKED_AT, Flags, Places, capped
+from serving.selection import LOOKED_AT, Allows, Places, capped
 from serving.taste import LONGEST, Taste, strongest
 
 Singles = NDArray[np.float32]
@@ -45,19 +45,20 @@ class Ranking:
             return None
         mode = NEW_ITEMS if new_only and NEW_ITEMS in second.rankers_ else ALL_ITEMS
         order = second.rank(history, (at - _EPOCH) // _MICROSECOND, mode=mode)
-        liked = order.said["factors"]
-        assert isinstance(liked, Liked)
-        return cls(order, liked, model.learner.repeat_weight, any(act.item_id in model.items for act in acts))
+        assert order.liked is not None  # every moment has factors
+        return cls(order, order.liked, model.learner.repeat_weight, any(act.item_id in model.items for act in acts))
 
-    def best(self, allowed: Flags, k: int, *, category: Places, most: int | None) -> tuple[Places, Singles]:
-        """The k best items that are allowed (n_items,), at most so many of a category, and their scores, best first."""
-        open_ = allowed[self.order.items]
-        found, scores = self.order.items[open_], self.order.scores[open_]
-        stays = capped(category[found], most)
+    def best(self, allows: Allows, k: int, *, category: Places, most: int | None) -> tuple[Places, Singles]:
+        """The k best items that are allowed, at most so many of a category, and their scores, best first."""
+        found, scores = self.order.items, self.order.scores
+        stays = allows(found)
         found, scores = found[stays], scores[stays]
+        if most is not None:
+            stays = capped(category[found], most)
+            found, scores = found[stays], scores[stays]
         if found.size >= k:
             return found[:k], scores[:k]
-        others = allowed.copy()
+        others = allows(None)
         others[self.order.items] = False
         size = k if most is None else LOOKED_AT * k
         while True:

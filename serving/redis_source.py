@@ -61,6 +61,10 @@ class RedisSource:
             found.append([_row(view, reply[at : at + 1 + len(view.columns)], decode) for reply in replies[start : start + len(keys)]])
         return found
 
+    def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
+        """See Source: not without a script of its own."""
+        return None
+
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
         encode, field = key_encoder(view.join_key), redis_time_field(view.name)

@@ -40,3 +40,8 @@ class Remembered(Generic[T]):
         with self._lock:
             for key in keys:
                 self._found.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everybody."""
+        with self._lock:
+            self._found.clear()

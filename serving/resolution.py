@@ -2,12 +2,13 @@
 them through it.
 
 In: a home. Out: profiles. Importing Feast takes longer than all else of a start, and a third of a worker's memory. So it is asked in a
-child process (`python -m serving.resolution HOME NICENESS`), and what it said is kept in `serving/resolved.json` for as long as nothing
-changes that it hangs on: Feast's version, its registry, the declarations, our reader, the address of the store. Before it is used, rows
-that the store holds by now are read: their keys and values must be of the known encoding. Never keeps a verdict against the direct read:
-then Feast itself reads.
+child process (`python -m serving.resolution HOME NICENESS [first]`), and what it said is kept in `serving/resolved.json` for as long as
+nothing changes that it hangs on: Feast's version, its registry, the declarations, our reader, the address of the store. Before it is used,
+rows that the store holds by now are read: their keys and values must be of the known encoding. Never keeps a verdict against the direct
+read: then Feast itself reads.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -15,10 +16,11 @@ import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -31,7 +33,7 @@ from pipelines.online import feast_format
 from pipelines.online import schema as online_schema
 from pipelines.online.feast_format import Key, key_decoder, key_encoder
 from pipelines.private_file import replace_file
-from serving import online_store, profile, redis_source
+from serving import online_store, profile
 from serving.fallbacks import Deadline, Unavailable
 from serving.online_store import EncodingChanged, Fast, SqliteSource, StoreFailure, View
 from serving.profile import AGELESS, SELF_CHECK_ROWS, Profiles, Pseudonym
@@ -39,7 +41,8 @@ from serving.profile import AGELESS, SELF_CHECK_ROWS, Profiles, Pseudonym
 log = logging.getLogger("rapport.serving")
 
 TIMEOUT_S = 120.0
-_HANGS_ON = (feast_format, online_schema, online_store, profile, redis_source)
+_HANGS_ON = (feast_format, online_schema, online_store, profile)
+_REDIS = Path(__file__).with_name("redis_source.py")  # imported where there is a Redis
 
 
 class Resolver:
@@ -132,7 +135,7 @@ def _stamps(home: Path, redis_url: SecretStr | None) -> tuple[str, str | None]:
     """Of all that the answer hangs on but the registry, and with it; None where there is no registry to ask."""
     found = hashlib.sha256(metadata.version("feast").encode())
     declared = sorted(path for path in Path(feature_repo.__file__).parent.iterdir() if path.suffix in (".py", ".yaml"))
-    for path in (*declared, *(Path(str(module.__file__)) for module in (*_HANGS_ON, sys.modules[__name__]))):
+    for path in (*declared, *(Path(str(module.__file__)) for module in (*_HANGS_ON, sys.modules[__name__])), _REDIS):
         found.update(path.read_bytes())
     found.update(b"" if redis_url is None else redis_url.get_secret_value().encode())
     without = found.hexdigest()
@@ -157,9 +160,7 @@ def _asked(home: Path, declared: str, stamp: str, redis_url: SecretStr | None, *
     url = "" if redis_url is None else redis_url.get_secret_value()  # by its input: arguments are for all to see
     command = [sys.executable, "-m", __name__, str(home.resolve()), "0" if is_urgent else "10"]
     try:
-        _path(home).parent.mkdir(exist_ok=True)
-        with _path(home).with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one worker asks for all
+        with _alone(home):  # one worker asks for all
             told = _kept(home)
             if told is not None and told.get("stamp") == stamp:
                 return told
@@ -171,6 +172,15 @@ def _asked(home: Path, declared: str, stamp: str, redis_url: SecretStr | None, *
     except (OSError, subprocess.TimeoutExpired) as error:  # also a home that cannot be written to
         log.warning("feature store: it could not be resolved in a process of its own (%s)", type(error).__name__)
         return None
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Nobody else asks for this home inside."""
+    _path(home).parent.mkdir(exist_ok=True)
+    with _path(home).with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _views(told: Mapping[str, Any], max_age_s: float) -> dict[str, tuple[View, ...]] | None:
@@ -198,6 +208,8 @@ def _told(view: View) -> dict[str, Any]:
 
 def _source(home: Path, told: Mapping[str, Any], redis_url: SecretStr | None) -> Fast:
     if redis_url is not None:
+        from serving import redis_source
+
         return redis_source.RedisSource(redis_url.get_secret_value())
     return SqliteSource((home.resolve() / told["path"]).resolve())
 
@@ -205,4 +217,11 @@ def _source(home: Path, told: Mapping[str, Any], redis_url: SecretStr | None) ->
 if __name__ == "__main__":
     os.nice(int(sys.argv[2]))
     _url = sys.stdin.read()
-    keep(Path(sys.argv[1]), redis_url=SecretStr(_url) if _url else None)
+    _home, _redis_url = Path(sys.argv[1]), SecretStr(_url) if _url else None
+    if sys.argv[3:] == ["first"]:  # before anybody waits for it; a worker that does finds the lock taken
+        signal.alarm(int(TIMEOUT_S))
+        with _alone(_home):
+            if _kept(_home) is None:
+                keep(_home, redis_url=_redis_url)
+    else:
+        keep(_home, redis_url=_redis_url)

@@ -21,7 +21,7 @@ from serving.access import score_path
 from serving.champions import PRIOR, Bundle, Scorer
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Unavailable, count
-from serving.profile import Rows
+from serving.profile import Person, Profiles, Rows
 from serving.served import Sample
 from serving.shadow import Asked, Shadow
 from serving.store_guard import Guard
@@ -50,6 +50,7 @@ class _Case:
     causes: list[str] = field(default_factory=list)
     is_degraded: bool = False
     version: str | None = None
+    rows: Rows | None = None  # the features of the one customer asked for, where they came with the consent
     oldest: float | None = None  # when the features of the longest unchanged customer changed, seconds since 1970
 
     def step_down(self, source: str, cause: str, *, is_failure: bool) -> None:
@@ -109,9 +110,7 @@ class Scoring:
         """The customers by place whose data may be used."""
         try:
             with tracing.span("consent"):
-                people = self._guard.ask(
-                    lambda profiles: profiles.people(case.names, at=case.at, deadline=case.deadline), is_batch=case.is_batch
-                )
+                people = self._guard.ask(lambda profiles: _people(profiles, case), is_batch=case.is_batch)
         except Unavailable as reason:
             case.step_down(PERSONAL, reason.cause, is_failure=True)
             return {}
@@ -127,7 +126,7 @@ class Scoring:
             raise Unavailable(case.bundle.why.get(case.task, fallbacks.MODEL_MISSING))
         service, ids = scorer.service, list(customers.values())
         with tracing.span("features"):
-            rows = self._guard.ask(
+            rows = case.rows or self._guard.ask(
                 lambda profiles: profiles.read(service, ids, at=case.at, deadline=case.deadline) if service in profiles.views else None,
                 is_batch=case.is_batch,
             )
@@ -147,7 +146,7 @@ class Scoring:
         case.deadline.check()
         with tracing.span("model"):
             probabilities = scorer.learner.predict_values(matrix)
-        if not (np.isfinite(probabilities).all() and probabilities.min() >= 0 and probabilities.max() <= 1):
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
             raise Unavailable(fallbacks.MODEL_FAILED)
         if self._shadow is not None:
             who, when = [ids[j] for j in present], _micros(case.at)
@@ -195,6 +194,17 @@ class Scoring:
         if found and case.version is None:
             case.version = next((str(version) for version in versions if version is not None), None)
         return {i: _prediction(case, i, value, STALE, []) for i, value in found.items()}
+
+
+def _people(profiles: Profiles, case: _Case) -> list[Person]:
+    """Who the names are. What the model needs of a single customer who allows it is read on the way."""
+    scorer = case.bundle.scorers.get(case.task)
+    if scorer is not None and len(case.names) == 1:
+        found = profiles.permitted(case.names[0], scorer.service, at=case.at, deadline=case.deadline)
+        if found is not None:
+            person, case.rows = found
+            return [person]
+    return profiles.people(case.names, at=case.at, deadline=case.deadline)
 
 
 def _fill(

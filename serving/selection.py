@@ -1,5 +1,7 @@
 """Scores or an order of items -> the best that are allowed, at most so many of a category. Knows positions only, no names."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,6 +9,7 @@ from models.lists import best
 
 Places = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Allows = Callable[[Places | None], Flags]  # which items may be had: of all (n_items,), or of those in these places (m,)
 
 LOOKED_AT = 4  # times as many as are wanted, at first, where a cap may leave some out
 

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 
 from pipelines.errors import StoreError
 from pipelines.served import Row, Served, Value
@@ -69,8 +69,9 @@ class Sample:
         with self._lock:
             thread, self._thread = self._thread, None
         if thread is not None:
-            self._rows.put(None)
-            thread.join(CLOSE_S)
+            with suppress(queue.Full):  # it hangs, and is left behind
+                self._rows.put(None, timeout=CLOSE_S)
+                thread.join(CLOSE_S)
 
     def _has(self, customer: str) -> bool:
         digits = self._vault().pseudonym("audit", customer).partition(":")[2]

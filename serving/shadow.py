@@ -5,6 +5,7 @@ bounded queue: what finds it full is dropped and counted, and no answer ever wai
 kept beside what the champion did.
 """
 
+import contextlib
 import logging
 import queue
 import threading
@@ -70,23 +71,25 @@ class Shadow:
             metrics.shadow(asked.task, "dropped").inc()
 
     def close(self) -> None:
-        """Score what waits, and end."""
+        """Score what waits, and end; one that hangs is left behind."""
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._queue.put(None)
-            thread.join(CLOSE_S)
+            with contextlib.suppress(queue.Full):
+                self._queue.put(None, timeout=CLOSE_S)
+                thread.join(CLOSE_S)
 
     def _run(self) -> None:
         while (asked := self._queue.get()) is not None:
             scorer = self._models.bundle.scorers.get(asked.task)
-            if scorer is None:  # taken back meanwhile
-                continue
-            try:
-                outcome = self._score(asked, scorer)
-            except Exception as error:  # a challenger may be unfit; that is what it is tried for
-                log.error("%s: challenger %s failed with %s", asked.task, scorer.version, trace(error))
-                outcome = "failed"
-            metrics.shadow(asked.task, outcome).inc()
+            if scorer is not None:  # else taken back meanwhile
+                metrics.shadow(asked.task, self._outcome(asked, scorer)).inc()
+
+    def _outcome(self, asked: Asked, scorer: Scorer) -> str:
+        try:
+            return self._score(asked, scorer)
+        except Exception as error:  # a challenger may be unfit; that is what it is tried for
+            log.error("%s: challenger %s failed with %s", asked.task, scorer.version, trace(error))
+            return "failed"
 
     def _score(self, asked: Asked, scorer: Scorer) -> str:
         if scorer.service != asked.service:  # it would have to be fed from the store a second time

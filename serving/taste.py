@@ -18,7 +18,7 @@ from models.als import Solved
 from models.recommender import Recommender
 from serving.champions import Recommending
 from serving.recent import Act
-from serving.selection import Flags, best_of
+from serving.selection import Allows, best_of
 
 LONGEST = 1_000  # items of a history that reasons are looked for in
 
@@ -86,10 +86,10 @@ class Taste:
         scores[self.items] += np.float32(self.learner.repeat_weight) * self.own
         return np.asarray(scores)
 
-    def best(self, allowed: Flags, k: int, *, category: Places, most: int | None) -> tuple[Places, Singles]:
-        """The k best items that are allowed (n_items,), at most so many of a category, and their scores, best first."""
+    def best(self, allows: Allows, k: int, *, category: Places, most: int | None) -> tuple[Places, Singles]:
+        """The k best items that are allowed, at most so many of a category, and their scores, best first."""
         scores = self.scores()
-        found = best_of(scores, allowed, k, category=category, most=most)
+        found = best_of(scores, allows(None), k, category=category, most=most)
         return found, scores[found]
 
     def strongest(self, wanted: Places) -> Places:

@@ -65,7 +65,7 @@ class Request:
     @property
     def id(self) -> str:
         """What its answer and its lines of the log carry."""
-        return f"{_PROCESS}-{self.number:x}"
+        return _id(self.number)
 
     @property
     def causes(self) -> str:
@@ -75,6 +75,15 @@ class Request:
     def log_fields(self) -> Mapping[str, object]:
         """What every line about it carries."""
         return {"request_id": self.id} if self.trace is None else {"request_id": self.id, "trace_id": self.trace.id.hex()}
+
+
+def next_id() -> str:
+    """Of a request that nothing is made of."""
+    return _id(next(_NUMBERS))
+
+
+def _id(number: int) -> str:
+    return f"{_PROCESS}-{number:x}"
 
 
 _span: ContextVar[Span | None] = ContextVar("rapport_span", default=None)

@@ -85,11 +85,15 @@ class RecommendRequest(_Request):
     anonymous_id: Name | None = Field(None, description="the device's identifier, as events carry it")
     k: int = Field(10, ge=1, le=MAX_K, description="items wanted")
     item_id: Name | None = Field(None, description="ask for items like this one, and what goes with it")
-    exclude: list[Name] = Field([], max_length=MAX_LIST, description="items that must not come back")
+    exclude: list[Name] = Field(
+        default_factory=list, json_schema_extra={"default": []}, max_length=MAX_LIST, description="items that must not come back"
+    )
     filters: Filters = Field(Filters(category=None), description="what the items must satisfy")
     new_only: bool = Field(False, description="nothing that the customer bought before, where they let that be known")
     max_per_category: int | None = Field(None, ge=1, le=MAX_K, description="at most so many items of one category")
-    context: Annotated[dict[str, Any], AfterValidator(_finite)] = Field({}, description="free form; not used yet")
+    context: Annotated[dict[str, Any], AfterValidator(_finite)] = Field(
+        default_factory=dict, json_schema_extra={"default": {}}, description="free form; not used yet"
+    )
 
     @model_validator(mode="after")
     def _someone(self) -> "RecommendRequest":
@@ -104,7 +108,9 @@ class ScoreRequest(_Request):
     customer_ids: list[Name] = Field(min_length=1, max_length=MAX_CUSTOMERS, description="resolved customers, or the shop's own user ids")
     reasons: int = Field(3, ge=0, le=MAX_REASONS, description="features to name for each customer; 0 makes an answer much cheaper")
     context: Annotated[dict[str, Told], AfterValidator(_declared)] = Field(
-        {}, description=f"what only the request tells, the same for all of them: any of {', '.join(REQUEST)}"
+        default_factory=dict,
+        json_schema_extra={"default": {}},
+        description=f"what only the request tells, the same for all of them: any of {', '.join(REQUEST)}",
     )
 
 
@@ -175,11 +181,11 @@ def ranked(names: Sequence[str], scores: Sequence[float], reasons: Sequence[str]
 
 
 def decode(kind: type[R], body: bytes) -> R:
-    """The request in the body. Raises BadRequest, naming the first field at fault, never its value."""
+    """The request in the body. Raises BadRequest, naming the first field at fault or where it is no JSON, never a value."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise _bad(error) from None
+        raise _bad(error, kind) from None
 
 
 def encode(answer: Recommendation | Scores) -> bytes:
@@ -193,10 +199,14 @@ def encode_problem(code: str, message: str, field: str | None = None) -> bytes:
     return _encoder.encode({"error": problem | ({"field": field} if field else {})})
 
 
-def _bad(error: ValidationError) -> BadRequest:
+def _bad(error: ValidationError, kind: type[_Request]) -> BadRequest:
     first = error.errors(include_url=False, include_input=False)[0]
     if first["type"] == "json_invalid":
-        return BadRequest("invalid_json", "the body is expected to be one JSON object, UTF-8")
+        return BadRequest("invalid_json", f"the body is expected to be one JSON object, UTF-8: {first['ctx']['error']}")
     path = [str(part) for part in first["loc"]] or [first.get("ctx", {}).get("field", "")]
     name = ".".join(path)[:64] or None
-    return BadRequest("invalid_request", f"{name or 'body'}: {first['msg']}", name)
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        there_are = f"; there are: {', '.join(kind.model_fields)}" if len(path) == 1 else ""
+        message = f"no field of this name is expected{there_are}"
+    return BadRequest("invalid_request", f"{name or 'body'}: {message}", name)

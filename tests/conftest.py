@@ -1,10 +1,13 @@
 """What several rooms' tests share: quiet libraries, one thread, the shared datasets, and a guard against outside connections."""
 
+import fcntl
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,12 @@ from pipelines.settings import silence_telemetry
 
 silence_telemetry()
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()  # read when the metrics client is first imported, by whichever test
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each child compiles the libraries anew: three seconds
+sys.dont_write_bytecode = False
+SCRATCH = Path(tempfile.mkdtemp(prefix="rapport-"))
+SCRATCH.chmod(0o1777)  # as the system's own: a server may run as somebody else
+os.environ["TMPDIR"] = str(SCRATCH)  # where children leave what they cannot remove: some are killed
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir=SCRATCH)  # read when the metrics client is first imported, by whichever test
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -48,12 +56,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, len(item.path.parts)))
 
 
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real datasets; tests that need them skip where they are not laid out beside the repository."""
     if not SHARED.is_dir():
         pytest.skip(f"the real datasets are not at {SHARED}; the README says where the originals are")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """once(name, make): a copy of the folder that `make(folder)` filled in whichever of pytest's processes asked first."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def copy_of(name: str, make: Callable[[Path], object]) -> Path:
+        made, done = shared / f"made-{name}", shared / f"made-{name}.done"
+        with (shared / f"made-{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second waits
+            if not done.exists():
+                shutil.rmtree(made, ignore_errors=True)  # of one that failed
+                made.mkdir()
+                make(made)
+                done.touch()
+        return Path(shutil.copytree(made, tmp_path_factory.mktemp(name) / "home", symlinks=True))
+
+    return copy_of
 
 
 @pytest.fixture(scope="session")

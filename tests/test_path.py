@@ -15,6 +15,7 @@ from pipelines import registry, tables
 
 ROOT = Path(__file__).parents[1]
 CUSTOMERS = 700
+QUICK = {"RAPPORT_TRAINING__BOOTSTRAP_DRAWS": "100", "RAPPORT_TRAINING__RANKING_CUTOFFS": "2", "RAPPORT_MONITORING__SAMPLE_ROWS": "1000"}
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +30,7 @@ def rapport(*words, env, timeout=900):
 def walked(guarded, tmp_path_factory):
     """The whole loop once, with every process guarded; what it printed and where it wrote."""
     home = tmp_path_factory.mktemp("walk") / "home"
-    env = guarded | {"RAPPORT_HOME": str(home)}
+    env = guarded | QUICK | {"RAPPORT_HOME": str(home)}
     words = ("demo", "--customers", str(CUSTOMERS), "--trials", "2", "--no-serve", "--json")
     done = rapport(*words, env=env)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -53,22 +53,24 @@ class Content(Source):
 
     def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
         """See `Source`."""
-        mine = np.bincount(self._cell[items], weights=weights, minlength=len(self._kinds))
-        own, mass = self._kinds.T @ mine, weights.sum()
-        lift = (own + self.prior * self.taste_) / (mass + self.prior) / self._offered
-        return Cells(((self._kinds @ lift) / self._size).astype(np.float32), self._cell, self._members, self._starts)
+        has = self._has[:, items]
+        own = np.bincount(has.ravel(), weights=np.concatenate([weights] * len(has)), minlength=len(self._expected)) + self._expected
+        own /= self._offered * (weights.sum() + self.prior)
+        own[-1] = 0.0
+        return Cells((own.take(self._kinds).sum(axis=0) / self._size).astype(np.float32), self._cell, self._members, self._starts)
 
     def _arrange(self) -> None:
-        """Items with the same attributes are one cell."""
-        matrix, n_items = self.attributes_, self.attributes_.shape[0]
-        offered = np.asarray(matrix.mean(axis=0)).ravel()
+        """Items with the same attributes are one cell. An item with fewer attributes than others has the one after the last instead."""
+        matrix, (n_items, n) = self.attributes_, self.attributes_.shape
+        offered = np.append(np.asarray(matrix.mean(axis=0)).ravel(), 1.0)
         self._offered = np.where(offered > 0, offered, 1.0)
-        counts, most = np.diff(matrix.indptr), int(np.diff(matrix.indptr).max(initial=0))
-        which = np.full((n_items, most + 1), -1, dtype=np.int64)
-        which[np.repeat(np.arange(n_items), counts), np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)] = matrix.indices
-        _, first, cell = np.unique(which, axis=0, return_index=True, return_inverse=True)
-        self._cell, self._kinds = cell.ravel(), matrix[first].toarray()
-        self._size = np.maximum(counts[first], 1)
+        self._expected = np.append(self.prior * self.taste_.astype(np.float64), 0.0)
+        counts = np.diff(matrix.indptr)
+        has = np.full((n_items, max(1, int(counts.max(initial=0)))), n, dtype=np.int64)
+        has[np.repeat(np.arange(n_items), counts), np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], counts)] = matrix.indices
+        _, first, cell = np.unique(has, axis=0, return_index=True, return_inverse=True)
+        self._has = np.ascontiguousarray(has.T)  # (most attributes of an item, n_items)
+        self._cell, self._kinds, self._size = cell.ravel(), self._has[:, first], np.maximum(counts[first], 1)
         self._members = self.popular_[np.argsort(self._cell[self.popular_], kind="stable")]
         self._starts = np.concatenate([[0], np.cumsum(np.bincount(self._cell, minlength=len(first)))])
 
@@ -97,13 +99,14 @@ class Cells:
 
     def best(self, k: int, barred: Places) -> Places:
         """The k of the best cells; see `Opinion`."""
-        found: list[Places] = []
-        n = 0
-        for cell in np.argsort(-self.scores, kind="stable")[: k + len(barred)].tolist():
-            if n >= k or not self.scores[cell] > 0:
+        found, n, scores = list[Places](), 0, self.scores.copy()
+        for _ in range(min(k + len(barred), len(scores))):
+            cell = int(scores.argmax())  # of many cells the first few are wanted: far cheaper than their order
+            if n >= k or not scores[cell] > 0:
                 break
+            scores[cell] = 0.0
             members = self.members[self.starts[cell] : self.starts[cell + 1]][: k - n + len(barred)]
-            found.append(members[~is_in(members, barred)][: k - n])
+            found.append(members[~is_in(members, barred)][: k - n] if len(barred) else members)
             n += len(found[-1])
         return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 

@@ -4,7 +4,7 @@ import numpy as np
 from scipy import sparse
 from scipy.linalg import lapack
 
-from models.candidates.source import Linear, bounded
+from models.candidates.source import REACH, Linear, bounded, heaviest
 from models.lists import best
 
 BLOCK_CELLS = 4_000_000
@@ -14,19 +14,23 @@ class Ease(Linear):
     """Minimises |X - X B|^2 + ridge |B|^2 with diag(B) = 0: B = I - P / diag(P), P = (X'X + ridge I)^-1.
 
     ridge: the one hyper-parameter; a multiple of the mean of the Gram matrix' diagonal, so that it travels between shops.
-    n_neighbours: how many weights are kept for each item, the largest in size; None keeps all. max_items: the inversion takes
+    n_neighbours: how many weights are kept for each item, the largest in size; None keeps all. reach: and so many with which an item counts
+    for others. max_items: the inversion takes
     n_items^3 operations and 8 n_items^2 bytes: a larger catalogue is refused.
     """
 
-    def __init__(self, *, ridge: float = 10.0, n_neighbours: int | None = 200, max_items: int = 20_000, random_state: int = 0) -> None:
+    def __init__(
+        self, *, ridge: float = 10.0, n_neighbours: int | None = 200, reach: int = REACH, max_items: int = 20_000, random_state: int = 0
+    ) -> None:
         self.ridge = ridge
         self.n_neighbours = n_neighbours
+        self.reach = reach
         self.max_items = max_items
         self.random_state = random_state
 
     def _learn(self, weights: sparse.csr_matrix) -> None:
-        if not self.ridge > 0:
-            raise ValueError(f"Ease: ridge must be above 0, found {self.ridge}")
+        if not self.ridge > 0 or self.reach < 1:
+            raise ValueError(f"Ease: ridge must be above 0 and reach 1 or more, found {self.ridge} and {self.reach}")
         used = np.unique(weights.indices)  # an item nobody touched predicts nothing and is predicted by nothing
         if used.size > self.max_items:
             raise ValueError(f"Ease: {used.size:,} items are more than the {self.max_items:,} it inverts; use another source")
@@ -47,6 +51,7 @@ class Ease(Linear):
             data.append(block[row, found[row, place]])
         where = (np.concatenate(others), np.concatenate(items))
         self.weights_ = sparse.csr_matrix((np.concatenate(data), where), (self.n_items_, self.n_items_), dtype=np.float32)
+        self.weights_ = heaviest(self.weights_, self.reach)
 
 
 def _inverted(gram: np.ndarray) -> np.ndarray:

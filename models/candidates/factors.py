@@ -54,7 +54,7 @@ class Factors(Source):
 
     def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
         """See `Source`."""
-        solved = als.solve_one(items, weights, self.objective_, self.item_factors_, gram=self._gram)
+        solved = als.solve_one(items, weights, self.objective_, self.item_factors_, gram=self._wide_gram)
         return Liked(self._products, solved.factors, items, weights, solved)
 
     def _score(self, histories: Any) -> Singles:
@@ -72,6 +72,7 @@ class Factors(Source):
 
     def _prepare(self) -> None:
         self._gram, self._products = self.item_factors_.T @ self.item_factors_, InnerProducts.of(self.item_factors_)
+        self._wide_gram = self._gram.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,10 @@ class Liked:
     def best(self, k: int, barred: Places) -> Places:
         """See `Opinion`."""
         found, scores = self.products.best(self.factors, k + len(barred))
-        return found[(scores > 0) & ~is_in(found, barred)][:k]
+        is_open = scores > 0
+        if len(barred):
+            is_open &= ~is_in(found, barred)
+        return found[is_open][:k]
 
     def of(self, items: Places) -> Singles:
         """See `Opinion`."""

@@ -51,12 +51,27 @@ class History:
         order = np.argsort(np.concatenate([self.item[stays], newer.item]), kind="stable")
         return History(*(np.concatenate([getattr(self, name)[stays], getattr(newer, name)])[order] for name in _ALL))
 
-    def weights(self, at_us: int, half_life_days: float) -> Floats:
-        """The weight of each row (r,), which halves with its age: its purchases are taken to be as old as the last, its other acts as the
-        last act.
+    def at(self, at_us: int) -> "Aged":
+        """As it is at this moment."""
+        return Aged(self, at_us, ages(at_us, self.seen_us), ages(at_us, self.bought_us))
+
+
+@dataclass(frozen=True)
+class Aged:
+    """One customer's rows at a moment. seen_days, bought_days (r,): since the last act, and since the last purchase."""
+
+    history: History
+    at_us: int
+    seen_days: Floats
+    bought_days: Floats
+
+    def weights(self, half_lives_days: Sequence[float]) -> Floats:
+        """The weight of each row (m, r), which halves with its age, for each of these half-lives (m,): its purchases are taken to be as
+        old as the last, its other acts as the last act.
         """
-        faded = np.exp2(-ages(at_us, self.bought_us) / half_life_days)
-        return self.touches * np.exp2(-ages(at_us, self.seen_us) / half_life_days) + self.purchases * faded
+        halves = np.array(half_lives_days)[:, None]
+        faded = np.exp2(-self.bought_days / halves)
+        return np.asarray(self.history.touches * np.exp2(-self.seen_days / halves) + self.history.purchases * faded)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from models.candidates.source import Linear, bounded
+from models.candidates.source import REACH, Linear, bounded, heaviest
 from models.lists import best
 
 BLOCK_CELLS = 4_000_000
@@ -13,22 +13,26 @@ class Neighbours(Linear):
     """cos(i, j) = x_i'x_j / (|x_i| |x_j| + shrinkage * mean |x|^2), of which each item keeps its nearest.
 
     n_neighbours: how many. shrinkage: 0 is the plain cosine. max_row: of a customer with more items the heaviest so many
-    count when items are compared: who touches everything says nothing about what goes together.
+    count when items are compared: who touches everything says nothing about what goes together. reach: an item counts for so many
+    others, those it is nearest to.
     """
 
-    def __init__(self, *, n_neighbours: int = 100, shrinkage: float = 1.0, max_row: int = 1_000, random_state: int = 0) -> None:
+    def __init__(
+        self, *, n_neighbours: int = 100, shrinkage: float = 1.0, max_row: int = 1_000, reach: int = REACH, random_state: int = 0
+    ) -> None:
         self.n_neighbours = n_neighbours
         self.shrinkage = shrinkage
         self.max_row = max_row
+        self.reach = reach
         self.random_state = random_state
 
     def _learn(self, weights: sparse.csr_matrix) -> None:
-        if self.n_neighbours < 1 or self.max_row < 1 or self.shrinkage < 0:
+        if self.n_neighbours < 1 or self.max_row < 1 or self.reach < 1 or self.shrinkage < 0:
             raise ValueError(
-                f"Neighbours: n_neighbours and max_row must be 1 or more, shrinkage 0 or more; found {self.n_neighbours}, "
-                f"{self.max_row}, {self.shrinkage}"
+                f"Neighbours: n_neighbours, max_row and reach must be 1 or more, shrinkage 0 or more; found {self.n_neighbours}, "
+                f"{self.max_row}, {self.reach}, {self.shrinkage}"
             )
-        by_item = bounded(_heaviest(weights, self.max_row)).T.tocsr()
+        by_item = bounded(heaviest(weights, self.max_row)).T.tocsr()
         by_customer = by_item.T.tocsr()
         length = np.sqrt(np.asarray(by_item.multiply(by_item).sum(axis=1)).ravel())
         slack = self.shrinkage * float(np.mean(length[length > 0] ** 2))
@@ -47,14 +51,4 @@ class Neighbours(Linear):
             cosine.append(value[row, place])
         where = (np.concatenate(near), np.concatenate(items))  # an item's neighbours speak for it: its column of weights
         self.weights_ = sparse.csr_matrix((np.concatenate(cosine), where), (self.n_items_, self.n_items_), dtype=np.float32)
-
-
-def _heaviest(weights: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
-    """Each row with its k largest entries, ties by column."""
-    counts = np.diff(weights.indptr)
-    if counts.max(initial=0) <= k:
-        return weights
-    rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((weights.indices, -weights.data, rows))
-    kept = order[np.arange(len(rows)) - np.repeat(weights.indptr[:-1], counts) < k]
-    return sparse.csr_matrix((weights.data[kept], (rows[kept], weights.indices[kept])), weights.shape)
+        self.weights_ = heaviest(self.weights_, self.reach)

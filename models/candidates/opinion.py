@@ -16,7 +16,7 @@ class Opinion(Protocol):
     """barred: items that are not asked about, ascending."""
 
     def best(self, k: int, barred: Places) -> Places:
-        """The k items of the highest scores above 0, fewer where there are no more."""
+        """The k items of the highest scores above 0, in any order; fewer where there are no more."""
 
     def of(self, items: Places) -> Singles:
         """The score of each of the items (n,)."""
@@ -31,12 +31,11 @@ class Sparse:
 
     def best(self, k: int, barred: Places) -> Places:
         """See `Opinion`."""
-        places = np.flatnonzero((self.scores > 0) & ~is_in(self.items, barred) if len(barred) else self.scores > 0)
-        scores = self.scores[places]
-        if len(places) > 2 * k:  # a few that are to be sorted are found far faster than all are sorted
-            near = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
-            places, scores = places[near], scores[near]
-        return self.items[places[np.argsort(-scores, kind="stable")[:k]]]
+        is_open = self.scores > 0
+        if len(barred):
+            is_open &= ~is_in(self.items, barred)
+        items = self.items[is_open]
+        return items if len(items) <= k else items[np.argsort(-self.scores[is_open], kind="stable")[:k]]
 
     def of(self, items: Places) -> Singles:
         """See `Opinion`."""
@@ -56,7 +55,7 @@ class Listed:
     def best(self, k: int, barred: Places) -> Places:
         """See `Opinion`."""
         head = self.order[: k + len(barred)]
-        return head[~is_in(head, barred)][:k]
+        return head[~is_in(head, barred)][:k] if len(barred) else head
 
     def of(self, items: Places) -> Singles:
         """See `Opinion`."""

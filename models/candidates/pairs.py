@@ -37,9 +37,10 @@ def described(retrieval: Retrieval, history: History, at_us: int, *, new_only: b
 
     Features of a source that is not there are NaN, so that the columns are the same at every moment.
     """
-    found = retrieval.candidates(history, at_us, new_only=new_only)
+    known = history.at(at_us)
+    found = retrieval.candidates(known, new_only=new_only)
     values = np.empty((len(found.items), len(NAMES)), dtype=np.float32)
-    features.values(history, retrieval.shelf_, found.items, at_us, values[:, :_COUNTED])
+    features.values(known, retrieval.shelf_, found.items, values[:, :_COUNTED])
     values[:, _COUNTED:_SCORED], values[:, _SCORED:] = found.scores, found.ranks
     return found, values
 

@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 
 from models.candidates.content import Content
 from models.candidates.ease import Ease
-from models.candidates.factors import Factors
-from models.candidates.history import Histories, History
+from models.candidates.factors import Factors, Liked
+from models.candidates.history import NOTHING, Aged, Floats, Histories
 from models.candidates.neighbours import Neighbours
 from models.candidates.occasion import Occasion
-from models.candidates.opinion import Opinion
+from models.candidates.opinion import Opinion, Places
 from models.candidates.own_history import OwnHistory
 from models.candidates.popularity import Popularity
 from models.candidates.shelf import Shelf
-from models.candidates.source import Source
+from models.candidates.source import Linear, Source
+from models.candidates.stack import Stack, Sums
 from models.learner import Learner, read_json, write_json
 
 KINDS: dict[str, type[Source]] = {
@@ -48,13 +49,13 @@ READS: dict[str, dict[str, Any]] = {
 class Candidates:
     """One customer's items (c,), ascending; by source, in the order of `KINDS`, the score and the rank, from 1, among them: (c, n_kinds).
 
-    NaN where a source is not there. said: what each source that is there says.
+    NaN where a source is not there. liked: what the factors say, None where they are not there.
     """
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
     ranks: NDArray[np.float32]
-    said: dict[str, Opinion]
+    liked: Liked | None
 
 
 class Retrieval(Learner):
@@ -88,26 +89,28 @@ class Retrieval(Learner):
         if not self.sources_:
             raise ValueError("Retrieval: expected a moment with interactions before it, found none")
         self.shelf_ = Shelf.of(now, now.histories() if histories is None else histories)
+        self._prepare()
         return self
 
-    def candidates(self, history: History, at_us: int, *, new_only: bool) -> Candidates:
+    def candidates(self, known: Aged, *, new_only: bool) -> Candidates:
         """The candidates of one customer at a moment. new_only: nothing that the customer bought before."""
         self._check_fitted("sources_")
-        barred = history.item[history.purchases > 0] if new_only else history.item[:0]
-        weighed = {}
-        for days in {READS[name]["half_life_days"] for name in self.sources_}:
-            weights = history.weights(at_us, days)
-            counts = weights > 0  # what is long ago may have faded to nothing
-            weighed[days] = history.item[counts], weights[counts]
-        said = {name: source.asked(*weighed[READS[name]["half_life_days"]]) for name, source in self.sources_.items()}
-        found = np.unique(np.concatenate([one.best(self.n_candidates, barred) for one in said.values()]))
-        nothing = np.full(len(found), np.nan, dtype=np.float32)
-        scores = np.stack([said[name].of(found) if name in said else nothing for name in KINDS])
-        order = np.argsort(-scores, axis=1, kind="stable")
+        barred = known.history.item[known.history.purchases > 0] if new_only else NOTHING.item
+        weights = [_counting(known.history.item, some) for some in known.weights(self._half_lives)]
+        sums = self._stack.asked([weights[self._reads[name]] for name in self._linear])
+        said = {name: source.asked(*weights[self._reads[name]]) for name, source in self._alone.items()}
+        every: list[Sums | Opinion] = [sums, *said.values()]
+        found = _distinct(np.concatenate([one.best(self.n_candidates, barred) for one in every]))
+        scores = np.full((len(KINDS), len(found)), np.nan, dtype=np.float32)
+        scores[self._linear_rows] = sums.of(found)
+        for name, one in said.items():
+            scores[_ROW[name]] = one.of(found)
         ranks = np.empty_like(scores)
-        np.put_along_axis(ranks, order, np.arange(1, len(found) + 1, dtype=np.float32)[None], axis=1)
-        ranks[np.isnan(scores)] = np.nan
-        return Candidates(found, scores.T, ranks.T, said)
+        ranks[_ROWS, (-scores).argsort(axis=1, kind="stable")] = np.arange(1, len(found) + 1, dtype=np.float32)
+        if self._absent:
+            ranks[self._absent] = np.nan
+        liked = said.get("factors")
+        return Candidates(found, scores.T, ranks.T, liked if isinstance(liked, Liked) else None)
 
     def save(self, folder: Path) -> None:
         """Write each source into a folder of its name, what is known of the items into `shelf`, and `retrieval.json`."""
@@ -124,4 +127,34 @@ class Retrieval(Learner):
         retrieval = cls(**saved["params"])
         retrieval.sources_ = {name: KINDS[name].load(folder / name) for name in saved["sources"]}
         retrieval.shelf_ = Shelf.load(folder / "shelf")
+        retrieval._prepare()
         return retrieval
+
+    def _prepare(self) -> None:
+        """What every customer is asked with."""
+        linear = {name: source for name, source in self.sources_.items() if isinstance(source, Linear)}
+        self._linear, self._stack, self._linear_rows = tuple(linear), Stack.of(list(linear.values())), [_ROW[name] for name in linear]
+        self._alone = {name: source for name, source in self.sources_.items() if name not in linear}
+        self._half_lives = sorted({READS[name]["half_life_days"] for name in self.sources_})
+        self._reads = {name: self._half_lives.index(READS[name]["half_life_days"]) for name in self.sources_}
+        self._absent = [row for name, row in _ROW.items() if name not in self.sources_]
+
+
+_ROW = {name: row for row, name in enumerate(KINDS)}
+_ROWS = np.arange(len(KINDS))[:, None]
+
+
+def _counting(items: Places, weights: Floats) -> tuple[Places, Floats]:
+    """Without what is so long ago that it faded to nothing."""
+    if weights.all():
+        return items, weights
+    counts = weights > 0
+    return items[counts], weights[counts]
+
+
+def _distinct(items: Places) -> Places:
+    """The different ones, ascending: a few are sorted several times faster than by `np.unique`."""
+    ordered = np.sort(items)
+    is_first = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return np.asarray(ordered[is_first])

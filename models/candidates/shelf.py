@@ -1,6 +1,7 @@
 """A moment -> what everybody's acts say of each item, frozen: a model answers with it until it is trained again."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,7 +55,12 @@ class Shelf:
         found["item_first_age"] = -_least(now.item, -age, n)
         return cls(np.stack([found[name] for name in NAMES], axis=1).astype(np.float32), now.category, now.price)
 
-    @property
+    @cached_property
+    def log_price(self) -> Floats:
+        """Of each item, NaN where unknown; money below a ten-millionth of a cent is none."""
+        return np.where(np.isfinite(self.price), np.log(np.maximum(self.price, 1e-9)), np.nan)
+
+    @cached_property
     def n_categories(self) -> int:
         """Categories that occur, at least 1."""
         return int(self.category.max(initial=0)) + 1

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from models import evaluation, lists
-from models.candidates.opinion import Opinion, Places, Sparse
+from models.candidates.opinion import Opinion, Places
 from models.learner import Learner, read_json, write_json
 from models.lists import Ranked, Singles
 
 LOSS_K = 20
 CHUNK_CELLS = 4_000_000  # scores held at a time
-DENSE = 8  # entries to add up for each cell of an array of all items: with fewer, they are sorted
-MOST_ITEMS = 100  # of one customer's history, the heaviest, that a linear source adds up
+REACH = 500  # items that one item speaks for: the most popular would speak for all of them, and of almost all say next to nothing
 USUAL_SHARE, LONGEST = 0.9, 5.0  # of customers; how much longer than theirs a history may be
 _CSR = ("data", "indices", "indptr")
 
@@ -52,7 +51,9 @@ class Source(Learner):
         return self._score(checked(histories, self.n_items_))
 
     def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
-        """What the source says of one customer with these weights > 0 (r,) of items (r,), each once: as `score`, without all items."""
+        """What the source says of one customer with these weights > 0 (r,) of items (r,), each once: as `score`, without all items. Linear
+        sources are asked together, by their `Stack`.
+        """
         raise NotImplementedError
 
     def recommend(self, histories: Any, k: int, exclude: Any = None) -> Ranked:
@@ -140,27 +141,6 @@ class Linear(Source):
     def _score(self, histories: Any) -> Singles:
         return np.asarray((histories.astype(np.float32) @ self.weights_).toarray(), dtype=np.float32)
 
-    def asked(self, items: Places, weights: NDArray[np.float64]) -> Opinion:
-        """See `Source`; of a longer history the `MOST_ITEMS` heaviest items are added up."""
-        if len(items) > MOST_ITEMS:
-            heaviest = np.sort(np.argsort(-weights, kind="stable")[:MOST_ITEMS])
-            items, weights = items[heaviest], weights[heaviest]
-        starts, counts = self.weights_.indptr[items], self.weights_.indptr[items + 1] - self.weights_.indptr[items]
-        ends = np.cumsum(counts)
-        if not len(items) or not ends[-1]:
-            return Sparse(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
-        places = np.arange(ends[-1]) + np.repeat(starts - (ends - counts), counts)
-        found, added = self.weights_.indices[places], self.weights_.data[places] * np.repeat(weights, counts)
-        if self.n_items_ <= DENSE * len(found):
-            total = np.bincount(found, weights=added, minlength=self.n_items_)
-            touched = np.flatnonzero(total)
-            return Sparse(touched, total[touched].astype(np.float32))
-        # a number each of item and place is far cheaper to sort than by item alone with ties in order
-        order = np.sort(found * np.int64(len(found)) + np.arange(len(found)))
-        item, place = np.divmod(order, len(found))
-        begins = np.flatnonzero(np.diff(item, prepend=-1))
-        return Sparse(item[begins], np.add.reduceat(added[place], begins).astype(np.float32))
-
     def _restored(self, saved: dict[str, Any]) -> None:
         if self.weights_.shape != (self.n_items_, self.n_items_):
             raise ValueError(f"{type(self).__name__}: expected weights of {self.n_items_} items squared, found {self.weights_.shape}")
@@ -190,6 +170,17 @@ def bounded(weights: Any) -> Any:
     if length.max() <= bound:
         return weights
     return sparse.csr_matrix(sparse.diags(bound / np.maximum(length, bound)) @ weights)
+
+
+def heaviest(weights: Any, k: int) -> Any:
+    """Each row of a csr with its k entries of the largest size, ties by column."""
+    counts = np.diff(weights.indptr)
+    if counts.max(initial=0) <= k:
+        return weights
+    rows = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((weights.indices, -np.abs(weights.data), rows))
+    kept = order[np.arange(len(rows)) - np.repeat(weights.indptr[:-1], counts) < k]
+    return sparse.csr_matrix((weights.data[kept], (rows[kept], weights.indices[kept])), weights.shape)
 
 
 def chunks(n_rows: int, n_items: int) -> list[slice]:

@@ -37,7 +37,7 @@ _BY_PANDAS = "pandas.parquet"
 
 def build_rows(folder: Path, *, sizes: Sequence[int], rival_events: int) -> list[BenchRow]:
     """Events a second, CPU and memory of the whole build at each size; the sums alone beside pandas; how the time grows."""
-    for module in ("ibis", "pipelines.sessions"):
+    for module in ("ibis", "pipelines.features"):
         importlib.import_module(module)  # before the sides part, so that neither pays for it
     homes = {events: folder / f"{events}" for events in {*sizes, rival_events}}
     for events, home in homes.items():

@@ -4,6 +4,7 @@ Every side runs in a process of its own, on one thread (see `measured`), and is 
 beside implicit's own, a search with its records beside plain LightGBM fits of the same parameters, and a fit of more and more rows.
 """
 
+import importlib
 import shutil
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from pipelines.training.tuning import tune
 COLUMNS = 30
 FITS = "LightGBM's fits of the same parameters"
 EPOCHS = 5  # that are timed, after the first
+LIBRARIES = ("lightgbm", "optuna", "scipy.optimize")  # loaded before a search is timed, on every side: that is done once
 ROUNDS = 100  # of boosting, at every number of rows
 
 
@@ -108,6 +110,8 @@ def _interactions(sizes: TrainingSizes) -> Any:
 
 def _search(folder: Path, sizes: TrainingSizes) -> list[BenchRow]:
     def prepare() -> Any:
+        for library in LIBRARIES:
+            importlib.import_module(library)
         return _parts(sizes.trial_rows)
 
     ours = measured(lambda given: _tracked(given, sizes.trials), lambda: (*prepare(), _open_run(folder)))

@@ -44,7 +44,7 @@ def trained_with(home: Path, person: Person) -> dict[str, list[int]]:
 def remove_rows(home: Path, person: Person) -> int:
     """Take the person's own rows out of every version; returns the rows. No other run may be working on the models.
 
-    A version that is damaged serves nobody: with a row of the person it goes as a whole.
+    A version that is damaged, or of other code than this, serves nobody: with a row of the person it goes as a whole.
     """
     removed = 0
     for leftover in (home / "models").glob("*/.staging-*"):
@@ -68,7 +68,7 @@ def _amended(home: Path, name: str, version: int, person: Person) -> int:
 
     try:
         registry.amend(home, name, version, why=WHY, change=change)
-    except RegistryError:
+    except (RegistryError, ValueError):
         gone.append(_rows_of(folder, person).size)
         shutil.rmtree(folder, ignore_errors=True)
     return sum(gone)

@@ -131,13 +131,26 @@ def _write_events(db: duckdb.DuckDBPyConnection, home: Path, change: Changes, pu
     keep: list[Path] = []
     if _any(db, "SELECT 1 FROM old_lines"):
         db.execute(f"CREATE TABLE changed_days AS {changed_days_sql()}").fetchall()
-        changed = {f"day={day}" for (day,) in db.sql("SELECT day FROM changed_days").fetchall()}
-        keep = [path for path in stored if path.parent.name not in changed and path.parent.name.startswith("day=")]
-        if not changed:
+        if not _any(db, "FROM changed_days"):
             return
+        keep = _untouched(db, stored)
     rows = events_sql("changed_days" if keep else None)
     reader = db.sql(f"SELECT * FROM ({rows}) ORDER BY event_timestamp, source, event_id").to_arrow_reader(_PIECE_ROWS)
     change.replace(tables.EVENTS, reader, keep=keep)
+
+
+def _untouched(db: duckdb.DuckDBPyConnection, stored: Sequence[Path]) -> list[Path]:
+    """The files of the events that hold no changed day; of the others every day is one from now on, as no row may be written twice."""
+    keep = [(path, span) for path in stored if (span := tables.days(path))]
+    changed = [(str(day), str(day)) for (day,) in db.sql("SELECT day FROM changed_days").fetchall()]
+    while changed:
+        hit = [one for one in keep if any(one[1][0] <= last and first <= one[1][1] for first, last in changed)]
+        keep = [one for one in keep if one not in hit]
+        changed = [span for _, span in hit if span[0] < span[1]]
+        if changed:
+            every = "unnest(generate_series(CAST(? AS DATE), CAST(? AS DATE), INTERVAL 1 DAY))"
+            db.executemany(f"INSERT INTO changed_days SELECT CAST({every} AS DATE)", changed)
+    return [path for path, _ in keep]
 
 
 def _canonise(db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> None:

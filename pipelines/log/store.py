@@ -187,7 +187,9 @@ class Log:
             upkeep.checkpoint(catalogue)
 
 
-def open_log(home: Path, *, settings: Settings, vault: Vault | None = None, consumer: str = "") -> Log:
+def open_log(
+    home: Path, *, settings: Settings, vault: Vault | None = None, consumer: str = "", connect: Connect = connection.connect
+) -> Log:
     """The log of the home; made on first use. Opens the home's vault where none is given. Raises LogFull, StoreError."""
     return Log(
         home / "log",
@@ -196,4 +198,5 @@ def open_log(home: Path, *, settings: Settings, vault: Vault | None = None, cons
         takeover_s=settings.edges.takeover_s,
         consumer=consumer,
         closes_vault=vault is None,
+        connect=connect,
     )

@@ -82,12 +82,12 @@ def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int
     from pipelines.identity.online import Online
     from pipelines.log import open_log
     from pipelines.stream.state import path_of
-    from pipelines.stream.upkeep import Garbage, checkpoints
+    from pipelines.stream.upkeep import Garbage, checkpoints, connect
     from pipelines.stream.worker import Stream
 
     home, consumer = settings.home, f"stream-{number}" if number else "stream"
     with (
-        closing(open_log(home, settings=settings, vault=vault, consumer=consumer)) as events,
+        closing(open_log(home, settings=settings, vault=vault, consumer=consumer, connect=connect)) as events,
         closing(Online(home, vault=vault, worker=number)) as linker,
         closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker, share=(number, settings.stream.workers))) as stream,
         checkpoints([stream.online.path, path_of(home, stream.share), linker.path, home / "log" / "log.db"], stream.writing),

@@ -10,7 +10,7 @@ Never decides who is who.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -135,27 +135,27 @@ class Activity:
         for customer in customers:
             self._lives.pop(customer, None)
 
-    def reconcile(self, *, is_fresh: bool) -> None:
-        """Bring the state to who is who by the linker, all of which is owed, and to the tables; what follows is due at once.
+    def take_over(self) -> None:
+        """Bring the state to what is owed; what follows is due at once."""
+        touched = self.state.own(self._told)
+        self.state.timetable.mark(sorted(touched))
+        for customer in touched:
+            self._lives.pop(customer, None)
 
-        `is_fresh`: an ingest wrote, and whom it does not know is gone.
-        """
-        state = self.state
-        with state.transaction():
-            touched = state.own(self._told)
-            if is_fresh:
-                known = {who for (who,) in state.db.execute("SELECT DISTINCT who FROM owners")}
-                touched |= state.disown(sorted(known - self._told.keys()))
-            state.timetable.mark(sorted(touched))
-            share = f"{self.share[0]} of {self.share[1]}"
-            if state.note("share") not in (None, share):
-                state.timetable.mark_all()
-                state.items.mark_all()
-            state.put_note("share", share)
-        if touched:
+    def disown_others(self, names: Collection[str]) -> None:
+        """Nobody knows other identifiers than these any more; what follows is due at once."""
+        known = {who for (who,) in self.state.db.execute("SELECT DISTINCT who FROM owners")}
+        if gone := known.difference(names):
+            self.state.timetable.mark(sorted(self.state.disown(sorted(gone))))
             self._let_go()
-        self.settle()
-        self.follow_tables()
+
+    def divide(self) -> None:
+        """Where there were others, or none, beside this worker, all of its part is due at once."""
+        share = f"{self.share[0]} of {self.share[1]}"
+        if self.state.note("share") not in (None, share):
+            self.state.timetable.mark_all()
+            self.state.items.mark_all()
+        self.state.put_note("share", share)
 
     def follow_tables(self) -> None:
         """Bring the state to the tables, where these have changed; cheap where they have not."""

@@ -5,7 +5,7 @@ another one, so that a visitor's history belongs to the customer from the moment
 leaves a forwarding row under their former id, and nothing else. Never decides who is who.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
@@ -82,16 +82,16 @@ def follow(online: OnlineWriter, links: Mapping[str, Owner]) -> set[str]:
     return ({owner.customer_id for owner in links.values()} | set(moved.values())) - empty
 
 
-def differences(online: OnlineWriter, links: dict[str, Owner]) -> list[str]:
-    """Take out of `links` what the store has already; returns the identifiers that the store has and the links do not."""
-    gone = []
-    for name, owner in online.everything(IDENTIFIER_VIEW, "customer_id", join_key=JOIN_KEY):
-        held = links.get(name)
-        if held is None and not is_former(name):
-            gone.append(name)
-        elif held is not None and held.customer_id == owner:
-            del links[name]
-    return gone
+def changed(online: OnlineWriter, links: Mapping[str, Owner]) -> dict[str, Owner]:
+    """The links that the store does not have yet."""
+    held = owners(online, list(links))
+    return {name: owner for name, owner in links.items() if held.get(name) != owner.customer_id}
+
+
+def unknown(online: OnlineWriter, names: Collection[str]) -> list[str]:
+    """The identifiers that the store has beside these."""
+    held = (name for name, _ in online.everything(IDENTIFIER_VIEW, "customer_id", join_key=JOIN_KEY))
+    return [name for name in held if name not in names and not is_former(name)]
 
 
 def owners(online: OnlineWriter, identifiers: Sequence[str]) -> dict[str, str]:

@@ -13,9 +13,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
 
+from pipelines.log import connection
+from pipelines.online.file import LONG_WAL_PAGES
+
 CHECKPOINT_S = 0.5  # between two looks at the files
 CHECKPOINT_BYTES = 2 << 20  # of a write-ahead log, from which on it is moved
-RESET_PAGES = 16_384  # of one, from which on its writer is stopped for the moment that the rest takes: else it would never be used anew
+RESET_PAGES = 49_152  # of one, from which on its writer is stopped for the moment that the rest takes, or it would never be used anew: two
+# flushes of the disk, which calls wait for, so it is seldom
 COLLECT_S = 600.0  # between two looks at everything that was made since
 _THRESHOLDS = (1_000, 10, 1_000_000)  # of Python's collector: young objects in a millisecond or two, the old ones never by itself
 
@@ -34,6 +38,13 @@ def checkpoints(paths: Sequence[Path], writing: Lock) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """As the log opens its files; what this connection commits is moved by the thread: a commit that did it would wait for two flushes."""
+    db = connection.connect(path)
+    db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}").fetchall()
+    return db
 
 
 class Garbage:

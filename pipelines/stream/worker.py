@@ -9,6 +9,8 @@ written. Never decides what is served.
 Of several workers each reads the whole log, follows who is who by itself, and writes the customers and the items of its share; the first
 alone writes who is who and consent.
 
+What an ingest says of who is who is taken over a few people at a time, between calls; whom a call names comes before that call.
+
 A call that cannot be handled holds up no other: it is tried again in later steps, and set aside after `settings.edges.max_tries`.
 """
 
@@ -29,6 +31,7 @@ from pipelines.settings import Settings
 from pipelines.stream import calls, identities
 from pipelines.stream.acknowledgement import Acknowledgement
 from pipelines.stream.activity import Activity
+from pipelines.stream.backlog import Backlog
 from pipelines.stream.calls import Call
 from pipelines.stream.clock import Clock
 from pipelines.stream.consents import SCHEMA, Consents
@@ -41,6 +44,9 @@ GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
 BATCH_EVENTS = 500  # of one transaction, where many wait
+PACE_S = 0.008  # between the beginnings of two steps, where calls come one after the other: those that come meanwhile share a transaction
+SLICE_S = 0.01  # spent at a time on what an ingest says of who is who: fresh events wait no longer
+SLICE_IDENTIFIERS = 100
 FEW_EVENTS = 16  # where few do, and as many more each time there are more: the first is not to wait until the last is done
 
 
@@ -95,7 +101,11 @@ class Stream:
         self.acknowledgement = Acknowledgement(self._acknowledge)
         self._tries: dict[Position, int] = {}  # of calls that failed
         self._owed: dict[str, Owner] = {}  # links that are not committed yet
+        self.backlog = Backlog()  # of an ingest, or of the start
         self._is_reconciled, self._refreshed_s = False, 0.0
+        self._has_begun = False  # calls may come between: what there is of everybody was taken over once
+        self._is_fresh = False  # an ingest wrote, and whom it does not know is to go
+        self._begun_s = 0.0  # when it last read
         self._at_a_time = 1  # until it is known that no call kills the process: see `_next`
         self._is_more = True  # there may be calls of which nobody will be woken
 
@@ -105,15 +115,20 @@ class Stream:
         The log is told now and then, beside it; at once where nothing came and nobody waits. Raises StoreError where log or store refuse:
         step again.
         """
-        if not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S:
+        if not self.backlog and (not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S):
             with self.writing:
                 self._reconcile()
+        if not self._is_reconciled and not (wait_s and self._has_begun):
+            with self.writing:
+                self._take_over(end_s=float("inf"))
         patience_s = self.activity.patience_s()
-        self._waiting = self._waiting or self._next(min(wait_s, patience_s))
+        self._waiting = self._waiting or self._next(min(wait_s, patience_s) if self._is_reconciled else 0.0)
         if not self._waiting and not wait_s:
             self.acknowledgement.finish()
         with self.writing:
             done = self._apply_waiting() if self._waiting else Stepped()
+            if not self._is_reconciled:
+                self._take_over(end_s=time.monotonic() + SLICE_S)
             return done if patience_s > 0 else done + self._expire()
 
     def close(self) -> None:
@@ -147,8 +162,10 @@ class Stream:
 
     def _next(self, wait_s: float) -> list[Logged]:
         """The next calls. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
-        if not self._is_more:
+        if not self._is_more and wait_s:
             self._wait(wait_s)
+            time.sleep(max(0.0, self._begun_s + PACE_S - time.monotonic()))
+        self._begun_s = time.monotonic()
         found = self.log.read(self.group, max_events=self._at_a_time)
         self._is_more = len(found) == self._at_a_time
         more = self._at_a_time + FEW_EVENTS if self._is_more else FEW_EVENTS
@@ -157,8 +174,6 @@ class Stream:
 
     def _wait(self, wait_s: float) -> None:
         """Until something was appended, or for so long. Has the log told what was applied, where it is time."""
-        if not wait_s:
-            return
         due_s = self.acknowledgement.due_s()
         if due_s < wait_s:
             if self.wake.wait(due_s):
@@ -211,7 +226,11 @@ class Stream:
         """Who is who, then what they said, then what they did."""
         if not heard:
             return 0, 0, 0
-        self._owe(self.linker.link(heard))
+        told = self.linker.link(heard)
+        self.backlog.drop(link.identifier for link in told)
+        # an ingest may have said something of these that is still to be taken over, and would not be said again
+        behind = self.backlog.of((name for call in heard for name in call.subjects), {link.customer_id for link in told})
+        self._owe([*behind, *told])
         consents = 0
         if self.share[0] == 0:
             touched = identities.follow(online, self._owed)
@@ -241,20 +260,47 @@ class Stream:
         if self._is_reconciled and not is_fresh:
             self.activity.follow_tables()
             return
-        self._is_reconciled = False
+        self._is_reconciled, self._is_fresh = False, self._is_fresh or is_fresh
         self._owed = {}
-        links = self.linker.identities()
-        with self.online.transaction() as online:
-            self._owe(links)
-            unknown = identities.differences(online, self._owed)
+        self.activity.settle()
+        self.backlog = Backlog(self.linker.identities())
+
+    def _take_over(self, *, end_s: float) -> None:
+        """Take over what the linker knows of some people, until the time has come or all is taken over, and then the tables."""
+        try:
+            while self._owed or self.backlog:
+                self._take_over_some()
+                if self.backlog and time.monotonic() > end_s:
+                    return
+            self._take_over_rest()
+        except BaseException:
+            self._look_again()
+            raise
+        self._is_reconciled = self._has_begun = True
+
+    def _take_over_some(self) -> None:
+        with self.online.transaction() as online, self.activity.state.transaction():
+            self._owe(self.backlog.some(SLICE_IDENTIFIERS))
             if self.share[0] == 0:
-                if is_fresh:  # the ingest kept nothing of them
-                    identities.forget(online, unknown)
-                touched = identities.follow(online, self._owed)
-                known_us = max((owner.known_us for owner in self._owed.values()), default=0)
+                changed = identities.changed(online, self._owed)
+                touched = identities.follow(online, changed)
+                known_us = max((owner.known_us for owner in changed.values()), default=0)
                 self.consents.decide(online, sorted(touched), known_us=known_us)
-        self.activity.reconcile(is_fresh=is_fresh)
-        self._owed, self._is_reconciled = {}, True
+            self.activity.take_over()
+        self._owed = {}
+        self.activity.settle()
+
+    def _take_over_rest(self) -> None:
+        with self.online.transaction() as online, self.activity.state.transaction():
+            if self._is_fresh:  # the ingest kept nothing of the others
+                names = {link.identifier for link in self.linker.identities()}
+                names -= self.vault.entombed(list(names))
+                if self.share[0] == 0:
+                    identities.forget(online, identities.unknown(online, names))
+                self.activity.disown_others(names)
+            self.activity.divide()
+        self._is_fresh = False
+        self.activity.follow_tables()
 
     def _commit(self, batch: Sequence[Logged], done: Stepped) -> Stepped:
         self.acknowledgement.add([call.position for call in batch])

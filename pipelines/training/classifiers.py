@@ -1,6 +1,5 @@
 """Labelled rows of a task -> a tuned, calibrated classifier with its test against baselines and optimum."""
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -59,12 +58,11 @@ def fit(name: str, home: Path, *, settings: Settings, as_of: datetime, progress:
     run = tracking.open_run(home, name, study=searched_as, tags=tags, server=options.tracking_url)
 
     finished: list[Any] = []
-    counted = itertools.count(1)
 
     def on_trial(trial: Any) -> None:
         tracking.log_trial(run, trial)
         finished.append(trial)
-        progress(next(counted), options.trials)
+        progress(len(finished), options.trials)
 
     train, validation = rows.part("train"), rows.part("validation")
     params = tune(

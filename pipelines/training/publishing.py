@@ -142,8 +142,11 @@ def decide(home: Path, fitted: Fitted, version: int, *, settings: Settings, as_o
         return Decision(True, version, "there was no champion")
     try:
         champion = registry.load_champion(home, fitted.name)
+        type(fitted.learner).load(champion.folder)
     except RegistryError as error:
         return Decision(True, version, f"the champion could not be verified: {error}")
+    except (KeyError, TypeError, ValueError) as error:  # of other code: nothing can be served from it, however good it was
+        return Decision(True, version, f"version {present} can be loaded no more: {error}")
     made = champion.manifest.get("as_of")
     is_newer = made is None or pd.Timestamp(as_of) > pd.Timestamp(made)
     verdict = fitted.judge(champion, is_newer)

@@ -7,7 +7,6 @@ served from today's history, and the figures are those of the tested fit.
 
 import hashlib
 import inspect
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models import als, candidates, evaluation, inner_product, lists, ranker, recommender, stages, two_stage
+from models import als, candidates, evaluation, forest, inner_product, lists, ranker, recommender, stages, two_stage
 from models.candidates.factors import Factors
 from models.recommender import Recommender
 from models.stages import SECOND_STAGE, Stages
@@ -26,7 +25,7 @@ from pipelines import labels, tables, tracking
 from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import listing, truth
+from pipelines.training import explanations, listing, truth
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
@@ -67,11 +66,12 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     searched_as = f"{search_name(study, options.workers)}/{options.trials}"
     run = tracking.open_run(home, NAME, study=searched_as, tags=tags, server=options.tracking_url)
 
-    finished = itertools.count(1)
+    finished: list[Any] = []
 
     def on_trial(trial: Any) -> None:
         tracking.log_trial(run, trial)
-        progress(next(finished), options.trials)
+        finished.append(trial)
+        progress(len(finished), options.trials)
 
     params = tune(
         Recommender, validation.history, validation.relevant, n_trials=options.trials, seed=options.seed,
@@ -83,6 +83,7 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     tested, served = (_both_stages(moments, at, params, is_used=choice.is_used) for at in (newest.at, now))
     params = {**params, SECOND_STAGE: choice.is_used, CODE: code_of_stages()}
     quality, segments = _quality(tested, home, settings=settings)
+    explanations.save_lists(run, tested, trials=finished)
     agreed = consent_record(home, pd.Series(serving.customers), settings=settings)
     how = "fitted again on everything known at as_of; the metrics are those of the fit on what was known at the test cut-off"
     describe = {
@@ -113,7 +114,7 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
 
 def code_of_stages() -> str:
     """Names the source of both stages: other code, other version."""
-    modules = (als, candidates, inner_product, lists, ranker, recommender, stages, two_stage)
+    modules = (als, candidates, forest, inner_product, lists, ranker, recommender, stages, two_stage)
     files = [path for module in modules for path in _sources(Path(inspect.getfile(module)))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 

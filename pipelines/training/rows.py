@@ -3,6 +3,7 @@
 In: a home and a task. Out: frames. Never looks beyond a row's instant; never lets a label window reach into the time it is judged in.
 """
 
+import difflib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,11 +13,13 @@ import pandas as pd
 
 from models.task import Task
 from pipelines import feature_store, tables
+from pipelines.errors import InputError
 from pipelines.settings import Settings
 from pipelines.training.tasks import label_rows
 
 KEYS = ("customer_id", "event_timestamp", "label", "split")
 PROTECTED = ("age_band", "gender", "region")  # kept beside the rows for those who watch; the first two are never inputs
+METRICS = ("auc", "average_precision")  # of `models.evaluation`, that a task may be judged by: higher is better
 CUTOFFS = 24  # rows at no more instants than this were labelled from cut-offs, others from moments all along
 MIN_ROWS, MIN_CLASS_ROWS = 100, 20  # of either side of an earlier origin
 
@@ -67,10 +70,36 @@ class Rows:
 
 
 def read_rows(home: Path, task: Task, *, settings: Settings, as_of: datetime) -> Rows:
-    """The task's label rows joined with what was known strictly before each. Raises NotTrainable."""
+    """The task's label rows joined with what was known strictly before each.
+
+    Raises NotTrainable; InputError where the task names a metric or a column that there is not, or its rule gives no scores: before
+    anything is tried.
+    """
     wanted = label_rows(home, task, settings=settings, as_of=as_of)
     frame = feature_store.training_frame(home, wanted[list(KEYS)], service=task.feature_service)
-    return Rows(frame, [c for c in frame.columns if c not in KEYS and c not in task.excluded], wanted["matured_timestamp"])
+    found = Rows(frame, [c for c in frame.columns if c not in KEYS and c not in task.excluded], wanted["matured_timestamp"])
+    require_sound(task, found)
+    return found
+
+
+def require_sound(task: Task, rows: Rows) -> None:
+    """Raises InputError where the task asks of these rows what they do not have."""
+    if task.metric not in METRICS:
+        raise InputError(f"training: task {task.name} expects the metric {task.metric!r}; there are {', '.join(METRICS)}")
+    for told, names in (("declares a direction of", task.monotone), ("reads the history", task.history.values())):
+        for name in names:
+            if name not in rows.frame:
+                raise InputError(f"training: task {task.name} {told} {_no_column(name, rows, task)}")
+    test = rows.test()
+    try:
+        scores = np.asarray(task.rival(test))
+    except KeyError as error:
+        raise InputError(f"training: the rule of task {task.name} reads {_no_column(str(error.args[0]), rows, task)}") from error
+    if scores.shape != (len(test),) or not np.issubdtype(scores.dtype, np.number) or not np.isfinite(scores.astype(float)).all():
+        had = f"{scores.dtype} of shape {scores.shape}, or not all finite"
+        raise InputError(
+            f"training: the rule of task {task.name} is to give one finite number for each of {len(test):,} rows; it gave {had}"
+        )
 
 
 def with_protected(home: Path, frame: pd.DataFrame) -> pd.DataFrame:
@@ -84,6 +113,11 @@ def with_protected(home: Path, frame: pd.DataFrame) -> pd.DataFrame:
     profile["event_timestamp"] = profile["event_timestamp"].astype(left["event_timestamp"].dtype)
     found = pd.merge_asof(left, profile, on="event_timestamp", by="customer_id", allow_exact_matches=False)
     return frame.reset_index(drop=True).assign(**{name: found.sort_values("row")[name].to_numpy() for name in absent})
+
+
+def _no_column(name: str, rows: Rows, task: Task) -> str:
+    near = difflib.get_close_matches(name, [str(column) for column in rows.frame.columns], n=3)
+    return f"{name}, which {task.feature_service} does not have" + (f"; near it are {', '.join(near)}" if near else "")
 
 
 def _can_teach(label: np.ndarray) -> bool:

@@ -27,7 +27,8 @@ class Relay:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._own_port = probe.getsockname()[1]
-        self.url = urlunsplit(parts._replace(netloc=f"127.0.0.1:{self._own_port}"))
+        user, at, _ = parts.netloc.rpartition("@")
+        self.url = urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self._own_port}"))
         self.trouble: str | None = None
         self._stop, self._is_up = threading.Event(), threading.Event()
         self._open: set[asyncio.StreamWriter] = set()

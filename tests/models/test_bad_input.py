@@ -225,7 +225,7 @@ def test_no_source_loses_the_others_to_one_with_everything(monkeypatch: pytest.M
 def test_an_item_seen_once_is_scored_and_found_for_the_one_who_saw_it() -> None:
     now, _ = _blocks(heavy=False)
     once = now.n_items - 1
-    found = Retrieval().fit(now).candidates(now.histories().customer(0), now.at_us, new_only=False)
+    found = Retrieval().fit(now).candidates(now.histories().customer(0).at(now.at_us), new_only=False)
     assert np.isfinite(found.scores).all()
     assert once in found.items
     listed, scores = Recommender(n_factors=8, n_epochs=5).fit(now.matrix(half_life_days=90.0)).recommend([0, 1], now.n_items)

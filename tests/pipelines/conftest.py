@@ -1,5 +1,6 @@
 """A small shop in a home of its own, trained once through the real feature store, Optuna and MLflow."""
 
+import json
 import shutil
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 DAYS = 84
 AS_OF = START + timedelta(days=DAYS)
 NAMES = ("churn", "intent", "recommender")
+REPORTS = "reports.json"  # what their training told
 LABELS = LabelSettings(
     churn_horizon_days=14,
     churn_active_days=28,
@@ -83,39 +85,40 @@ def write_shop(home, customers=120):
 
 
 @pytest.fixture(scope="session")
-def empty_tracking(tmp_path_factory):
+def empty_tracking(once):
     """A migrated MLflow database, made once: the migration costs more than the tests."""
     from pipelines import tracking
 
-    home = tmp_path_factory.mktemp("tracking")
-    tracking.connect(home)
-    return home / "mlflow"
+    return once("tracking", tracking.connect) / "mlflow"
 
 
 @pytest.fixture(scope="session")
-def applied(tmp_path_factory):
+def applied(once):
     """A home whose features are declared, and that holds nothing. To be copied, not changed."""
     from pipelines import feature_store
 
-    home = tmp_path_factory.mktemp("applied")
-    feature_store.apply(home)
-    return home
+    return once("applied", feature_store.apply)
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, empty_tracking):
+def trained(once, empty_tracking):
     """The home after one training of all models, its settings and its reports."""
-    from pipelines import feature_store, features, labels, training
+    from pipelines import feature_store, features, flow, labels, training
+    from pipelines.training.publishing import ModelReport
 
-    home = tmp_path_factory.mktemp("shop") / "home"
-    write_shop(home)
-    shutil.copytree(empty_tracking, home / "mlflow")
-    features.build(home)
-    feature_store.apply(home)
-    settings = settings_of(home)
-    labels.build(home, settings=settings, as_of=AS_OF)
-    reports = {name: training.train(name, home, settings=settings, as_of=AS_OF) for name in NAMES}
-    return SimpleNamespace(home=home, settings=settings, reports=reports, as_of=AS_OF)
+    def make(home):
+        write_shop(home)
+        shutil.copytree(empty_tracking, home / "mlflow")
+        features.build(home)
+        feature_store.apply(home)
+        settings = settings_of(home)
+        labels.build(home, settings=settings, as_of=AS_OF)
+        reports = {name: flow.plain(training.train(name, home, settings=settings, as_of=AS_OF)) for name in NAMES}
+        (home / REPORTS).write_text(json.dumps(reports))
+
+    home = once("trained", make)
+    reports = {name: ModelReport(**report) for name, report in json.loads((home / REPORTS).read_text()).items()}
+    return SimpleNamespace(home=home, settings=settings_of(home), reports=reports, as_of=AS_OF)
 
 
 @pytest.fixture

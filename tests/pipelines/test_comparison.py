@@ -17,6 +17,7 @@ from pipelines.settings import LabelSettings, Settings, TrainingSettings
 T0 = pd.Timestamp("2026-01-01", tz="UTC")
 N = 400
 DAY_US = 86_400_000_000
+AGAIN, BACK = ("purchase", T0 + pd.Timedelta(2, "D")), ("return", T0 + pd.Timedelta(3, "D"))
 
 
 class Nobody:
@@ -26,29 +27,33 @@ class Nobody:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Two versions of churn; `log(champion, challenger)`: what they foretold of N customers on the first day; `stays`: who ordered then."""
+    """Two versions of two models, and N customers who ordered the day before the first: each either orders again or, as likely as
+    `truth` says, sends that back.
+    """
     home, rng = tmp_path_factory.mktemp("home"), np.random.default_rng(5)
     features = pd.DataFrame({"views_7d": rng.normal(size=200), "views_30d": rng.normal(size=200)})
     label = (features["views_7d"] > 0).astype(int)
     for seed in (1, 2):
         learner = Classifier(n_rounds=5, random_state=seed).fit(features, label)
-        registry.register(home, "churn", learner=learner, manifest={})
+        for name in ("churn", "return_risk"):
+            registry.register(home, name, learner=learner, manifest={})
     registry.promote(home, "churn", 1)
     truth = rng.uniform(0.1, 0.9, N)
     stays = rng.uniform(size=N) > truth
-    acts = [(f"c{i}", T0 - pd.Timedelta(1, "D")) for i in range(N)] + [(f"c{i}", T0 + pd.Timedelta(2, "D")) for i in np.flatnonzero(stays)]
-    acts.append(("clock", T0 + pd.Timedelta(30, "D")))
+    acts = [(f"c{i}", "purchase", T0 - pd.Timedelta(1, "D")) for i in range(N)]
+    acts += [(f"c{i}", *(AGAIN if stays[i] else BACK)) for i in range(N)]
+    acts.append(("clock", "purchase", T0 + pd.Timedelta(30, "D")))
     rows = [
         dict.fromkeys(tables.EVENTS.schema.names)
         | {
             "event_id": str(n),
-            "type": "purchase",
+            "type": kind,
             "customer_id": who,
             "event_timestamp": when,
             "created_timestamp": when,
             "session_id": "s",
         }
-        for n, (who, when) in enumerate(acts)
+        for n, (who, kind, when) in enumerate(acts)
     ]
     tables.write(home, tables.EVENTS, pa.Table.from_pylist(rows, tables.EVENTS.schema))
     return SimpleNamespace(home=home, truth=truth, rng=rng)
@@ -56,15 +61,15 @@ def shop(tmp_path_factory):
 
 @pytest.fixture
 def logged(shop):
-    """`log(champion, challenger, version=2, days=0)` keeps what both foretold; the sample is empty before."""
+    """`log(champion, challenger, version=2, days=0, model="churn")` keeps what both foretold; the sample is empty before."""
     path = shop.home / "served"
     for file in path.glob("*") if path.exists() else ():
         file.unlink()
 
-    def log(champion, challenger, version="2", days=0.0):
+    def log(champion, challenger, version="2", days=0.0, model="churn"):
         at = int(T0.timestamp() * 1e6 + days * DAY_US)
         rows = [
-            Row(f"c{i}", SHADOW, f"churn {version}", at, at, {"probability": float(q), "champion_probability": float(p), "champion": "1"})
+            Row(f"c{i}", SHADOW, f"{model} {version}", at, at, {"probability": float(q), "champion_probability": float(p), "champion": "1"})
             for i, (p, q) in enumerate(zip(champion, challenger, strict=True))
         ]
         with closing(Served(shop.home, vault=Nobody())) as served:
@@ -73,9 +78,9 @@ def logged(shop):
     return log
 
 
-def compared(shop, **options):
+def compared(shop, model="churn", **options):
     settings = Settings(home=shop.home, labels=LabelSettings(churn_horizon_days=10), training=TrainingSettings(bootstrap_draws=200))
-    return comparison.compare(shop.home, "churn", settings=settings, vault=Nobody(), **options)
+    return comparison.compare(shop.home, model, settings=settings, vault=Nobody(), **options)
 
 
 def noisy(shop, scale):
@@ -105,6 +110,22 @@ def test_challenger_that_foretells_better_is_shown_to_and_one_that_does_not_is_n
     assert even.requests == 2 * N
     assert even.customers == N
     assert even.foresight.auc_difference.low < 0 < even.foresight.auc_difference.high
+
+
+def test_model_with_labels_of_its_own_is_held_against_what_became_of_its_occasions(shop, logged):
+    logged(noisy(shop, 3.0), shop.truth, model="return_risk")
+    found = compared(shop, "return_risk").foresight
+    assert found.requests == N
+    assert found.auc_difference.low > 0
+    assert found.brier_difference.high < 0
+
+
+def test_too_few_occasions_are_said_to_be_so(shop, logged):
+    logged(shop.truth[:30], shop.truth[:30], model="return_risk")
+    logged(shop.truth, shop.truth, model="return_risk", days=5)  # by then whatever came back had done so, or something else was ordered
+    found = compared(shop, "return_risk")
+    assert (found.requests, found.foresight) == (N + 30, None)
+    assert "the outcome of 30 is known" in found.why_not
 
 
 def test_shift_is_told_by_mean_psi_and_bands(shop, logged):

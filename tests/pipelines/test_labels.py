@@ -1,3 +1,4 @@
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -281,10 +282,12 @@ def test_ranking_needs_buyers_after_the_cutoff():
 # -- ranking -----------------------------------------------------------------------------------------------------------
 
 
-def test_interactions_keep_the_strongest_event_of_an_instant():
-    twin = log(event("c1", 1, "view"), event("c1", 1, "purchase"), event("c1", 2, "cart_add"))
+def test_interactions_count_every_event_of_an_instant():
+    """As the online store does: see tests/pipelines/stream/test_known.py."""
+    twin = log(*(event("c1", day, kind) for day, kind in ((1, "view"), (1, "purchase"), (1, "view"), (2, "cart_add"), (2, "return"))))
     rows = make("interactions", pd.concat([SHOP, twin]), allowed([*CONSENTS["customer_id"], "c1"]))
-    assert rows.loc[rows["customer_id"] == "c1", ["type", "weight"]].to_numpy().tolist() == [["purchase", 1.0], ["cart_add", 0.5]]
+    assert rows.loc[rows["customer_id"] == "c1", "type"].tolist() == ["view", "view", "purchase", "cart_add"]
+    assert rows.loc[rows["customer_id"] == "c1", "weight"].tolist() == [0.15, 0.15, 1.0, 0.5]
 
 
 def test_ranking_separates_what_was_known_from_what_was_bought():
@@ -328,6 +331,26 @@ def test_build_writes_three_tables_and_an_empty_one_where_there_is_no_label(tmp_
     assert report.rows["churn"] > 0
     assert 0 < report.base_rate["churn"] < 1
     assert tables.read(tmp_path, tables.LABELS_INTENT).columns.tolist() == tables.LABELS_INTENT.schema.names
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["held", "control"])
+def test_ingest_during_a_build_changes_no_label(tmp_path, monkeypatch, is_held):
+    events = SHOP.assign(source="shop", received_timestamp=pd.Timestamp(START)).reindex(columns=tables.EVENTS.schema.names)
+    tables.write(tmp_path, tables.EVENTS, events)
+    tables.write(tmp_path, tables.CONSENTS, CONSENTS)
+    before, real = labels.build(tmp_path, settings=SETTINGS, as_of=AS_OF), tables.read
+
+    def read(home, table, *columns):
+        found = real(home, table, *columns)
+        if table == tables.EVENTS:  # an ingest publishes: most had refused
+            tables.write(tmp_path, tables.EVENTS, events.head(50))
+            tables.write(tmp_path, tables.CONSENTS, CONSENTS.head(2))
+        return found
+
+    monkeypatch.setattr(tables, "read", read)
+    if not is_held:
+        monkeypatch.setattr(tables, "snapshot", lambda home, some: contextlib.nullcontext(home))
+    assert (labels.build(tmp_path, settings=SETTINGS, as_of=AS_OF) == before) == is_held
 
 
 # -- horizons beyond the session, and tasks that define their own label ------------------------------------------------

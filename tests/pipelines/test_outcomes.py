@@ -1,10 +1,8 @@
 import numpy as np
 import pandas as pd
-import pytest
 
-from models.task import Task
+from models import tasks
 from pipelines import labels, outcomes
-from pipelines.errors import NotTrainable
 from pipelines.settings import LabelSettings, Settings
 
 T0 = pd.Timestamp("2026-01-01", tz="UTC")
@@ -57,8 +55,44 @@ def test_intent_is_a_purchase_in_the_session_that_the_request_fell_into():
     np.testing.assert_array_equal(within, [1.0, 0.0, 1.0, 1.0, np.nan])
 
 
-def test_task_that_chooses_its_own_instants_has_no_outcomes_of_requests(monkeypatch):
-    own = Task("own", "churn_v1", "auc", "none", lambda f: np.zeros(len(f)), label=lambda e: e)
-    monkeypatch.setattr(outcomes.tasks, "declared", lambda: {"own": own})
-    with pytest.raises(NotTrainable, match="own choice"):
-        outcomes.of_rows("own", at(("a", T0)), events(("a", "view", T0, "s")), settings=MINE, as_of=T0)
+def returning(*asked, as_of, log):
+    return outcomes.of_rows("return_risk", at(*asked), log, settings=MINE, as_of=as_of).tolist()
+
+
+def test_task_that_chooses_its_own_instants_is_asked_about_the_last_of_them():
+    log = events(
+        ("a", "purchase", T0, "s"), ("a", "return", T0 + 3 * DAY, "s"), ("a", "purchase", T0 + 5 * DAY, "s"), ("b", "view", T0, "s"),
+    )  # fmt: skip
+    found = returning(
+        ("a", T0 - DAY),  # before any order
+        ("a", T0 + DAY),  # about the first, which comes back
+        ("a", T0 + 4 * DAY),  # about the same, which by then had come back
+        ("a", T0 + 6 * DAY),  # about the second, which does not
+        ("a", T0 + 36 * DAY),  # when that was over
+        ("b", T0 + DAY),  # nothing was ordered
+        as_of=T0 + 36 * DAY, log=log,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found, [np.nan, 1.0, np.nan, 0.0, np.nan, np.nan])
+    assert np.isnan(returning(("a", T0 + DAY), ("a", T0 + 6 * DAY), as_of=T0 + 29 * DAY, log=log)).all()  # nothing is known yet
+
+
+def test_outcome_that_we_learnt_of_late_was_still_to_be_foretold():
+    log = events(("a", "purchase", T0, "s"), ("a", "return", T0 + 3 * DAY, "s"))
+    late = log.assign(created_timestamp=[T0, T0 + 9 * DAY])
+    assert returning(("a", T0 + 4 * DAY), as_of=T0 + 40 * DAY, log=late) == [1.0]
+    assert np.isnan(returning(("a", T0 + 9 * DAY), as_of=T0 + 40 * DAY, log=late)).all()
+
+
+def test_at_its_own_instants_a_task_has_the_outcomes_that_it_was_trained_on():
+    rng, kinds = np.random.default_rng(4), ["purchase", "purchase", "return", "view"]
+    log = events(*((f"c{rng.integers(30)}", kinds[rng.integers(4)], T0 + float(day) * DAY, "s") for day in rng.uniform(0, 200, 500)))
+    as_of = T0 + 200 * DAY
+    rows = tasks.declared()["return_risk"].label(log)
+    found = outcomes.of_rows("return_risk", rows, log, settings=MINE, as_of=as_of)
+    np.testing.assert_array_equal(found, rows["label"].where(rows["matured_timestamp"] <= as_of))
+    assert 20 < np.nansum(found) < len(rows) - 20
+
+
+def test_its_own_label_may_look_at_any_column():
+    assert outcomes.columns("return_risk") is None
+    assert "session_id" in outcomes.columns("intent")

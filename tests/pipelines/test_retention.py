@@ -10,6 +10,7 @@ import pytest
 from pipelines import retention, tables
 from pipelines.log import Incoming, open_log
 from pipelines.settings import CollectSettings, PrivacySettings, Settings
+from pipelines.tables import stored
 from pipelines.vault import open_vault
 
 AS_OF = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -68,7 +69,8 @@ def test_event_as_old_as_it_may_be_stays(tmp_path):
     assert len(left(tmp_path)) == 1
 
 
-def test_whole_days_go_as_files_and_younger_days_are_not_written_anew(tmp_path):
+def test_whole_days_go_as_files_and_younger_days_are_not_written_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SPAN_ROWS", 1)
     write_events(tmp_path, *ROWS)
     inodes = {path.parent.name: path.stat().st_ino for path in tables.files(tmp_path, tables.EVENTS)}
     retention.apply(tmp_path, settings=settings_of(tmp_path, every=20), as_of=AS_OF)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipelines import tables
 from pipelines.errors import StoreError
+from pipelines.tables import stored
 
 NOW = pd.Timestamp(datetime(2026, 1, 1, tzinfo=UTC))
 
@@ -50,10 +51,33 @@ def test_appends_keep_every_row_whatever_days_they_fall_on(tmp_path_factory, bat
     assert tables.count(home, tables.QUARANTINE) == len(tables.read(home, tables.QUARANTINE)) == sum(map(len, batches))
 
 
-def test_growing_table_is_partitioned_by_day_and_read_back_without_the_partition_column(tmp_path):
+def test_growing_table_is_partitioned_by_day_and_read_back_without_the_partition_column(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SPAN_ROWS", 1)
     tables.write(tmp_path, tables.QUARANTINE, rejected([0, 1, 1]))
     assert [f.parent.name for f in tables.files(tmp_path, tables.QUARANTINE)] == ["day=2026-01-01", "day=2026-01-02"]
     assert list(tables.read(tmp_path, tables.QUARANTINE).columns) == tables.QUARANTINE.schema.names
+
+
+def test_days_with_few_rows_share_a_file_that_says_which_days_it_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SPAN_ROWS", 2)
+    tables.write(tmp_path, tables.QUARANTINE, rejected([9, 0, 1, 1, 4, 4, 6]))
+    found = {tables.days(f): pq.ParquetFile(f).metadata.num_rows for f in tables.files(tmp_path, tables.QUARANTINE)}
+    assert found == {("2026-01-01", "2026-01-02"): 3, ("2026-01-05", "2026-01-05"): 2, ("2026-01-07", "2026-01-10"): 2}
+    assert sorted(tables.read(tmp_path, tables.QUARANTINE)["quarantine_id"]) == [str(n) for n in range(7)]
+
+
+def test_table_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    tables.write(tmp_path, tables.ITEMS, items("old"))
+    real = tables.files
+
+    def replaced(home, table):
+        found = real(home, table)
+        monkeypatch.setattr(stored, "files", real)
+        tables.write(tmp_path, tables.ITEMS, items("new"))
+        return found
+
+    monkeypatch.setattr(stored, "files", replaced)
+    assert tables.read(tmp_path, tables.ITEMS)["item_id"].tolist() == ["new"]
 
 
 def test_times_are_stored_in_microseconds(tmp_path):
@@ -135,7 +159,8 @@ def test_removed_rows_are_gone_and_all_others_as_they_were(tmp_path_factory, bat
     assert tables.count(home, tables.QUARANTINE) == len(left)
 
 
-def test_removal_writes_only_the_files_that_held_such_rows_anew(tmp_path):
+def test_removal_writes_only_the_files_that_held_such_rows_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SPAN_ROWS", 1)
     tables.write(tmp_path, tables.QUARANTINE, rejected([0, 1, 2, 2]).assign(reason=["a", "b", "b", "c"]))
     old = tables.folder(tmp_path, tables.QUARANTINE).resolve()
     inodes = {f.parent.name: f.stat().st_ino for f in tables.files(tmp_path, tables.QUARANTINE)}
@@ -208,7 +233,8 @@ def without(home, table, column):
     pq.write_table(pq.read_table(path, partitioning=None).drop_columns([column]), path)
 
 
-def test_file_from_before_a_column_was_declared_reads_it_as_null_and_the_others_keep_it(tmp_path):
+def test_file_from_before_a_column_was_declared_reads_it_as_null_and_the_others_keep_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "SPAN_ROWS", 1)
     tables.write(tmp_path, tables.QUARANTINE, rejected([0, 1]).assign(detail="told"))
     without(tmp_path, tables.QUARANTINE, "detail")
     assert tables.read(tmp_path, tables.QUARANTINE)["detail"].tolist() == [None, "told"]

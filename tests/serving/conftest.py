@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ["BENTOML_HOME"] = tempfile.mkdtemp()
+os.environ["BENTOML_HOME"] = tempfile.mkdtemp(dir=os.environ["TMPDIR"])
 
 import numpy as np
 import pandas as pd
@@ -93,17 +93,18 @@ def cast():
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory):
+def shop(once):
     """A home with everything in place. Not to be changed: see `home`."""
     from serving import resolution
 
-    home = tmp_path_factory.mktemp("shop") / "home"
-    write_tables(home)
-    fill_store(home)
-    train(home)
-    (home / "clock.json").write_text(f'{{"as_of": "{NOW.isoformat()}", "is_history": true}}')
-    resolution.keep(home)  # as the first service on it would: the others are spared Feast
-    return home
+    def make(home):
+        write_tables(home)
+        fill_store(home)
+        train(home)
+        (home / "clock.json").write_text(f'{{"as_of": "{NOW.isoformat()}", "is_history": true}}')
+        resolution.keep(home)  # as the first service on it would: the others are spared Feast
+
+    return once("served-shop", make)
 
 
 @pytest.fixture

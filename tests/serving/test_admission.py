@@ -15,7 +15,6 @@ from serving import admission, crowd
 from serving.admission import Admission, Gate, is_whole, written
 from serving.crowd import Crowd
 
-REFUSAL = written(503, b'{"error":{}}', [(b"retry-after", b"1")])
 BODY = b'{"customer_ids":["c1"]}'
 
 
@@ -29,7 +28,7 @@ class Application:
 
     def __init__(self):
         self.crowd = Crowd(0.25)
-        self.gate = Gate(self.crowd, ["/churn", "/recommend"], REFUSAL)
+        self.gate = Gate(self.crowd, ["/churn", "/recommend"])
         self.asked, self.may_answer = [], asyncio.Event()
         self.may_answer.set()
 
@@ -107,7 +106,7 @@ def statuses(said):
 def test_request_that_finds_a_long_line_is_turned_away_and_nobody_sees_it(world):
     world.app.is_crowded()
     assert world.feed(request()) == [503]
-    assert world.connection.transport.said == REFUSAL
+    assert b'"code":"overloaded"' in world.connection.transport.said
     assert world.app.asked == []
     world.app.is_crowded(False)
     assert world.feed(request()) == [503, 200]  # on the same connection, which stays open
@@ -209,7 +208,7 @@ def test_uvicorn_as_bentoml_starts_it_takes_connections_in_this_way(monkeypatch)
     config = uvicorn.Config(app=Application())
     config.load()
     assert config.http_protocol_class is Admission
-    assert config.app.gate.refusal is REFUSAL  # whatever uvicorn wraps around it
+    assert isinstance(config.app.gate, Gate)  # whatever uvicorn wraps around it
 
 
 @given(
@@ -259,7 +258,7 @@ def seen_by_httptools(data):
 
 
 def test_what_is_written_is_what_uvicorn_would_have_written():
-    said = written(503, b"{}", [(b"retry-after", b"1")])
+    said = written(503, b"{}", [(b"retry-after", b"1")])([(b"date", b"now")])
     assert said.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
 
     class Answer:
@@ -276,9 +275,35 @@ def test_what_is_written_is_what_uvicorn_would_have_written():
     parser = httptools.HttpResponseParser(answer)
     parser.feed_data(said)
     assert parser.get_status_code() == 503
-    assert answer.headers[b"retry-after"] == b"1"
+    assert (answer.headers[b"date"], answer.headers[b"retry-after"]) == (b"now", b"1")
     assert answer.headers[b"content-type"] == b"application/json"
     assert (answer.body, answer.headers[b"content-length"]) == (b"{}", b"2")
+
+
+def test_an_answer_sent_at_once_says_what_uvicorn_says_of_it(world):
+    told = [(b"cache-control", b"no-store"), (b"x-request-id", b"1"), (b"content-length", b"2")]
+    at_once, way = [], {}
+
+    async def app(scope, receive, send):
+        await receive()
+        head = b"".join(b"%b: %b\r\n" % one for one in told)
+        connection = scope.get(admission.CONNECTION)
+        at_once.append(way["is_at_once"] and connection is not None and connection.answer(scope, head, b"{}"))
+        if not at_once[-1]:
+            await send({"type": "http.response.start", "status": 200, "headers": told})
+            await send({"type": "http.response.body", "body": b"{}"})
+
+    world.connection.app, world.connection.server_state.default_headers = app, [(b"server", b"uvicorn")]
+    said = []
+    for way["is_at_once"] in (False, True):
+        world.connection.transport.said = b""
+        assert world.feed(request(), request()) == [200, 200]  # two at once: the second waits for the first
+        said.append(world.connection.transport.said)
+    assert said[0] == said[1]
+    assert at_once == [False, False, False, True]
+    assert world.connection.timeout_keep_alive_task is not None  # who is silent now is idle
+    assert world.feed(request(headers=[b"Connection: close"]))[-1] == 200
+    assert world.connection.transport.is_closed
 
 
 def test_as_many_as_wait_little_are_let_in_however_long_an_answer_took():

@@ -118,7 +118,8 @@ def test_rows_hold_each_figure_beside_its_rivals():
 
 def test_the_relay_passes_on_and_makes_each_trouble(scripted):
     """Asked over HTTP, which is nothing to it."""
-    with Relay(f"redis://127.0.0.1:{scripted.server_address[1]}/0") as relay:
+    with Relay(f"redis://who:secret@127.0.0.1:{scripted.server_address[1]}/3") as relay:
+        assert relay.url == f"redis://who:secret@127.0.0.1:{urlsplit(relay.url).port}/3"  # where a Redis asks for it
         assert through(relay, timeout_s=5.0) == 200
         for trouble in TROUBLES:
             relay.trouble = trouble

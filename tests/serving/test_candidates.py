@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from models import als
 from pipelines import registry, tables
 from pipelines.online.writer import OnlineWriter, Row
 from pipelines.settings import Settings
@@ -257,10 +258,11 @@ def test_customer_newer_than_the_model_is_solved_for_from_their_first_events(ans
     answer = ask(answers, customer_id=cast.untrained, k=29)
     assert said(answer) == ("folded_in", False, [])
     assert is_well_formed(answer, 29)
-    model = answers.champions.bundle.recommender
-    weights = sparse.csr_matrix(([0.15, 1.0], ([0, 0], [3, 7])), (1, 30))
-    best, scores = model.learner.recommend_factors(model.learner.fold_in(weights), weights, 30)
-    kept = [(cast.items[i], s) for i, s in zip(best[0], scores[0], strict=True) if i != 29]
+    learner = answers.champions.bundle.recommender.learner
+    weights, factors = sparse.csr_matrix(([0.15, 1.0], ([0, 0], [3, 7])), (1, 30)), learner.item_factors_
+    folded = als.fold_in(weights, learner.objective_, factors, gram=factors.T @ factors, num_threads=1)[0]
+    scores = factors @ folded + learner.repeat_weight * weights.toarray()[0]
+    kept = [(cast.items[i], scores[i]) for i in np.argsort(-scores, kind="stable").tolist() if i != 29]
     assert names(answer) == [name for name, _ in kept]
     assert np.allclose([item.score for item in answer.items], [score for _, score in kept], atol=1e-4)
     assert "because you bought item-07" in {item.reason for item in answer.items}
@@ -358,6 +360,20 @@ def test_nothing_of_a_customer_who_withdraws_stays_in_memory(answers, cast, home
     assert not answers.recommendations._ranked._found
 
 
+def test_nothing_of_anybody_stays_in_memory_once_somebody_was_erased(answers, cast, home):
+    kept = answers.recommendations._ranked._found, answers.recommendations._answered._found, answers.guard.profiles._pseudonym.cache_info
+    ask(answers, customer_id=cast.customers[4])
+    ask(answers, customer_id="somebody@example.com")
+    answers.refresh()
+    assert kept[0]
+    assert kept[1]
+    assert kept[2]().currsize
+    (home / "erasures").mkdir()
+    (home / "erasures" / "r1.json").write_text("{}")  # the receipt is the last that an erasure writes
+    answers.refresh()
+    assert (len(kept[0]), len(kept[1]), kept[2]().currsize) == (0, 0, 0)
+
+
 def test_without_time_for_it_every_list_is_ordered_anew(settings, home, cast, rehearse, ranked):
     core = Answers(settings.model_copy(update={"serving": settings.serving.model_copy(update={"ranking_s": 0.0})}), rehearse=rehearse)
     core.open()
@@ -372,7 +388,7 @@ def test_without_time_for_it_every_list_is_ordered_anew(settings, home, cast, re
 
 def test_reason_names_the_item_that_adds_most_to_the_score(answers, cast):
     learner = answers.champions.bundle.recommender.learner
-    weights = learner.weights_of([4])
+    weights = learner.history_[4] * learner.largest_[4]
     solved = learner.solve(weights.indices, weights.data)
     for item in ask(answers, customer_id=cast.customers[4], k=29).items:
         place = cast.items.index(item.item_id)

@@ -6,6 +6,7 @@ import pytest
 
 from models.classifier import Classifier
 from pipelines import registry
+from serving import last_good
 from serving.champions import Champions, band_cuts, rehearse_in_child
 from serving.fallbacks import MODEL_REFUSED, NOT_TRAINABLE
 
@@ -105,6 +106,52 @@ def test_champion_damaged_before_the_start_leaves_a_named_gap(home, rehearse):
     champions.refresh()
     assert versions(champions) == {"churn": None, "intent": "1", "recommender": "1"}
     assert champions.bundle.why == {"churn": MODEL_REFUSED}
+
+
+@pytest.mark.parametrize("name", ["churn", "recommender"])
+def test_champion_damaged_before_the_start_gives_way_to_the_version_that_was_used_last(loaded, home, cast, rehearse, name, caplog):
+    newer = _second(home, cast, name)
+    damage(home, name, newer)
+    fresh = Champions(home, rehearse=rehearse)
+    fresh.refresh()
+    assert versions(fresh) == versions(loaded)
+    assert fresh.refused == {(name, newer)}
+    assert f"of {name} the version that was used last is looked at" in caplog.text
+    registry.promote(home, name, 1)
+    registry.promote(home, name, _second(home, cast, name))
+    fresh.refresh()
+    assert versions(fresh)[name] == str(newer + 1)  # and to the next that is sound
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("{"), lambda path: path.unlink()], ids=["unreadable", "vanished"])
+def test_list_that_is_away_at_the_start_is_no_reason_to_answer_without_models(loaded, home, rehearse, spoil):
+    spoil(home / "models" / "champions.json")
+    fresh = Champions(home, rehearse=rehearse)
+    fresh.refresh()
+    assert versions(fresh) == versions(loaded)
+
+
+def test_what_was_used_last_is_verified_too_and_is_not_what_was_rolled_back(loaded, home, cast, rehearse):
+    newer = _second(home, cast, "churn")
+    loaded.refresh()
+    assert versions(loaded)["churn"] == str(newer)
+    registry.rollback(home, "churn")
+    damage(home, "churn", 1)
+    fresh = Champions(home, rehearse=rehearse)
+    fresh.refresh()
+    assert (versions(fresh)["churn"], fresh.bundle.why["churn"]) == (None, MODEL_REFUSED)
+    (home / "models" / "champions.json").unlink()
+    damage(home, "churn", newer)
+    fresh = Champions(home, rehearse=rehearse)
+    fresh.refresh()
+    assert fresh.refused == {("churn", newer)}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"churn": "x"}', '{"churn": null}'])
+def test_note_of_what_was_used_last_that_cannot_be_read_is_none(home, content):
+    (home / "serving").mkdir(exist_ok=True)
+    (home / "serving" / "last_good.json").write_text(content)
+    assert last_good.read(home) == {}
 
 
 def test_foreign_signature_is_refused(home, rehearse, tmp_path):

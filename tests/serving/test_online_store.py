@@ -65,6 +65,30 @@ def test_one_key_over_several_views_reads_as_each_view_alone(shop, views, cast):
     assert any(row for ((_, row),) in source.fetch_views(group, cast.customers[:1], SOON))
 
 
+def test_features_come_with_the_consent_and_only_where_it_is_given(home, online, views, cast):
+    source, consent = direct(home), views["customer_consent"]
+    group = [views[name] for name in ("customer_profile", "customer_activity", "customer_session")]
+
+    def permitted(key):
+        first, *rows = source.fetch_permitted(consent, "is_personalization_allowed", group, key, SOON)
+        assert first == source.fetch(consent, [key], SOON)[0]
+        return rows
+
+    behaviour = {key: [source.fetch(view, [key], SOON)[0] for view in group] for key in (*cast.customers, cast.denied, cast.silent)}
+    nothing = [(None, {})] * len(group)
+    assert any(row for _, row in behaviour[cast.denied]), "the control: there is something that must not be read"
+    assert any(row for _, row in behaviour[cast.silent])
+    for key in cast.customers:
+        assert permitted(key) == (nothing if key in (cast.denied, cast.silent) else behaviour[key])
+    assert permitted("nobody") == nothing
+    some = cast.customers[0]
+    assert permitted(some) != nothing
+    for value in (b"\x38\x00", b"", b"\x20\x01", b"\x12\x04true"):  # a no, a null, a number, a text
+        with closing(sqlite3.connect(online)) as writer, writer:
+            writer.execute(f'UPDATE "{consent.table}" SET value = ?', (value,))
+        assert permitted(some) == nothing
+
+
 def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, feast):
     groups = _resolve(feast, float("inf"))
     assert self_check(direct(shop), FeastSource(feast), groups) is None

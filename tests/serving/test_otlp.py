@@ -3,6 +3,9 @@
 import asyncio
 import json
 import threading
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -22,14 +25,16 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 @pytest.fixture
 def collector():
-    """An OTLP receiver: `url`, what it was `sent`; answers with `status`."""
-    found = SimpleNamespace(sent=[], status=200)
+    """An OTLP receiver: `url`, what it was `sent`; answers with the `statuses` and then with `status`, and says `later`."""
+    found = SimpleNamespace(sent=[], status=200, statuses=[], later=None)
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["content-length"]))
             found.sent.append((self.path, dict(self.headers), ExportTraceServiceRequest.FromString(body)))
-            self.send_response(found.status)
+            self.send_response(found.statuses.pop(0) if found.statuses else found.status)
+            if found.later:
+                self.send_header("retry-after", found.later)
             self.send_header("content-length", "0")
             self.end_headers()
 
@@ -37,7 +42,7 @@ def collector():
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     found.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
     yield found
     server.shutdown()
@@ -122,6 +127,68 @@ def test_collector_that_refuses_or_is_gone_costs_the_traces_alone_and_is_told_on
         gone.close()
     assert count("failed") == before + 4
     assert caplog.text.count("dropped") == 2
+
+
+class Patience(threading.Event):
+    """Waits no time, and notes how long it was to."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def wait(self, timeout=None):
+        self.waits.append(timeout)
+        return self.is_set()
+
+
+def delivered(collector):
+    """What becomes of one trace, how often it was sent, and the waits between."""
+    exporter = Exporter(collector.url)
+    exporter._is_closing = Patience()
+    outcome = exporter._send([one()])
+    assert len({request.SerializeToString() for _, _, request in collector.sent}) == 1  # the same each time
+    return outcome, len(collector.sent), exporter._is_closing.waits
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_what_a_collector_cannot_take_now_is_sent_again_ever_later(collector, status):
+    collector.statuses = [status] * 3
+    outcome, n, waits = delivered(collector)
+    assert (outcome, n) == ("exported", 4)
+    assert all(0.5 * 2**i <= wait <= 1.5 * 2**i for i, wait in enumerate(waits))
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 500, 501])
+def test_what_a_collector_refuses_is_not_sent_again(collector, status):
+    collector.status = status
+    assert delivered(collector) == ("failed", 1, [])
+
+
+def test_collector_says_when_and_is_believed_within_reason(collector):
+    for later, expected in (("7", 7.0), ("86400", otlp.LONGEST_WAIT_S), ("0", 0.0), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)):
+        collector.statuses, collector.later = [429], later
+        collector.sent.clear()
+        assert delivered(collector) == ("exported", 2, [expected])
+    assert otlp._seconds(format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)) == pytest.approx(90, abs=5)
+    assert [otlp._seconds(text) for text in (None, "", "soon", "-1", "1e9", "\u0665")] == [None] * 6
+
+
+def test_what_is_sent_in_vain_is_given_up(collector):
+    collector.status = 503
+    outcome, n, waits = delivered(collector)
+    assert (outcome, n, len(waits)) == ("failed", otlp.TRIES, otlp.TRIES - 1)
+
+
+def test_end_does_not_wait_for_a_collector_that_is_ill(collector, monkeypatch):
+    monkeypatch.setattr(otlp, "BATCH_S", 0.0)
+    collector.status, collector.later, before = 503, "60", count("failed")
+    exporter = Exporter(collector.url, queue_traces=1)
+    exporter.offer(one())
+    while not collector.sent:
+        time.sleep(0.005)
+    exporter.offer(one())  # the queue is full: nothing more can be put into it
+    exporter.close()
+    assert count("failed") == before + 2
 
 
 def test_traces_beyond_what_may_wait_are_dropped_and_counted(monkeypatch):

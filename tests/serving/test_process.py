@@ -125,6 +125,8 @@ def test_certificate_that_is_none_is_said_before_anything_starts(tmp_path, pair)
 @pytest.mark.slow
 def test_started_service_answers_measures_and_leaves_nothing_behind(home, cast, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # it must not matter where one is
+    monkeypatch.setenv("TMPDIR", str(scratch := tmp_path / "scratch"))
+    scratch.mkdir()
     with start(Settings(home=home), 0) as service:
         answer = service.ask("/recommend", {"customer_id": cast.customers[1], "k": 3})
         assert (answer["source"], answer["degraded"]) == ("personal", False)
@@ -147,6 +149,7 @@ def test_started_service_answers_measures_and_leaves_nothing_behind(home, cast, 
     assert cast.customers[1] not in log
     assert "Traceback" not in log
     assert not list(tmp_path.glob("feature_store"))
+    assert not list(scratch.iterdir())
 
 
 @pytest.mark.slow

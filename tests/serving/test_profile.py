@@ -27,6 +27,21 @@ def test_without_consent_or_a_state_of_it_nothing_is_allowed(profiles, cast):
     assert people == [Person(cast.denied, is_allowed=False), Person(cast.silent, is_allowed=False), Person(cast.bare, is_allowed=True)]
 
 
+def test_one_look_tells_of_a_person_what_several_tell_or_leaves_it_to_them(profiles, cast):
+    def looked(name):
+        return profiles.permitted(name, "churn_v1", at=cast.now, deadline=SOON)
+
+    for name in (*cast.customers, cast.bare):
+        found, (person,) = looked(name), profiles.people([name], at=cast.now, deadline=SOON)
+        if name == cast.silent:
+            assert found is None  # known by what they did, which is not looked at here
+        else:
+            read = profiles.read("churn_v1", [name], at=cast.now, deadline=SOON)
+            assert found == (person, read if person.is_allowed else None)
+    assert [looked(name) for name in ("user-3", "nobody")] == [None, None]
+    assert profiles.permitted(cast.customers[0], "of_another_shop", at=cast.now, deadline=SOON) is None
+
+
 def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(shop, cast, opened):
     strict = opened(shop, max_age_hours=24 * 10)
     lenient = opened(shop, max_age_hours=24 * 25)

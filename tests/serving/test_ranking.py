@@ -108,7 +108,7 @@ def test_without_what_was_done_since_the_order_is_another(model) -> None:
 @settings(max_examples=60, deadline=None)
 def test_lists_are_the_second_stages_then_what_suits_as_long_as_anything_is_allowed(model, allowed, k, most, row) -> None:
     flags, ranking = np.array(allowed), Ranking.of(model, [row], [], NOW, new_only=False)
-    found, scores = ranking.best(flags, k, category=CATEGORY, most=most)
+    found, scores = ranking.best(lambda places: flags.copy() if places is None else flags[places], k, category=CATEGORY, most=most)
     assert flags[found].all()
     assert len(set(found.tolist())) == len(found)
     assert (np.diff(scores) <= 1e-6).all()

@@ -104,6 +104,10 @@ def test_behaviour_of_those_without_consent_is_not_read(answers, cast, monkeypat
         return real(views, keys, deadline)
 
     monkeypatch.setattr(answers.guard.profiles.source, "fetch_views", watched)
+    for alone in (cast.denied, cast.silent):
+        ask(answers, [alone])
+    assert {name for name, _ in read} <= {"customer_consent", "identifier_customer"}
+    read.clear()
     ask(answers, [cast.denied, cast.silent, cast.customers[0]])
     assert {name for name, _ in read} == {"customer_consent", "customer_profile", "customer_activity"}
     assert all(keys == [cast.customers[0]] for name, keys in read if name != "customer_consent")

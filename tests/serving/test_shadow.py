@@ -10,7 +10,7 @@ from pipelines import challengers, registry
 from pipelines.errors import RegistryError
 from pipelines.served import Served
 from pipelines.settings import ServingSettings, Settings
-from serving import metrics
+from serving import metrics, shadow
 from serving.answers import Answers
 from serving.fallbacks import Deadline
 from serving.wire import ScoreRequest
@@ -73,6 +73,8 @@ def test_challenger_that_hangs_delays_no_answer_and_what_it_misses_is_counted(co
     answers = [ask(core, cast.customers[:1]) for _ in range(n)]
     assert {answer.source for answer in answers} == {"personal"}
     assert count("dropped") == before + 5
+    monkeypatch.setattr(shadow, "CLOSE_S", 0.05)
+    core.shadow.close()  # nor does it hold up the end, full as the queue is
     release.set()
 
 

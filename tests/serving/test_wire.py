@@ -53,3 +53,22 @@ def test_refusal_never_repeats_the_value():
     with pytest.raises(BadRequest) as refused:
         decode(RecommendRequest, b'{"customer_id": {"secret": "eve@example.com"}, "k": "eve@example.com"}')
     assert "eve@example.com" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"customer_id": "eve@example.com"', "EOF while parsing an object at line 1 column 33"),
+        (b'{"customer_id": eve@example.com}', "expected value at line 1 column 17"),
+        (b'{"context": ' + b"[" * 10_000, "recursion limit exceeded"),
+        (b'{"customer_id": "\\ud800"}', "hex escape at line 1 column 24"),
+        (b'{"customer": "eve@example.com"}', "customer: no field of this name is expected; there are: customer_id, anonymous_id, k,"),
+        (b'{"customer_id": "c", "filters": {"x": "eve@example.com"}}', "filters.x: no field of this name is expected"),
+    ],
+    ids=["ends early", "no value", "deep", "surrogate", "unknown field", "unknown field within"],
+)
+def test_refusal_says_where_and_what_is_expected_instead(body, told):
+    with pytest.raises(BadRequest) as refused:
+        decode(RecommendRequest, body)
+    assert told in refused.value.message
+    assert "eve@" not in refused.value.message

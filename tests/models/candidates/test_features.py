@@ -36,7 +36,7 @@ BOUGHT_AGAIN = occasion([(0, 0, 50.25, 1), (0, 0, 30.25, 1), (0, 1, 10.25, 1), (
 def at(now: Occasion, customer: int, item: int) -> dict[str, float]:
     known = now.histories()
     out = np.zeros((1, len(features.NAMES)), dtype=np.float32)
-    features.values(known.customer(customer), Shelf.of(now, known), np.array([item]), now.at_us, out)
+    features.values(known.customer(customer).at(now.at_us), Shelf.of(now, known), np.array([item]), out)
     return dict(zip(features.NAMES, out[0].tolist(), strict=True))
 
 

@@ -63,8 +63,8 @@ def test_weights_fade_by_halves_from_the_last_purchase_and_the_last_act() -> Non
         (0, 2, 1.0, 80 * DAY_US),
         (0, 2, 0.5, 90 * DAY_US),
     ]
-    assert counted(acts).customer(0).weights(100 * DAY_US, 10.0) == pytest.approx([1.0, 0.125, 0.25 + 0.25])
-    assert counted([(0, 0, 1.0, 50)]).customer(0).weights(40, 10.0).tolist() == [1.0]  # not before it happened
+    assert counted(acts).customer(0).at(100 * DAY_US).weights([10.0])[0] == pytest.approx([1.0, 0.125, 0.25 + 0.25])
+    assert counted([(0, 0, 1.0, 50)]).customer(0).at(40).weights([10.0]).tolist() == [[1.0]]  # not before it happened
 
 
 def test_saved_kept_and_mapped_histories_are_the_same(tmp_path: Path) -> None:

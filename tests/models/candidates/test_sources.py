@@ -16,7 +16,8 @@ from models.candidates.factors import Factors
 from models.candidates.neighbours import Neighbours
 from models.candidates.own_history import OwnHistory
 from models.candidates.popularity import Popularity
-from models.candidates.source import Source
+from models.candidates.source import Linear, Source
+from models.candidates.stack import Stack
 
 SOURCES = [
     pytest.param(Ease(), id="ease"),
@@ -158,8 +159,48 @@ def test_ease_keeps_the_weights_largest_in_size_and_refuses_what_it_cannot_inver
     assert np.allclose(kept, np.sort(whole, axis=0)[-3:])
     with pytest.raises(ValueError, match="more than the 10 it inverts"):
         Ease(max_items=10).fit(weights)
-    with pytest.raises(ValueError, match="ridge must be above 0"):
-        Ease(ridge=0.0).fit(weights)
+    for wrong in (Ease(ridge=0.0), Ease(reach=0)):
+        with pytest.raises(ValueError, match="ridge must be above 0 and reach 1 or more"):
+            wrong.fit(weights)
+
+
+@pytest.mark.parametrize("kind", [Ease, Neighbours])
+def test_an_item_speaks_for_no_more_others_than_its_reach_the_nearest_ones(kind: type[Linear]) -> None:
+    whole, near = (kind(n_neighbours=25, reach=reach).fit(shop()).weights_.toarray() for reach in (25, 3))
+    assert (np.count_nonzero(near, axis=1) <= 3).all()
+    assert np.array_equal(np.sort(np.abs(near), axis=1)[:, -3:], np.sort(np.abs(whole), axis=1)[:, -3:])
+    assert np.count_nonzero(whole) > np.count_nonzero(near)  # control: there was something to leave out
+
+
+@given(st.integers(0, 10_000), st.integers(0, 25), st.integers(1, 30), st.integers(0, 25))
+@settings(max_examples=40, deadline=None)
+def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(seed: int, n: int, k: int, n_barred: int) -> None:
+    rng, sources = np.random.default_rng(seed), [fitted(kind, shop(seed)) for kind in (Ease(), Neighbours(n_neighbours=6))]
+    before = [source.weights_.toarray() for source in sources]
+    stack = Stack.of(sources)
+    assert all(np.array_equal(source.weights_.toarray(), held) for source, held in zip(sources, before, strict=True))
+    items, barred = (np.sort(rng.choice(25, size, replace=False)) for size in (n, n_barred))
+    told = [rng.uniform(0.1, 1.0, n) for _ in sources]
+    sums, best = stack.asked([(items, weights) for weights in told]), set()
+    for place, (source, weights) in enumerate(zip(sources, told, strict=True)):
+        (dense,) = source.score(sparse.csr_matrix((weights, (np.zeros(n, dtype=int), items)), (1, 25)))
+        assert np.allclose(sums.of(np.arange(25))[place], dense, atol=1e-5)
+        said = sums.of(np.arange(25))[place].copy()
+        said[barred] = 0.0
+        best |= {item for item in np.argsort(-said, kind="stable")[:k].tolist() if said[item] > 0}
+    assert set(sums.best(k, barred).tolist()) == best
+
+
+def test_of_a_long_history_the_heaviest_items_are_added_up_and_none_that_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.candidates.stack.MOST_ITEMS", 3)
+    stack, items = Stack.of([fitted(Ease(), shop())]), np.arange(5)
+
+    def said(weights: list[float]) -> np.ndarray:
+        return stack.asked([(items[np.array(weights) > 0], np.array([w for w in weights if w]))]).scores
+
+    assert np.array_equal(said([0.5, 0.9, 0.4, 1.0, 0.3]), said([0.5, 0.9, 0, 1.0, 0]))
+    assert np.array_equal(said([0.002, 0, 1.0, 0, 0]), said([0, 0, 1.0, 0, 0]))
+    assert not np.array_equal(said([0.01, 0, 1.0, 0, 0]), said([0, 0, 1.0, 0, 0]))  # control: a little more counts
 
 
 @given(st.integers(0, 10_000), st.floats(0, 5), st.integers(1, 12))

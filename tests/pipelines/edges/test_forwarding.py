@@ -313,6 +313,7 @@ def test_an_edge_that_acknowledges_before_the_append_loses_events_when_killed_an
     assert 200 - len(found) == lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKERS)
 def test_a_killed_forwarder_loses_nothing_and_applies_nothing_twice(kind, place_of):
     total, kills = 600, 2 if kind == "redis" else 1

@@ -1,4 +1,5 @@
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -100,6 +101,7 @@ def changes_of_word(consents: pd.DataFrame) -> pd.DataFrame:
 STEP = st.tuples(st.sampled_from(["event", "event", "link", "cut"]), st.integers(0, 2), st.integers(0, 2), st.booleans())
 
 
+@pytest.mark.slow
 @settings(
     max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

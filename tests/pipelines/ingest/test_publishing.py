@@ -93,7 +93,8 @@ def test_a_kill_while_the_tables_are_put_in_place_is_finished_by_whoever_looks_n
     assert shop.is_balanced()
 
 
-def test_days_of_which_nothing_changes_keep_their_files(shop) -> None:
+def test_days_of_which_nothing_changes_keep_their_files(shop, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "SPAN_ROWS", 1)
     day = 24 * 60
     shop.run(shop.call("m1"), shop.call("m2", day), shop.call("m3", 2 * day))
     before = {path.name: path.stat().st_ino for path in tables.files(shop.home, tables.EVENTS) for path in [path]}
@@ -103,6 +104,18 @@ def test_days_of_which_nothing_changes_keep_their_files(shop) -> None:
     assert before
     assert {name for name in now if now[name] != inodes[name]} == {"day=2024-03-02"}
     assert list(shop.events()["event_id"]) == ["m1", "m2", "m4", "m3"]
+
+
+def test_files_of_several_days_are_written_anew_whole_whatever_days_come_in_between(shop, monkeypatch) -> None:
+    monkeypatch.setattr(stored, "SPAN_ROWS", 3)
+    day, made, kept = 24 * 60, 0, []
+    for days in ([1, 9, 20, 21, 22], [5, 30], [9, 12, 25]):
+        before = {path.stat().st_ino for path in tables.files(shop.home, tables.EVENTS)} if made else set()
+        shop.run(*(shop.call(f"m{made + n}", at * day + made) for n, at in enumerate(days)), name=f"{made}.jsonl")
+        made += len(days)
+        kept.append(len(before & {path.stat().st_ino for path in tables.files(shop.home, tables.EVENTS)}))
+        assert sorted(shop.events()["event_id"]) == sorted(f"m{n}" for n in range(made)), "each row once"
+    assert any(kept), "and not all files anew"
 
 
 def test_a_run_that_brings_nothing_new_writes_no_table_but_its_note(shop) -> None:

@@ -71,6 +71,7 @@ def declared(shop) -> pd.DataFrame:
     return consents[["identifier", "source", "event_timestamp"]].sort_values(["identifier", "source"]).reset_index(drop=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=SCHEDULES, **QUICK)
 @given(SCHEDULE)
 def test_any_order_and_any_cut_of_drains_gives_the_events_of_one_drain(new_shop, schedule) -> None:
@@ -110,6 +111,7 @@ def check_channels(new_shop, drawn: list[tuple], random) -> None:
     assert parted.ledger()["applied"] == whole.ledger()["applied"]
 
 
+@pytest.mark.slow
 @settings(max_examples=SCHEDULES, **QUICK)
 @given(SHORT)
 def test_any_channel_of_a_word_gives_the_events_of_one_drain(new_shop, schedule) -> None:
@@ -169,6 +171,7 @@ def test_a_link_that_is_decided_lets_in_what_the_other_name_did(shop) -> None:
 # -- with a declared basis, which ends when a source begins to speak
 
 
+@pytest.mark.slow
 @settings(max_examples=SCHEDULES, **QUICK)
 @given(SHORT)
 def test_with_a_declared_basis_any_order_and_any_cut_gives_the_events_of_one_drain(new_shop, schedule) -> None:

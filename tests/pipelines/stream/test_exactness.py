@@ -11,6 +11,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +102,7 @@ def say(world, received_s, number, user, device, what, _at_s, late_s) -> None:
         world.say(received_s, names.get(what, what), **options, product_id=item, price=2.5 + number)
 
 
+@pytest.mark.slow
 @settings(max_examples=SCHEDULES, **QUICK)
 @given(SCHEDULE)
 def test_online_is_what_the_batch_says(new_world, tmp_path_factory, schedule) -> None:

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from pipelines.online.file import LONG_WAL_PAGES
 from pipelines.private_file import open_private
 from pipelines.stream import upkeep
 from pipelines.stream.upkeep import Garbage, checkpoint, checkpoints
@@ -95,3 +96,10 @@ def test_the_collector_leaves_what_is_old_alone_until_it_is_time(monkeypatch) ->
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def test_a_commit_to_the_log_never_moves_its_write_ahead_log_itself(tmp_path) -> None:
+    path = tmp_path / "log.db"
+    with closing(upkeep.connect(path)) as db:
+        assert db.execute("PRAGMA wal_autocheckpoint").fetchone() == (LONG_WAL_PAGES,)
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,), "as the log opens its files"

@@ -12,7 +12,7 @@ from models.recommender import Recommender
 from models.stages import Stages
 from models.two_stage import ALL_ITEMS, NEW_ITEMS
 from pipelines.settings import GateSettings, LabelSettings, MonitoringSettings, Settings, TrainingSettings
-from pipelines.training import listing, ranking, recommenders
+from pipelines.training import explanations, listing, ranking, recommenders
 from pipelines.training.listing import UnderTest
 from pipelines.training.ranking import Moments
 
@@ -128,6 +128,19 @@ def test_the_second_stage_knows_when_something_is_due_and_leads_the_lists(tested
     one = Stages(tested.first, None, moment.histories)
     assert ranking.ndcg_of(tested.stages, moment, k=5) > ranking.ndcg_of(one, moment, k=5) + 0.05
     assert ranking.ndcg_of(tested.stages, moment, k=5) == pytest.approx(evaluation.ndcg_at_k(ours, wanted, k=5))
+
+
+@pytest.mark.parametrize("mode", [ALL_ITEMS, NEW_ITEMS])
+def test_what_orders_the_candidates_adds_up_to_the_differences_of_their_scores(tested, mode):
+    overall, parts, values = explanations.order_contributions(tested, mode)
+    assert (overall["mean_absolute"].diff().dropna() <= 0).all()
+    assert len(parts) == len(values) <= explanations.ROWS
+    moment, people = tested.moment, tested.moment.judged(mode)[0][: explanations.LISTS]
+    ranked = [tested.stage.rank(moment.histories.customer(row), moment.occasion.at_us, mode=mode) for row in people.tolist()]
+    beyond = np.concatenate([(one.scores - one.scores.mean())[np.argsort(one.items)] for one in ranked])
+    if len(beyond) <= explanations.ROWS:
+        assert parts.sum(axis=1).to_numpy() == pytest.approx(beyond, abs=1e-4)
+    assert parts.sum(axis=1).std() == pytest.approx(beyond.std(), rel=0.05)
 
 
 def test_rival_lists_are_the_rules_they_are_named_after(tested):

@@ -34,6 +34,7 @@ def runs(home, name):
     return client, parents, [run for run in found if run not in parents]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_reports_registers_and_promotes(trained, name):
     home, reports = trained.home, trained.reports
@@ -200,7 +201,7 @@ def test_version_as_good_as_the_champion_leads_only_where_it_is_of_newer_data(co
     assert [check.name for check in newer.checks] == asked[name]
 
 
-def test_refusal_names_every_check_that_failed_and_what_it_found(copied):
+def test_refusal_names_every_check_that_failed_and_a_champion_that_cannot_be_used_holds_no_place(copied, monkeypatch):
     home, settings = copied.home, copied.settings
     fitted, _ = recommenders.fit(home, settings=settings, as_of=copied.as_of, progress=lambda done, total: None)
 
@@ -213,6 +214,12 @@ def test_refusal_names_every_check_that_failed_and_what_it_found(copied):
     assert (refused.is_champion, refused.champion) == (False, 1)
     assert refused.why.endswith("not as varied: as found; not fast: as found")
     assert "cannot be compared" in decided(None).why
+    with monkeypatch.context() as patch:  # a champion of older code
+        patch.setattr(Stages, "load", classmethod(lambda cls, folder: (_ for _ in ()).throw(ValueError("train it again"))))
+        assert decided(mixed).is_champion
+        assert decided(mixed).why == "version 1 can be loaded no more: train it again"
+        with pytest.raises(RegistryError, match=r"recommender can be loaded no more: train it again"):
+            scoring.score(home, settings=settings, as_of=copied.as_of)
     next(registry.load_champion(home, "recommender").folder.glob("*.npy")).write_bytes(b"")
     assert decided(mixed).is_champion  # a champion that cannot be verified is none
 
@@ -253,12 +260,26 @@ def test_run_holds_what_the_model_goes_by_and_no_customer(trained):
     client, parents, _ = runs(trained.home, "churn")
     listed = {item.path for item in client.list_artifacts(parents[0].info.run_id, "explanations")}
     wanted = ("contributions.csv", "contributions_by_row.csv", "partial_dependence.csv", "calibration.csv", "gain.csv", "search.csv")
-    pictures = ("contributions.png", "partial_dependence.png", "calibration.png", "gain.png", "search.png", "search_importance.json")
+    pictures = (
+        "contributions.png",
+        "contributions_by_row.png",
+        "partial_dependence.png",
+        "calibration.png",
+        "gain.png",
+        "search.png",
+        "search_importance.json",
+    )
     assert {f"explanations/{name}" for name in (*wanted, *pictures)} <= listed
     people = set(tables.read(trained.home, tables.LABELS_CHURN)["customer_id"])
     for name in wanted:
         told = Path(client.download_artifacts(parents[0].info.run_id, f"explanations/{name}")).read_text()
         assert not any(person in told for person in people)
+
+
+def test_run_of_the_recommender_holds_its_search(trained):
+    client, parents, _ = runs(trained.home, "recommender")
+    listed = {item.path for item in client.list_artifacts(parents[0].info.run_id, "explanations")}
+    assert {f"explanations/{name}" for name in ("search.csv", "search.png", "search_importance.json")} <= listed
 
 
 def test_model_of_one_file_is_trained_tracked_and_kept_like_any_other(copied, monkeypatch):

@@ -1,0 +1,102 @@
+"""What an ingest says of who is who is taken over a few people at a time, between calls: the end is as if it had been done at once."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipelines import identity, ingest
+from pipelines.identity import graph
+from pipelines.identity.online import Linked
+from pipelines.stream import worker
+from pipelines.stream.backlog import Backlog
+
+AT = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def linked(name, customer, at_s=0):
+    return Linked(name, customer, AT + timedelta(seconds=at_s), AT)
+
+
+def test_people_come_whole_and_each_once() -> None:
+    links = [linked("a1", "c2"), linked("a1", "c1", 5), linked("a2", "c1"), linked("b1", "c2"), linked("d1", "c3"), linked("e1", "c4")]
+    backlog = Backlog(links)
+    assert len(backlog) == 5
+    assert backlog.of(["b1", "never seen"], ["c4"]) in ([links[3], links[5]], [links[5], links[3]])
+    backlog.drop(["d1", "b1"])
+    assert backlog.some(1) == links[:3], "the identifiers of one person together, each with all that is said of it"
+    assert (len(backlog), backlog.some(9), backlog.of(["a1"], [])) == (0, [], [])
+
+
+@pytest.fixture
+def parted(world, monkeypatch):
+    """Ann, a visitor who was taken for her, and others; an ingest has just taken that back, and people are taken over one by one."""
+    for n in range(6):
+        world.say(n * 3_000, device="d1", product_id=f"i{n % 2}", price=n)
+        world.say(n * 3_000 + 5, user="bob" if n % 2 else "ann", product_id="i1")
+    for n in range(4):
+        world.say(19_000 + n, user=f"u{n}", device=f"e{n}", product_id="i2")
+    world.say(20_000, "identify", device="d1", user="ann")
+    world.step()
+    world.drain()
+    world.follow()
+    link = identity.link_id(*(world.vault.pseudonym(kind, name) for kind, name in (("user_id", "ann"), ("anonymous_id", "d1"))))
+    graph.unmerge(world.home, link, by="eve")
+    ingest.reassign(world.home, settings=world.settings)
+    monkeypatch.setattr(worker, "SLICE_S", 0.0)
+    monkeypatch.setattr(worker, "SLICE_IDENTIFIERS", 1)
+    world.stream._refreshed_s = 0.0  # as if the time between two looks at the tables had passed
+    return world
+
+
+def slices(world):
+    """Steps as a worker makes them, until all is taken over; how many."""
+    n = 1
+    while world.stream.step(wait_s=0.001) and not world.stream._is_reconciled:
+        n += 1
+    return n
+
+
+def moved(world):
+    """One who is somebody else's now, and not yet online."""
+    some = (("anonymous_id", "d1"), ("user_id", "ann"))
+    return next(one for one in some if world.customer(*one) != world.linker.customer(world.vault.pseudonym(*one)))
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["goes_on", "dies_between"])
+def test_calls_come_first_and_any_order_ends_alike(parted, tmp_path, dies) -> None:
+    parted.stream._reconcile()
+    kind, name = moved(parted)
+    parted.say(30_000, product_id="i3", **{{"anonymous_id": "device", "user_id": "user"}[kind]: name})
+    parted.say(30_010, user="u1", product_id="i1")
+    assert sum(parted.stream.step(wait_s=0.001).applied for _ in range(2)) == 2
+    assert len(parted.stream.backlog) > 3, "a call does not wait until all is taken over"
+    assert parted.customer(kind, name) == parted.linker.customer(parted.vault.pseudonym(kind, name)), "who calls comes first"
+    parted.say(30_020, "identify", user="u2", device="e3")  # who is somebody else's by now
+    parted.say(30_021, user="new", product_id="i1")
+    if dies:
+        parted.restart()
+        parted.step()
+    else:
+        assert slices(parted) > 1
+    parted.step()
+    assert parted.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+def test_control_a_slice_that_is_lost_leaves_somebody_wrong(parted, tmp_path, monkeypatch) -> None:
+    real, lost = Backlog.some, []
+    theirs = {parted.vault.pseudonym("anonymous_id", "d1"), parted.vault.pseudonym("user_id", "ann")}
+
+    def some(self, n):
+        found = real(self, n)
+        names = {link.identifier for link in found}
+        if not names.isdisjoint(theirs):
+            lost.extend(names)
+            return []
+        return found
+
+    monkeypatch.setattr(Backlog, "some", some)
+    slices(parted)
+    parted.step()
+    assert lost
+    with pytest.raises(AssertionError):
+        parted.is_exact(tmp_path / "truth", was_taken_back=True)
