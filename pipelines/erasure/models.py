@@ -90,7 +90,7 @@ def _without(folder: Path, manifest: Mapping[str, Any], person: Person) -> dict[
 
 
 def _copy_cleaned(home: Path, folder: Path, person: Person) -> int:
-    """MLflow's copy of a version: the version's files as they are now, beside what MLflow added."""
+    """MLflow's copy of a version: the version's files as they are now, beside what MLflow added; gone where neither can be read."""
     rows = _rows_of(folder, person).size
     if not rows:
         return 0
@@ -105,6 +105,8 @@ def _copy_cleaned(home: Path, folder: Path, person: Person) -> int:
             _without(staged, manifest, person)
         shutil.rmtree(folder)
         staged.rename(folder)
+    except ValueError:  # of other code than this: nobody can load it
+        shutil.rmtree(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return int(rows)

@@ -569,6 +569,22 @@ def test_damaged_version_with_a_row_of_the_person_goes_as_a_whole(built, shop):
     assert found_in(shop.home, wanted(built, ANNA)) == []
 
 
+def test_version_of_other_code_goes_as_a_whole_with_its_copy(shop, monkeypatch):
+    copies = list((shop.home / "mlflow").rglob("customer_ids.npy"))
+    assert copies
+    for copy in copies:  # of a version that the registry has no more
+        manifest = json.loads((copy.parent / "manifest.json").read_bytes())
+        (copy.parent / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+
+    def refuse(folder, **_):
+        raise ValueError(f"{folder}: its second stage is kept in another way; train the recommender again")
+
+    monkeypatch.setattr("pipelines.erasure.models.Stages.load", refuse)
+    erase(shop)
+    assert registry.versions(shop.home, "recommender") == ()
+    assert not any(copy.exists() for copy in copies)
+
+
 def test_served_values_are_told_and_then_erased_and_not_taken_in_again(shop):
     (told,) = erasure.export(shop.home, shop.ids[ANNA], settings=shop.settings)["served"]
     assert told == {"service": "churn_v1", "model": "churn 3", "time_us": 1, "values": {"views_7d": 4}}
