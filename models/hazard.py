@@ -75,7 +75,7 @@ def expected_days(survival: Floats, *, period_days: float) -> Floats:
     """
     begins = np.column_stack([np.ones(len(survival)), survival[:, :-1]])
     with np.errstate(divide="ignore", invalid="ignore"):
-        within = (begins - survival) / np.log(begins / survival)
+        within = (begins - survival) / -np.log1p((survival - begins) / begins)  # of a quotient near 1 the logarithm is lost
     return np.asarray(period_days * np.where(begins > survival, within, begins).sum(axis=1))
 
 
@@ -85,7 +85,7 @@ def median_days(survival: Floats, *, period_days: float) -> Floats:
     period = reached.argmax(axis=1)  # the first
     begins = np.where(period > 0, survival[rows, period - 1], 1.0)
     with np.errstate(divide="ignore"):
-        within = np.log(2.0 * begins) / np.log(begins / survival[rows, period])
+        within = np.log1p(2.0 * begins - 1.0) / -np.log1p((survival[rows, period] - begins) / begins)
     return np.where(reached.any(axis=1), period_days * (period + within), np.nan)
 
 

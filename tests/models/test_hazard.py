@@ -157,6 +157,7 @@ curves = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(lambda hazards: n
 @given(survival=curves, period_days=st.sampled_from([1.0, 7.0]))
 @example(survival=np.ones((1, 3)), period_days=7.0)
 @example(survival=np.zeros((1, 3)), period_days=7.0)
+@example(survival=np.array([[1.0 - 1e-12]]), period_days=1.0)
 def test_expected_wait_lies_between_none_and_all_periods_and_the_median_where_half_is_left(
     survival: np.ndarray, period_days: float
 ) -> None:
