@@ -145,9 +145,13 @@ def monitor_run(
     steps = tuple(step for step in _monitors() if report in (step.name, "all"))
     if not steps:
         raise typer.BadParameter(f"expected drift, bias or all; found {report!r}", param_hint="--report")
-    outcome = progress.run(steps, flow.Job(home.settings()))
+    settings = home.settings()
+    outcome = progress.run(steps, flow.Job(settings))
     verdicts = {step.name: outcome.summary(step.name) for step in steps}
-    terminal.show(verdicts, as_json)
+    if as_json:
+        terminal.show(verdicts, as_json)
+    else:
+        achieved.show_reports(verdicts, settings)
     if any(verdict["verdict"] == "alarm" for verdict in verdicts.values()):
         raise typer.Exit(1)
 

@@ -1,6 +1,7 @@
 """What a run of the whole loop achieved, for a person or a program."""
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipelines.commands import comparison, terminal
@@ -56,12 +57,7 @@ def show(result: dict[str, Any], outcome: Any, settings: "Settings", *, as_json:
     for endpoint, latency in result["latency_ms"].items():
         terminal.out.print(f"  {endpoint:<12} p50 {latency['p50']:.2f} ms   p99 {latency['p99']:.2f} ms", highlight=False)
     terminal.out.print("\n[bold]Reports[/bold]")
-    for name, verdict in result["reports"].items():
-        terminal.out.print(f"  {name:<6} {verdict:<16} {settings.home / 'reports' / f'{name}.html'}", highlight=False, soft_wrap=True)
-        judged = outcome.summary(name)
-        said = {model: f"{subject['verdict']}, {subject['why']}" for model, subject in judged["subjects"].items()}
-        for model, why in (said | {model: f"not judged, {why}" for model, why in judged["not_judged"].items()}).items():
-            terminal.out.print(f"         {model}: {why}", highlight=False, markup=False, soft_wrap=True)
+    show_reports({name: outcome.summary(name) for name in result["reports"]}, settings)
     terminal.out.print(f"\n[bold]Try[/bold] (as of {_as_of(settings)}; the whole run took {result['took_s']:.0f} s)")
     curl = f'curl -s {result["urls"]["service"]}/recommend -H "Authorization: Bearer $(cat {settings.home}/keys/decide.key)"'
     body = json.dumps({"customer_id": _known_customers(settings)[0], "k": 5})
@@ -69,6 +65,16 @@ def show(result: dict[str, Any], outcome: Any, settings: "Settings", *, as_json:
     terminal.out.print(f"  documentation {result['urls']['docs']}", highlight=False)
     runs = "$RAPPORT_TRAINING__TRACKING_URL" if settings.training.tracking_url else f"sqlite:///{settings.home}/mlflow/mlflow.db"
     terminal.out.print(f"  experiments   mlflow ui --backend-store-uri {runs}", highlight=False, soft_wrap=True)
+
+
+def show_reports(judged: Mapping[str, dict[str, Any]], settings: "Settings") -> None:
+    """What each report found of each model, and where it lies. judged: summaries of the steps that watch, by name."""
+    for name, found in judged.items():
+        path = settings.home / "reports" / f"{name}.html"
+        terminal.out.print(f"  {name:<6} {found['verdict']:<16} {path}", highlight=False, soft_wrap=True)
+        said = {model: f"{subject['verdict']}, {subject['why']}" for model, subject in found["subjects"].items()}
+        for model, why in (said | {model: f"not judged, {why}" for model, why in found["not_judged"].items()}).items():
+            terminal.out.print(f"         {model}: {why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _as_of(settings: "Settings") -> str:
