@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from serving import admission, crowd
 from serving.admission import Admission, Gate, is_whole, written
 from serving.crowd import Crowd
+from tests.serving.transport import Transport
 
 BODY = b'{"customer_ids":["c1"]}'
 
@@ -44,32 +45,6 @@ class Application:
 
     def is_crowded(self, flag=True):
         self.crowd._in_line, self.crowd.answer_s = (10_000, 1.0) if flag else (0, 0.001)
-
-
-class Transport(asyncio.Transport):
-    """What was written, and whether it was closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.said, self.is_closed = b"", False
-
-    def write(self, data):
-        self.said += data
-
-    def close(self):
-        self.is_closed = True
-
-    def is_closing(self):
-        return self.is_closed
-
-    def get_extra_info(self, name, default=None):
-        return default
-
-    def pause_reading(self):
-        pass
-
-    def resume_reading(self):
-        pass
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from serving import access, admission, gateway, wire
 from serving.admission import Admission
 from serving.gateway import Gateway
 from serving.rates import Rates
+from tests.serving.transport import Transport
 
 GUARDS = {
     "x-content-type-options": "nosniff",
@@ -59,32 +60,6 @@ REFUSED = {
     "long path": (b"GET /" + b"x" * admission.HEAD_BYTES, 431, "head_too_large"),
     "slow head": (request()[:20], 408, "head_timeout"),
 }  # fmt: skip
-
-
-class Transport(asyncio.Transport):
-    """What was written, and whether it was closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.said, self.is_closed = b"", False
-
-    def write(self, data):
-        self.said += data
-
-    def close(self):
-        self.is_closed = True
-
-    def is_closing(self):
-        return self.is_closed
-
-    def get_extra_info(self, name, default=None):
-        return default
-
-    def pause_reading(self):
-        pass
-
-    def resume_reading(self):
-        pass
 
 
 class Answer:
