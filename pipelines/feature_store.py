@@ -114,9 +114,9 @@ def materialize(
     is left out. What the stream wrote since stays, and of outdated tables nothing is loaded beside it: see above. Raises StoreError where
     a name is unknown, nothing was applied, or what was applied is not what is declared by now.
     """
-    feast = store(home)
-    from pipelines.stream import untold
+    from pipelines.stream import untold  # half a second, for which whoever only trains need not wait
 
+    feast = store(home)
     known: dict[str, Any] = {view.name: view for view in feast.list_feature_views()}
     unknown = set(views or ()) - set(known)
     if unknown or not known:

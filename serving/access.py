@@ -139,10 +139,6 @@ class Keys:
     digests: tuple[tuple[Role, bytes], ...]
     sources: tuple[tuple[str, bytes], ...] = ()
 
-    def role_of(self, authorization: bytes | None) -> Role | None:
-        """The role of the key in the header: Bearer, or the user name of Basic. None if there is no valid one."""
-        return self.role_of_key(key_in(authorization))
-
     def role_of_key(self, key: bytes) -> Role | None:
         """The role of a key; None if it is not valid."""
         return self.role_of_digest(digest(key)) if key else None

@@ -8,7 +8,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipelines.log import Incoming, open_log
 from pipelines.settings import Settings
@@ -220,20 +221,18 @@ def _rows(what: str, load: Load, rival: float) -> list[dict[str, Any]]:
 
 
 def family(pid: int) -> list[int]:
-    """The process and everything that it started; only itself where the system does not tell."""
-    with contextlib.suppress(OSError):
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [pid, *(one for child in children for one in family(int(child)))]
+    """The process and everything that it started; only itself where it has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
     return [pid]
 
 
 def cpu_s(pids: list[int]) -> float | None:
-    """Seconds of user and system time of these processes; None where the system does not tell."""
-    try:
-        fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
-    except OSError:
-        return None
-    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+    """Seconds of user and system time of these processes; None where one has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        spent = [psutil.Process(pid).cpu_times() for pid in pids]
+        return float(sum(one.user + one.system for one in spent))
+    return None
 
 
 def _main() -> None:

@@ -68,17 +68,23 @@ def _amended(home: Path, name: str, version: int, person: Person) -> int:
 
     try:
         registry.amend(home, name, version, why=WHY, change=change)
-    except (RegistryError, ValueError):
+    except RegistryError:
         gone.append(_rows_of(folder, person).size)
         shutil.rmtree(folder, ignore_errors=True)
     return sum(gone)
 
 
 def _without(folder: Path, manifest: Mapping[str, Any], person: Person) -> dict[str, Any]:
-    """Remove the person's rows from the files of a recommender; the values of its manifest that change."""
+    """Remove the person's rows from the files of a recommender; the values of its manifest that change.
+
+    Raises RegistryError where this code cannot load them.
+    """
     names = np.load(folder / _NAMES, allow_pickle=False)
     kept = np.flatnonzero(~np.isin(names, person.customers))
-    stages = Stages.load(folder).keep(kept)
+    try:
+        stages = Stages.load(folder).keep(kept)
+    except ValueError as error:  # of other code than this
+        raise RegistryError(f"erasure: {folder} can be loaded no more: {error}") from error
     stages.save(folder)
     np.save(folder / _NAMES, names[kept], allow_pickle=False)
     golden = manifest.get("golden", {})
@@ -105,7 +111,7 @@ def _copy_cleaned(home: Path, folder: Path, person: Person) -> int:
             _without(staged, manifest, person)
         shutil.rmtree(folder)
         staged.rename(folder)
-    except ValueError:  # of other code than this: nobody can load it
+    except RegistryError:  # nor can it be cleaned
         shutil.rmtree(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from models.classifier import Classifier
 from models.silence import ROLES
@@ -204,10 +205,8 @@ def _footprint(service: Process, start_s: float) -> list[Row]:
 
 
 def _resident_mb(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return float(psutil.Process(pid).memory_info().rss) / 2**20
     return 0.0
 
 

@@ -1,7 +1,10 @@
 """The load that measures the collector: it tells what was kept, and does not take a refusal for an answer."""
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -11,6 +14,22 @@ from pydantic import SecretStr
 from pipelines.settings import Settings
 from serving import load
 from serving.process import ServiceError
+
+
+def test_whatever_a_process_started_counts_whichever_thread_it_was():
+    sleep = "import subprocess, sys, threading; start = lambda: subprocess.Popen([sys.executable, '-c', 'input()']).wait(); "
+    code = sleep + "threading.Thread(target=start).start(); print('started', flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline()
+        until = time.monotonic() + 10
+        while len(found := load.family(parent.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert found[0] == parent.pid
+        assert len(found) == 2
+        assert load.cpu_s(found) > 0
+        parent.stdin.close()
+    assert load.family(parent.pid) == [parent.pid]
+    assert load.cpu_s([parent.pid]) is None
 
 
 @pytest.mark.slow
