@@ -58,7 +58,7 @@ class Gate:
         self._turned_away: Counter[bytes] = Counter()
         self._untold, self._told_at = 0, float("-inf")
 
-    def no_request(self, status: int, told: Iterable[Header]) -> bytes:
+    def no_request(self, status: int, told: Sequence[Header]) -> bytes:
         """What is answered where no request was recognised, with the headers that the server tells in every answer."""
         metrics.request("other", str(status)).observe(0.0)
         return self._no_request[status](told)
@@ -94,6 +94,7 @@ class Admission(HttpToolsProtocol):
         super().__init__(config, *given, **named)
         self._gate: Gate | None = getattr(config.app, "gate", None)  # of a Gateway; another application has none
         self._is_refused = False  # since it was last looked at whether the connection is idle
+        self._whole_head, self._whole_bytes = b"", 0  # of the last whole request that was looked at: callers repeat themselves
         self._head_bytes = 0  # of a head that has begun and not come to its end
         self._head_timer: asyncio.TimerHandle | None = None
 
@@ -111,7 +112,7 @@ class Admission(HttpToolsProtocol):
         """Turn the request away where the line is too long for its kind; else have it parsed."""
         gate = self._gate
         if gate is not None:
-            if gate.crowd.is_long and self._is_between_requests() and is_whole(data) and gate.turns_away(data[: data.find(b" ", 5)]):
+            if gate.crowd.is_long and self._is_between_requests() and self._is_whole(data) and gate.turns_away(data[: data.find(b" ", 5)]):
                 self._is_refused = True
                 self.transport.write(gate.refusal(self.server_state.default_headers))
                 return
@@ -175,6 +176,14 @@ class Admission(HttpToolsProtocol):
             return self.scope is None
         # a request that began has a scope that is not yet a cycle's
         return cycle.response_complete and not cycle.more_body and cycle.scope is self.scope and not self.flow.write_paused
+
+    def _is_whole(self, data: bytes) -> bool:
+        if len(data) == self._whole_bytes and data.startswith(self._whole_head):
+            return True
+        if not is_whole(data):
+            return False
+        self._whole_head, self._whole_bytes = data[: data.find(_ENDS) + len(_ENDS)], len(data)
+        return True
 
     def _is_in_head(self) -> bool:
         return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
@@ -240,12 +249,22 @@ def is_whole(data: bytes) -> bool:
     return bool(is_told) and length.isdigit() and _LENGTH not in after and ends + len(_ENDS) + int(length) == len(data)
 
 
-def written(status: int, body: bytes, headers: Sequence[Header]) -> Callable[[Iterable[Header]], bytes]:
-    """A whole answer in JSON, in the words of HTTP/1.1, under another number each time; what is told beside it comes first."""
+def written(status: int, body: bytes, headers: Sequence[Header]) -> Callable[[Sequence[Header]], bytes]:
+    """A whole answer in JSON, in the words of HTTP/1.1, under another number each time; what is told beside it, in a list that nobody
+    changes, comes first.
+    """
     told = ((b"cache-control", b"no-store"), *headers, (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)))
     start, number = b"HTTP/1.1 %d %b\r\n" % (status, HTTPStatus(status).phrase.encode()), b"%b: " % NUMBER
     end = b"\r\n".join((b"", *(b"%b: %b" % one for one in told), b"", body))
-    return lambda beside: b"".join((start, *(b"%b: %b\r\n" % one for one in beside), number, tracing.next_id().encode(), end))
+    said: tuple[Sequence[Header] | None, bytes] = (None, b"")  # what was told beside it last, and how it begins with that
+
+    def answer(beside: Sequence[Header]) -> bytes:
+        nonlocal said
+        if said[0] is not beside:  # the server makes another list each second
+            said = beside, b"".join((start, *(b"%b: %b\r\n" % one for one in beside), number))
+        return b"".join((said[1], tracing.next_id().encode(), end))
+
+    return answer
 
 
 def use() -> None:
