@@ -119,6 +119,22 @@ def own_id_sql() -> str:
     return "CASE WHEN is_listed THEN left(event_id, len(event_id) - len(':' || staged.line)) ELSE event_id END"
 
 
+def whole_sql(text: str) -> str:
+    """SQL: a text as a quantity of its row's `type`; 1 where a counted act says nothing, `UNREADABLE` where it is no whole number."""
+    number = f"TRY_CAST({text} AS DOUBLE)"
+    return f"""CASE WHEN {text} IS NULL THEN CASE WHEN type IN {_COUNTED_TYPES} THEN 1 END WHEN {text} = '' THEN NULL
+        WHEN abs({number}) < 1e15 AND {number} = floor({number}) THEN CAST({number} AS BIGINT) ELSE {UNREADABLE} END"""
+
+
+def cents_sql(text: str) -> str:
+    """SQL: a text as cents; null where there is none, `UNREADABLE` where it is no price.
+
+    By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to. Sixteen digits still fit times 100.
+    """
+    return f"""CASE WHEN {text} IS NOT NULL THEN
+        coalesce(CAST(round(TRY_CAST({text} AS DECIMAL(16, 4)) * 100) AS BIGINT), {UNREADABLE}) END"""
+
+
 def _has(batch: RawBatch, column: str) -> bool:
     return bool(batch.rows[column].null_count < len(batch.rows))
 
@@ -176,8 +192,8 @@ def _staged_sql(batch: RawBatch, origin: Origin, slots: tuple[str, ...], columns
         "phone_no": number.get("phone", "NULL"),
         "anonymous_no": "CASE WHEN n_anonymous_id.kind <> 'email' THEN n_anonymous_id.number END" if address else "NULL",
         "item_id": f"nullif(trim({item}), '')",
-        "quantity": _whole(quantity),
-        "price_cents": _cents(price),
+        "quantity": whole_sql(quantity),
+        "price_cents": cents_sql(price),
         "category": f"nullif({category}, '')",
         **{name: name for name in _PLAIN},
     }
@@ -213,19 +229,6 @@ def _judged_sql(origin: Origin) -> str:
     """SQL: the receipt that a row's time is held against. One without a receipt was still not received after its file was written."""
     written = f"TIMESTAMPTZ '{origin.written.isoformat()}'"
     return f"coalesce(received_timestamp, CASE WHEN event_timestamp > {written} THEN {written} END)"
-
-
-def _whole(text: str) -> str:
-    number = f"TRY_CAST({text} AS DOUBLE)"
-    return f"""CASE WHEN {text} IS NULL THEN CASE WHEN type IN {_COUNTED_TYPES} THEN 1 END WHEN {text} = '' THEN NULL
-        WHEN abs({number}) < 1e15 AND {number} = floor({number}) THEN CAST({number} AS BIGINT) ELSE {UNREADABLE} END"""
-
-
-def _cents(text: str) -> str:
-    # By decimals, not by floats: 2.555 is 256 cents and not the 255 that its nearest float rounds to.
-    # Sixteen digits: times 100 they still fit.
-    return f"""CASE WHEN {text} IS NOT NULL THEN
-        coalesce(CAST(round(TRY_CAST({text} AS DECIMAL(16, 4)) * 100) AS BIGINT), {UNREADABLE}) END"""
 
 
 # -- rows that do not pass ---------------------------------------------------------------------------------------------

@@ -171,8 +171,8 @@ def segment_rows(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
         "row": "__row",
         "type": "kind",
         "name": f"coalesce({columns['name']}, {columns['call']})",
-        "event_timestamp": _instant(columns["event_timestamp"]),
-        "received_timestamp": _instant(columns["received_timestamp"]),
+        "event_timestamp": instant_sql(columns["event_timestamp"]),
+        "received_timestamp": instant_sql(columns["received_timestamp"]),
         # An order without its lines is one piece at its own amount: it is known what was paid, not for what.
         "price": f"CASE WHEN is_whole THEN coalesce({columns['amount']}, {columns['price']}) ELSE {columns['price']} END",
         "quantity": f"CASE WHEN NOT is_whole THEN {columns['quantity']} END",
@@ -186,6 +186,14 @@ def segment_rows(db: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
     rows = f"(SELECT *, {is_whole} AS is_whole FROM (SELECT *, {kind} AS kind FROM {rows}))"
     canonical = _project(db, expressions | {"direct": f"CASE WHEN {has_direct} THEN '' END"}, rows, table)
     return canonical.set_column(canonical.column_names.index("direct"), "direct", _segment_direct(db, table, canonical["direct"]))
+
+
+def instant_sql(text: str, formats: tuple[str, ...] = ()) -> str:
+    """An ISO 8601 text as an instant, UTC where it names no zone; null where it is none. A plain TIMESTAMP cast drops the zone."""
+    parsed = f"TRY_CAST({text} AS TIMESTAMPTZ)"
+    if formats:
+        parsed = f"coalesce({parsed}, try_strptime({text}, [{', '.join(literal(f) for f in formats)}]) AT TIME ZONE 'UTC')"
+    return f"CASE WHEN isfinite({parsed}) THEN {parsed} END"
 
 
 def _segment_direct(db: duckdb.DuckDBPyConnection, table: pa.Table, marked: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -285,17 +293,9 @@ def _time(column: str, table: pa.Table, mapping: Mapping, unit: str | None) -> s
     if pa.types.is_temporal(table.schema.field(column).type):
         return f"CASE WHEN isfinite({_name(column)}) THEN CAST({_name(column)} AS TIMESTAMPTZ) END"
     if mapping.time.unit == "iso":
-        return _instant(f"trim(CAST({_name(column)} AS VARCHAR))", mapping.time.formats)
+        return instant_sql(f"trim(CAST({_name(column)} AS VARCHAR))", mapping.time.formats)
     micros = f"round(TRY_CAST({_name(column)} AS DOUBLE) * {_UNITS[unit or 's']})"
     return f"CASE WHEN {micros} BETWEEN 0 AND {_HORIZON} THEN make_timestamp(CAST({micros} AS BIGINT)) AT TIME ZONE 'UTC' END"
-
-
-def _instant(text: str, formats: tuple[str, ...] = ()) -> str:
-    """An ISO 8601 text as an instant, UTC where it names no zone; null where it is none. A plain TIMESTAMP cast drops the zone."""
-    parsed = f"TRY_CAST({text} AS TIMESTAMPTZ)"
-    if formats:
-        parsed = f"coalesce({parsed}, try_strptime({text}, [{', '.join(literal(f) for f in formats)}]) AT TIME ZONE 'UTC')"
-    return f"CASE WHEN isfinite({parsed}) THEN {parsed} END"
 
 
 def _lookup(text: str, table: dict[str, str], otherwise: str) -> str:

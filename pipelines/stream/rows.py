@@ -293,21 +293,21 @@ def _nested_by_sql(text: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def _instant_by_sql(text: str) -> int | None:
-    from pipelines.sources.projection import _instant as instant_sql
+    from pipelines.sources.projection import instant_sql
 
     return _asked(f"epoch_us({instant_sql('told')})", text)
 
 
 @lru_cache(_REMEMBERED)
 def _whole_by_sql(text: str) -> int | None:
-    from pipelines.ingest.staging import _whole as whole_sql
+    from pipelines.ingest.staging import whole_sql
 
     return _asked(whole_sql("told"), text)
 
 
 @lru_cache(_REMEMBERED)
 def _cents_by_sql(text: str) -> int:
-    from pipelines.ingest.staging import _cents as cents_sql
+    from pipelines.ingest.staging import cents_sql
 
     found = _asked(cents_sql("told"), text)
     return UNREADABLE if found is None else found
