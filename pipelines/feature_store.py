@@ -92,6 +92,7 @@ def apply(home: Path, *, settings: Settings | None = None) -> None:
         online_schema.put(db, wanted)
         for view in wanted:  # Feast's own, of what the tables' keys begin with: every new value would be written to it too
             db.execute(f'DROP INDEX IF EXISTS "{table_of(view)}_ek"')
+            online_schema.cluster(db, view)
         db.execute("COMMIT")
     if settings is not None and settings.online.redis_url is not None:
         with closing(RedisWriter(settings.online.redis_url.get_secret_value())) as online:

@@ -5,6 +5,7 @@ In: who each call names, as pseudonyms. Out: the identifiers whose customer is n
 Never decides by rules of its own: what is touched by a call goes through `deterministic.people`.
 """
 
+import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -145,6 +146,17 @@ class Online:
     def identities(self) -> list[Linked]:
         """Everything, sorted by identifier and time."""
         return [_linked(*row) for row in self._db.execute("SELECT identifier, time, customer_id, created FROM identities ORDER BY 1, 2")]
+
+    def known(self, identifiers: Sequence[str]) -> set[str]:
+        """Which of these were ever seen."""
+        marks = ",".join("?" * len(identifiers))
+        return {name for (name,) in self._db.execute(f"SELECT identifier FROM identities WHERE identifier IN ({marks})", identifiers)}
+
+    @property
+    def version(self) -> str:
+        """Of the tables that it holds; the same after a restart."""
+        found = self._db.execute("SELECT name, version FROM versions WHERE name <> ? ORDER BY name", [_SWEEP])
+        return json.dumps(dict(found.fetchall()))
 
     def refresh(self) -> bool:
         """Take over what an ingest has written since; returns whether there was anything. Cheap where there was not.

@@ -16,7 +16,7 @@ from pipelines.settings import Settings
 def erase(home: Path, *, identifiers: Sequence[str], customers: Sequence[str], settings: Settings | None = None) -> int:
     """Delete everything that the online store, and the stream beside it, hold of a person; returns the values deleted.
 
-    The bytes are overwritten in the file and gone from its write-ahead log; Redis has them in its own files until it rewrites those.
+    No byte of it stays in the file, which is rewritten, or in its write-ahead log; Redis has them in its own files until it rewrites those.
     Entomb first: the stream looks before it writes. Raises StoreError where a store refuses, or a reader keeps the write-ahead log in
     use; nothing happens where there is none.
     """
@@ -33,7 +33,7 @@ def erase(home: Path, *, identifiers: Sequence[str], customers: Sequence[str], s
             removed += _remove(online, names, customers)
             if online.db.execute("SELECT 1 FROM sqlite_master WHERE name = 'stream_words'").fetchone():
                 removed += online.db.executemany("DELETE FROM stream_words WHERE identifier = ?", [(name,) for name in names]).rowcount
-        online.checkpoint()
+        online.sweep()
     return removed
 
 

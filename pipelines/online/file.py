@@ -77,9 +77,17 @@ class OnlineFile:
         if self._db is not None and not self._is_durable:
             flush(self.path, room="online store")
 
-    def checkpoint(self) -> None:
-        """Move the write-ahead log into the file and empty it. Raises StoreError where a reader keeps it in use."""
-        if self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+    def sweep(self) -> None:
+        """Leave no byte of what was removed, in the file or in its write-ahead log. Rewrites the file, for which writers wait.
+
+        Raises StoreError where a reader keeps it in use, or the disk is full.
+        """
+        try:
+            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
+                found = self.db.execute(statement).fetchall()
+        except sqlite3.Error as error:
+            raise StoreError(f"online store: {self.path} was not swept of what was removed ({error}); {_MEND}, and do it again") from error
+        if found[0][0]:
             raise StoreError(f"online store: {self.path} stayed in use for {BUSY_S:g} s, its write-ahead log was not emptied; do it again")
 
     def close(self) -> None:

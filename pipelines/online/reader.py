@@ -45,6 +45,14 @@ class OnlineReader(OnlineFile):
         for key, text in self.db.execute(query, (feature,)):
             yield str(decode(key)), text
 
+    def identifiers_after(self, before: str | None, limit: int) -> list[str]:
+        """The next identifiers that the store has, in the order of their keys."""
+        after = b"" if before is None else key_encoder("identifier")(before)
+        statement = f'''SELECT entity_key FROM "{table_of(IDENTIFIER_VIEW)}" WHERE entity_key > ? AND feature_name = 'customer_id'
+            ORDER BY entity_key LIMIT ?'''
+        decode = key_decoder("identifier")
+        return [str(decode(key)) for (key,) in self.db.execute(statement, (after, limit))]
+
     def identifiers_of(self, customers: Sequence[str]) -> dict[str, list[str]]:
         """Whose identifiers these customers are known by, as the view of identifiers has it now; every customer is a key."""
         found: dict[str, list[str]] = {customer: [] for customer in customers}

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import InputError, StoreError
-from pipelines.online.feast_format import JoinKey, Value
+from pipelines.online.feast_format import JoinKey, Value, table_of
 
 MEND = "run `rapport features apply`"
 TABLE = "declared_views"  # beside Feast's tables, and named unlike them
+_CLUSTERED = "WITHOUT ROWID"
 
 # Feast's names of types -> the Python type whose values they take, and the type in Arrow
 KINDS: Mapping[str, type] = {"String": str, "Int64": int, "Float64": float, "Bool": bool}
@@ -122,6 +123,24 @@ def put(db: sqlite3.Connection, schema: Schema) -> None:
     db.execute(f"DROP TABLE IF EXISTS {TABLE}")
     db.execute(f"CREATE TABLE {TABLE} (views TEXT NOT NULL)")
     db.execute(f"INSERT INTO {TABLE} VALUES (?)", (dump(schema),))
+
+
+def cluster(db: sqlite3.Connection, view: str) -> None:
+    """Keep the view's cells by their key alone. Feast numbers them and keeps the keys in an index beside: a quarter more to write.
+
+    A store that has them so is rewritten, once. Inside a transaction; who has the file open goes on.
+    """
+    table = table_of(view)
+    (made,) = db.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchone()
+    if made.endswith(_CLUSTERED):
+        return
+    indexes = db.execute("SELECT sql FROM sqlite_master WHERE type = 'index' AND tbl_name = ? AND sql IS NOT NULL", (table,)).fetchall()
+    db.execute(f'ALTER TABLE "{table}" RENAME TO "{table}_numbered"')
+    db.execute(f"{made} {_CLUSTERED}")
+    db.execute(f'INSERT INTO "{table}" SELECT * FROM "{table}_numbered" ORDER BY entity_key, feature_name')
+    db.execute(f'DROP TABLE "{table}_numbered"')
+    for (index,) in indexes:  # the stream's, who makes them when it starts
+        db.execute(index)
 
 
 def get(db: sqlite3.Connection) -> dict[str, ViewSchema]:

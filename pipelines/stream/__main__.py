@@ -108,8 +108,8 @@ def _step_until(stop: threading.Event, stream: "Stream", garbage: "Garbage") -> 
     pause = PAUSES_S[0]
     while not stop.is_set():
         try:
-            stream.step(wait_s=WAIT_S)
-            garbage.tidy()
+            done = stream.step(wait_s=WAIT_S)
+            garbage.tidy(is_quiet=not (done.read or done.expired))
             pause = PAUSES_S[0]
         except PipelineError as error:
             log.error("%s", error)

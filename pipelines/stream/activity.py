@@ -25,12 +25,12 @@ from pipelines.stream.identities import Linked
 from pipelines.stream.item_rows import NEVER, ItemDue
 from pipelines.stream.items import Items
 from pipelines.stream.live import Live
+from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.permits import Permits
 from pipelines.stream.state import Held, Owned, Said, State, held, owner_at, path_of
 from pipelines.stream.timetable import UNKNOWN, Due
 
-SLICE_S = 0.01  # spent at a time on what expires: fresh events wait no longer
-SLICE_CUSTOMERS = 50
+SLICE_CUSTOMERS = 50  # looked at together at most when they expire
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -56,6 +56,7 @@ class Activity:
         self._told: dict[str, list[Owned]] = {}  # whose identifiers are, told by the linker and not yet committed
         self._speaking: dict[str, int] | None = None
         self._anew: set[str] = set()  # of whom all is to be shown, by this batch
+        self._expiring = Pace()
 
     def owe(self, links: Iterable[Linked]) -> None:
         """Remember whose identifiers are until it is committed: the linker tells each change once, with all its states."""
@@ -107,16 +108,17 @@ class Activity:
 
     def expire(self, online: OnlineWriter) -> Expired:
         """Write what has changed by itself, of as many customers and items as there is time for; see `move`."""
-        now_us, end_s = self.now_us(), time.monotonic() + SLICE_S
+        now_us, begun_s = self.now_us(), time.thread_time()
         self.state.categories.settle()
         ready: list[str] = []
-        for customer in self.state.timetable.due(now_us, limit=SLICE_CUSTOMERS):
+        for customer in self.state.timetable.due(now_us, limit=self._expiring.fitting(SLICE_CUSTOMERS, slice_s=SLICE_S / 2)):
             self._live(customer, now_us)
             ready.append(customer)
-            if time.monotonic() > end_s:
+            if time.thread_time() > begun_s + SLICE_S / 2:
                 break
         written, customers = self._show(online, ready)
-        features, items = self.items.expire(online, now_us=now_us, end_s=end_s)
+        self._expiring.took(len(ready), time.thread_time() - begun_s)
+        features, items = self.items.expire(online, now_us=now_us)
         return Expired(written + features, customers, items)
 
     def move(self, expired: Expired) -> None:
@@ -142,11 +144,10 @@ class Activity:
         for customer in touched:
             self._lives.pop(customer, None)
 
-    def disown_others(self, names: Collection[str]) -> None:
-        """Nobody knows other identifiers than these any more; what follows is due at once."""
-        known = {who for (who,) in self.state.db.execute("SELECT DISTINCT who FROM owners")}
-        if gone := known.difference(names):
-            self.state.timetable.mark(sorted(self.state.disown(sorted(gone))))
+    def drop(self, identifiers: Collection[str]) -> None:
+        """Nobody knows these any more; what follows is due at once."""
+        if touched := self.state.disown(sorted(identifiers)):
+            self.state.timetable.mark(sorted(touched))
             self._let_go()
 
     def divide(self) -> None:

@@ -5,7 +5,7 @@ another one, so that a visitor's history belongs to the customer from the moment
 leaves a forwarding row under their former id, and nothing else. Never decides who is who.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Protocol
 
@@ -45,6 +45,13 @@ class Linker(Protocol):
 
     def identities(self) -> Sequence[Linked]:
         """Everything."""
+
+    def known(self, identifiers: Sequence[str]) -> set[str]:
+        """Which of these it knows; a few hundred at a time."""
+
+    @property
+    def version(self) -> str:
+        """Of what an ingest wrote, as it is held."""
 
     def refresh(self) -> bool:
         """Take over what an ingest wrote; whether there was anything."""
@@ -86,12 +93,6 @@ def changed(online: OnlineWriter, links: Mapping[str, Owner]) -> dict[str, Owner
     """The links that the store does not have yet."""
     held = owners(online, list(links))
     return {name: owner for name, owner in links.items() if held.get(name) != owner.customer_id}
-
-
-def unknown(online: OnlineWriter, names: Collection[str]) -> list[str]:
-    """The identifiers that the store has beside these."""
-    held = (name for name, _ in online.everything(IDENTIFIER_VIEW, "customer_id", join_key=JOIN_KEY))
-    return [name for name in held if name not in names and not is_former(name)]
 
 
 def owners(online: OnlineWriter, identifiers: Sequence[str]) -> dict[str, str]:

@@ -17,10 +17,11 @@ from feature_repo.aggregates import ITEM_ACTIVITY, NOT_BEHAVIOUR
 from pipelines.online.writer import OnlineWriter, Row
 from pipelines.stream.item_rows import NEVER, ItemDue, ItemRows
 from pipelines.stream.keyed import Keyed
+from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.rows import CleanRow
 
 VIEW, KEY = "item_activity", ITEM_ACTIVITY.key[0]
-AT_A_TIME = 50  # looked at together when they expire
+AT_A_TIME = 50  # looked at together at most when they expire
 
 
 class Items:
@@ -30,6 +31,7 @@ class Items:
         self.held, self.share, self.most = held, share, most
         self._lives: OrderedDict[str, _Live] = OrderedDict()
         self._touched: dict[str, None] = {}  # since they were last shown
+        self._expiring = Pace()
 
     def keep(self, rows: Iterable[CleanRow], *, now_us: int) -> None:
         """Rows that the state keeps as of this moment."""
@@ -54,20 +56,23 @@ class Items:
         self.held.put_due(due)
         return written
 
-    def expire(self, online: OnlineWriter, *, now_us: int, end_s: float) -> tuple[int, dict[str, ItemDue]]:
-        """Write what has changed by itself or lost a row, of as many items as there is time for, one at least; and when they change next.
+    def expire(self, online: OnlineWriter, *, now_us: int) -> tuple[int, dict[str, ItemDue]]:
+        """Write what has changed by itself or lost a row, of as many items as there is time for; and when they change next.
 
         The caller notes the latter down once the former is committed.
         """
-        marks = self.held.due(now_us, limit=AT_A_TIME)
+        begun_s = time.thread_time()
+        marks = self.held.due(now_us, limit=self._expiring.fitting(AT_A_TIME, slice_s=SLICE_S / 2))
         ready = []
         for name, mark in marks.items():
             ready.append(name)
             if self._is_mine(name):
                 self._live(name, mark, now_us)
-            if time.monotonic() > end_s:
+            if time.thread_time() > begun_s + SLICE_S / 2:
                 break
-        return self._show(online, ready, marks, now_us)
+        shown = self._show(online, ready, marks, now_us)
+        self._expiring.took(len(ready), time.thread_time() - begun_s)
+        return shown
 
     def look_again(self) -> None:
         """A transaction was rolled back: what is held ready may not be what is stored."""

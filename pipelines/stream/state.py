@@ -206,6 +206,11 @@ class State:
         )
         return {state.customer_id for who, states in changed.items() for state in (*states, *before.get(who, ()))}
 
+    def identifiers_after(self, before: str | None, limit: int) -> list[str]:
+        """The next identifiers of which it is noted whose they are, in order."""
+        found = self.db.execute("SELECT DISTINCT who FROM owners WHERE who > ? ORDER BY who LIMIT ?", (before or "", limit))
+        return [who for (who,) in found]
+
     def disown(self, identifiers: Sequence[str]) -> set[str]:
         """Nobody knows these any more: what came by the log for them goes. Returns the customers whose they were."""
         customers = {state.customer_id for states in self.owners(identifiers).values() for state in states}

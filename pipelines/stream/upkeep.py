@@ -5,7 +5,9 @@ garbage that looks at what is new only. Never decides what outlives a loss of po
 """
 
 import gc
+import os
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,9 @@ CHECKPOINT_S = 0.5  # between two looks at the files
 CHECKPOINT_BYTES = 2 << 20  # of a write-ahead log, from which on it is moved
 RESET_PAGES = 49_152  # of one, from which on its writer is stopped for the moment that the rest takes, or it would never be used anew: two
 # flushes of the disk, which calls wait for, so it is seldom
-COLLECT_S = 600.0  # between two looks at everything that was made since
+NICENESS = 10  # of the thread that does this: events come first
+COLLECT_S = 600.0  # between two looks at everything that was made since, in a moment when nobody waits
+COLLECT_BUSY_S = 6 * 3_600.0  # the same, where there is no such moment
 _THRESHOLDS = (1_000, 10, 1_000_000)  # of Python's collector: young objects in a millisecond or two, the old ones never by itself
 
 
@@ -56,9 +60,9 @@ class Garbage:
         gc.set_threshold(*_THRESHOLDS)
         self._collect()
 
-    def tidy(self) -> None:
-        """Collect what has gathered, seldom."""
-        if time.monotonic() - self._collected_s > COLLECT_S:
+    def tidy(self, *, is_quiet: bool) -> None:
+        """Collect what has gathered, seldom. `is_quiet`: no call came for a while. What a worker lets go needs no collector, as a rule."""
+        if time.monotonic() - self._collected_s > (COLLECT_S if is_quiet else COLLECT_BUSY_S):
             self._collect()
 
     def close(self) -> None:
@@ -71,7 +75,15 @@ class Garbage:
         self._collected_s = time.monotonic()
 
 
+def yield_to_others() -> None:
+    """Have this thread take only what processor time the others leave, where the system knows that of a thread."""
+    if sys.platform.startswith("linux"):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
 def _run(paths: Sequence[Path], writing: Lock, stop: threading.Event) -> None:
+    yield_to_others()
     while not stop.wait(CHECKPOINT_S):
         for path in paths:
             checkpoint(path, writing)

@@ -9,7 +9,8 @@ written. Never decides what is served.
 Of several workers each reads the whole log, follows who is who by itself, and writes the customers and the items of its share; the first
 alone writes who is who and consent.
 
-What an ingest says of who is who is taken over a few people at a time, between calls; whom a call names comes before that call.
+What an ingest says of who is who is taken over a few people at a time, between calls; whom a call names comes before that call. Between
+two looks for calls there is no more to do than fits a slice, of whatever kind; where calls wait already, more of them share a transaction.
 
 A call that cannot be handled holds up no other: it is tried again in later steps, and set aside after `settings.edges.max_tries`.
 """
@@ -17,7 +18,7 @@ A call that cannot be handled holds up no other: it is tried again in later step
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Protocol
 from pipelines.errors import StoreError
 from pipelines.log import Logged, Port, Position
 from pipelines.online.outbox import open_stream_writer
-from pipelines.online.writer import OnlineWriter
+from pipelines.online.writer import OnlineWriter, is_former
 from pipelines.settings import Settings
 from pipelines.stream import calls, identities
 from pipelines.stream.acknowledgement import Acknowledgement
@@ -36,6 +37,7 @@ from pipelines.stream.calls import Call
 from pipelines.stream.clock import Clock
 from pipelines.stream.consents import SCHEMA, Consents
 from pipelines.stream.identities import Linked, Linker, Owner
+from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.wake import Wake
 
 log = logging.getLogger("rapport.stream")
@@ -43,11 +45,10 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
-BATCH_EVENTS = 500  # of one transaction, where many wait
+BATCH_EVENTS = 64  # of one transaction at most, however many wait: more at once are hardly cheaper
 PACE_S = 0.008  # between the beginnings of two steps, where calls come one after the other: those that come meanwhile share a transaction
-SLICE_S = 0.01  # spent at a time on what an ingest says of who is who: fresh events wait no longer
 SLICE_IDENTIFIERS = 100
-FEW_EVENTS = 16  # where few do, and as many more each time there are more: the first is not to wait until the last is done
+_KNOWN = "known"  # name of the note: nobody is left whom these tables do not know
 
 
 class Tombs(Protocol):
@@ -103,11 +104,13 @@ class Stream:
         self._owed: dict[str, Owner] = {}  # links that are not committed yet
         self.backlog = Backlog()  # of an ingest, or of the start
         self._is_reconciled, self._refreshed_s = False, 0.0
-        self._has_begun = False  # calls may come between: what there is of everybody was taken over once
-        self._is_fresh = False  # an ingest wrote, and whom it does not know is to go
-        self._begun_s = 0.0  # when it last read
-        self._at_a_time = 1  # until it is known that no call kills the process: see `_next`
+        self._leaving: Iterator[None] | None = None  # goes on while what an ingest wrote is taken over
+        self._has_begun = self.activity.state.note(_KNOWN) is not None  # calls may come between: all there is was taken over once
+        self._begun_s = self._begun_cpu_s = 0.0  # when it last read, by the wall and by this thread's time
+        self._abreast_s = time.monotonic()  # when it last had read all there was
         self._is_more = True  # there may be calls of which nobody will be woken
+        self._is_wary = False  # one that was given before may have ended a process: see `_next`
+        self._pace = Pace()
 
     def step(self, *, wait_s: float = 0.0) -> Stepped:
         """Apply what came since, and what changed by itself since; waits at most `wait_s` for the first call.
@@ -115,7 +118,7 @@ class Stream:
         The log is told now and then, beside it; at once where nothing came and nobody waits. Raises StoreError where log or store refuse:
         step again.
         """
-        if not self.backlog and (not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S):
+        if self._leaving is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S):
             with self.writing:
                 self._reconcile()
         if not self._is_reconciled and not (wait_s and self._has_begun):
@@ -126,7 +129,10 @@ class Stream:
         if not self._waiting and not wait_s:
             self.acknowledgement.finish()
         with self.writing:
-            done = self._apply_waiting() if self._waiting else Stepped()
+            done = Stepped()
+            if self._waiting:
+                done = self._apply_waiting()
+                self._pace.took(done.read, time.thread_time() - self._begun_cpu_s)
             if not self._is_reconciled:
                 self._take_over(end_s=time.monotonic() + SLICE_S)
             return done if patience_s > 0 else done + self._expire()
@@ -165,11 +171,12 @@ class Stream:
         if not self._is_more and wait_s:
             self._wait(wait_s)
             time.sleep(max(0.0, self._begun_s + PACE_S - time.monotonic()))
-        self._begun_s = time.monotonic()
-        found = self.log.read(self.group, max_events=self._at_a_time)
-        self._is_more = len(found) == self._at_a_time
-        more = self._at_a_time + FEW_EVENTS if self._is_more else FEW_EVENTS
-        self._at_a_time = 1 if any(call.tries for call in found) else min(more, BATCH_EVENTS)
+        self._begun_s, self._begun_cpu_s = time.monotonic(), time.thread_time()
+        if not self._is_more:
+            self._abreast_s = self._begun_s
+        most = 1 if self._is_wary else self._pace.fitting(BATCH_EVENTS, slice_s=SLICE_S, behind_s=self._begun_s - self._abreast_s)
+        found = self.log.read(self.group, max_events=most)
+        self._is_more, self._is_wary = len(found) == most, any(call.tries for call in found)
         return found
 
     def _wait(self, wait_s: float) -> None:
@@ -260,10 +267,10 @@ class Stream:
         if self._is_reconciled and not is_fresh:
             self.activity.follow_tables()
             return
-        self._is_reconciled, self._is_fresh = False, self._is_fresh or is_fresh
+        self._is_reconciled = False
         self._owed = {}
         self.activity.settle()
-        self.backlog = Backlog(self.linker.identities())
+        self.backlog, self._leaving = Backlog(self.linker.identities()), self._let_others_go()
 
     def _take_over(self, *, end_s: float) -> None:
         """Take over what the linker knows of some people, until the time has come or all is taken over, and then the tables."""
@@ -272,11 +279,15 @@ class Stream:
                 self._take_over_some()
                 if self.backlog and time.monotonic() > end_s:
                     return
+            for _ in self._leaving or ():
+                if time.monotonic() > end_s:
+                    return
             self._take_over_rest()
         except BaseException:
             self._look_again()
+            self._leaving = self._let_others_go() if self._owed or self.backlog else None
             raise
-        self._is_reconciled = self._has_begun = True
+        self._is_reconciled, self._has_begun, self._leaving = True, True, None
 
     def _take_over_some(self) -> None:
         with self.online.transaction() as online, self.activity.state.transaction():
@@ -290,17 +301,29 @@ class Stream:
         self._owed = {}
         self.activity.settle()
 
+    def _let_others_go(self) -> Iterator[None]:
+        """Take out whom the linker does not know, some at a time: an ingest kept nothing of them. May be begun anew at any time."""
+        if self.activity.state.note(_KNOWN) == self.linker.version:
+            return
+        for held in (self.online, self.activity.state):
+            names: list[str] = []
+            while names := held.identifiers_after(names[-1] if names else None, SLICE_IDENTIFIERS):
+                known = self.linker.known(names)
+                gone = {name for name in names if name not in known and not is_former(name)} | self.vault.entombed(names)
+                if gone:
+                    with self.online.transaction() as online, self.activity.state.transaction():
+                        if self.share[0] == 0:
+                            identities.forget(online, sorted(gone))
+                        self.activity.drop(gone)
+                yield
+
     def _take_over_rest(self) -> None:
-        with self.online.transaction() as online, self.activity.state.transaction():
-            if self._is_fresh:  # the ingest kept nothing of the others
-                names = {link.identifier for link in self.linker.identities()}
-                names -= self.vault.entombed(list(names))
-                if self.share[0] == 0:
-                    identities.forget(online, identities.unknown(online, names))
-                self.activity.disown_others(names)
+        with self.activity.state.transaction():
             self.activity.divide()
-        self._is_fresh = False
         self.activity.follow_tables()
+        self.online.sync()
+        with self.activity.state.transaction():  # only now: a worker that ends before begins again
+            self.activity.state.put_note(_KNOWN, self.linker.version)
 
     def _commit(self, batch: Sequence[Logged], done: Stepped) -> Stepped:
         self.acknowledgement.add([call.position for call in batch])

@@ -21,7 +21,7 @@ from pipelines.log import Incoming, open_log
 from pipelines.online.writer import OnlineWriter
 from pipelines.requests import Kind, Requests, State
 from pipelines.settings import EdgeSettings, Settings
-from pipelines.stream import GROUP, Stepped, Stream
+from pipelines.stream import GROUP, Stepped, Stream, worker
 from pipelines.stream.acknowledgement import Acknowledgement
 from pipelines.stream.answering import Answering
 from pipelines.stream.consents import Word
@@ -362,7 +362,8 @@ def test_crash_at_any_moment_gives_the_same_state(world, monkeypatch, tmp_path, 
 
 
 @pytest.mark.parametrize("payload", [b"{", b"[]", b'"x"', b"\xff", b"null"])
-def test_poison_is_set_aside_after_some_tries_and_stops_nobody(world, payload):
+def test_poison_is_set_aside_after_some_tries_and_stops_nobody(world, payload, monkeypatch):
+    monkeypatch.setattr(worker, "SLICE_S", 3_600.0)
     world.say(user="ann", consent=ALLOW)
     world.say(user="eve", payload=payload, after_s=1)
     world.say(user="bob", consent=ALLOW, after_s=2)

@@ -1,5 +1,6 @@
 """What an ingest says of who is who is taken over a few people at a time, between calls: the end is as if it had been done at once."""
 
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from pipelines.identity import graph
 from pipelines.identity.online import Linked
 from pipelines.stream import worker
 from pipelines.stream.backlog import Backlog
+from pipelines.stream.state import State
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -82,6 +84,16 @@ def test_calls_come_first_and_any_order_ends_alike(parted, tmp_path, dies) -> No
     assert parted.is_exact(tmp_path / "truth", was_taken_back=True)
 
 
+def test_a_worker_that_starts_anew_applies_calls_before_it_has_looked_at_everybody(parted, tmp_path) -> None:
+    parted.follow()
+    parted.restart()
+    parted.say(30_000, user="u1", product_id="i3")
+    assert parted.stream.step(wait_s=0.001).applied == 1
+    assert len(parted.stream.backlog) > 3
+    parted.step()
+    assert parted.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
 def test_control_a_slice_that_is_lost_leaves_somebody_wrong(parted, tmp_path, monkeypatch) -> None:
     real, lost = Backlog.some, []
     theirs = {parted.vault.pseudonym("anonymous_id", "d1"), parted.vault.pseudonym("user_id", "ann")}
@@ -100,3 +112,61 @@ def test_control_a_slice_that_is_lost_leaves_somebody_wrong(parted, tmp_path, mo
     assert lost
     with pytest.raises(AssertionError):
         parted.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+class DiedError(Exception):
+    """In the place of the end of a process."""
+
+
+@pytest.fixture
+def dropped(world, monkeypatch):
+    """Eve, of whom an ingest keeps nothing: the worker is mistaken about her call."""
+    monkeypatch.setattr("pipelines.stream.rows._is_good", lambda *args, **options: True)
+    world.say(0, user="ann", product_id="i1")
+    world.say(1, user="eve", product_id="", price=1)
+    world.step()
+    world.drain()
+    assert world.customer("user_id", "eve")
+    return world
+
+
+def die_after_the_states_commit(world, monkeypatch, nth):
+    """The online store's, around it, is then rolled back."""
+    state, n = world.stream.activity.state, 0
+
+    @contextmanager
+    def transaction():
+        nonlocal n
+        with State.transaction(state):
+            yield
+        n += 1
+        if n == nth:
+            raise DiedError
+
+    monkeypatch.setattr(state, "transaction", transaction)
+
+
+def test_whom_an_ingest_dropped_goes_whenever_the_worker_dies_and_though_it_was_away_meanwhile(dropped, monkeypatch) -> None:
+    for nth in range(1, 20):
+        dropped.restart()  # the linker takes the tables over when it is opened: nobody tells the worker of it
+        die_after_the_states_commit(dropped, monkeypatch, nth)
+        try:
+            dropped.step()
+        except DiedError:
+            continue
+        break
+    assert nth > 3
+    assert dropped.customer("user_id", "eve") is None
+    assert dropped.customer("user_id", "ann")
+    assert dropped.stream.activity.state.names_of([dropped.linker.customer(dropped.vault.pseudonym("user_id", "ann"))])
+    held = dropped.stream.activity.state.db.execute("SELECT count(*) FROM rows").fetchone()
+    assert held == (1,)
+
+
+def test_control_a_worker_that_notes_it_before_they_are_gone_leaves_them(dropped, monkeypatch) -> None:
+    dropped.stream.activity.state.put_note("known", dropped.linker.version)
+    dropped.linker.refresh()
+    dropped.stream.activity.state.put_note("known", dropped.linker.version)
+    dropped.restart()
+    dropped.step()
+    assert dropped.customer("user_id", "eve")

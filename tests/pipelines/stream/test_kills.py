@@ -36,7 +36,7 @@ from pipelines.stream.timetable import Timetable
 from pipelines.vault import open_vault
 
 home, at, where, nth = Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-worker.BATCH_EVENTS = 5
+worker.BATCH_EVENTS, worker.SLICE_S = 5, 3_600.0
 if where:
     acknowledgement.EVERY_S, Acknowledgement.begin = 0.0, Acknowledgement.finish
 settings = Settings(home=home, as_of=datetime.fromisoformat(at))

@@ -1,6 +1,8 @@
 """What is done beside the stream holds nothing up and loses nothing."""
 
 import gc
+import os
+import sys
 import threading
 from contextlib import closing
 
@@ -79,17 +81,37 @@ def test_the_thread_moves_the_log_and_ends_with_its_block(written, monkeypatch) 
     assert "checkpoints" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux knows a priority of a thread")
+def test_the_thread_takes_what_processor_time_the_others_leave(tmp_path, monkeypatch) -> None:
+    there, own, told = os.getpriority(os.PRIO_PROCESS, 0), threading.Event(), []
+
+    def look(path, writing):
+        told.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        own.set()
+
+    monkeypatch.setattr(upkeep, "CHECKPOINT_S", 0.01)
+    monkeypatch.setattr(upkeep, "checkpoint", look)
+    with checkpoints([tmp_path / "some.db"], threading.Lock()):
+        assert own.wait(10)
+    assert (told[0], os.getpriority(os.PRIO_PROCESS, 0)) == (max(there, upkeep.NICENESS), there)
+
+
 def test_the_collector_leaves_what_is_old_alone_until_it_is_time(monkeypatch) -> None:
     before, looked = gc.get_threshold(), []
     try:
         garbage = Garbage()
         assert gc.get_freeze_count() > 0
         monkeypatch.setattr(upkeep.gc, "collect", lambda: looked.append(1))
-        garbage.tidy()
+        garbage.tidy(is_quiet=True)
         assert not looked
         monkeypatch.setattr(upkeep, "COLLECT_S", -1.0)
-        garbage.tidy()
+        garbage.tidy(is_quiet=False)
+        assert not looked, "while calls come it waits for a better moment"
+        garbage.tidy(is_quiet=True)
         assert looked == [1]
+        monkeypatch.setattr(upkeep, "COLLECT_BUSY_S", -1.0)
+        garbage.tidy(is_quiet=False)
+        assert looked == [1, 1], "but not for ever"
         assert gc.get_threshold()[2] > 100_000
         garbage.close()
         assert gc.get_freeze_count() == 0
