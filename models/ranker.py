@@ -1,6 +1,7 @@
 """Candidates with their features -> the order in which they are shown: LambdaRank trees over one customer's candidates at a time.
 
 Learns from earlier moments whose outcome is known; the sources' scores in its rows must come from fits that had not seen that outcome.
+What somebody looked at and left teaches as well as what they bought, by what it is worth: there is several times as much of it.
 Source: Burges, "From RankNet to LambdaRank to LambdaMART", 2010; LightGBM's implementation.
 """
 
@@ -18,8 +19,8 @@ from models.learner import Learner, read_json, write_json
 if TYPE_CHECKING:
     import lightgbm as lgb
 
-# Small shops get smaller trees: this many chosen candidates for each leaf, and never fewer leaves than SMALLEST_TREE.
-CHOSEN_A_LEAF, SMALLEST_TREE = 100, 7
+# Small shops get smaller trees: chosen candidates worth this much for each leaf, and never fewer leaves than SMALLEST_TREE.
+CHOSEN_A_LEAF, SMALLEST_TREE = 150, 7
 ROWS_SHARE, SMALLEST_LEAF = 100, 5  # a leaf holds 1 / ROWS_SHARE of the rows where min_data_in_leaf asks for more
 
 
@@ -33,9 +34,9 @@ class Ranker(Learner):
     def __init__(
         self,
         *,
-        n_rounds: int = 60,
+        n_rounds: int = 40,
         num_leaves: int = 31,
-        learning_rate: float = 0.05,
+        learning_rate: float = 0.1,
         min_data_in_leaf: int = 200,
         feature_fraction: float = 0.5,
         truncation: int = 30,
@@ -54,20 +55,22 @@ class Ranker(Learner):
     def fit(self, examples: Sequence[Pairs], validation: Any = None) -> Self:
         """Learn from the pairs of earlier moments; a customer at a moment is one list. Nothing is stopped early.
 
-        Customers of whose candidates none was chosen, or all, teach nothing. Raises ValueError where that is everybody, or columns differ.
+        A label is what the candidate is worth at the top of the list. Customers to whom all candidates are worth the same teach nothing.
+        Raises ValueError where that is everybody, or columns differ.
         """
         import lightgbm as lgb
 
-        values, label, groups = self._lists(examples)
+        values, worth, groups = self._lists(examples)
+        gains, grade = np.unique(np.append(worth, 0.0), return_inverse=True)
         self.feature_names_ = list(examples[0].names)
         options = {
-            "objective": "lambdarank", "label_gain": [0, 1], "lambdarank_truncation_level": self.truncation,
-            "num_leaves": min(self.num_leaves, max(SMALLEST_TREE, int(label.sum()) // CHOSEN_A_LEAF)),
+            "objective": "lambdarank", "label_gain": gains.tolist(), "lambdarank_truncation_level": self.truncation,
+            "num_leaves": min(self.num_leaves, max(SMALLEST_TREE, int(worth.sum()) // CHOSEN_A_LEAF)),
             "learning_rate": self.learning_rate, "feature_fraction": self.feature_fraction, "seed": self.random_state,
-            "min_data_in_leaf": max(SMALLEST_LEAF, min(self.min_data_in_leaf, len(label) // ROWS_SHARE)),
+            "min_data_in_leaf": max(SMALLEST_LEAF, min(self.min_data_in_leaf, len(worth) // ROWS_SHARE)),
             "num_threads": self.num_threads, "deterministic": True, "force_row_wise": True, "verbosity": -1,
         }  # fmt: skip
-        data = lgb.Dataset(values, label, group=groups, feature_name=self.feature_names_, free_raw_data=True)
+        data = lgb.Dataset(values, grade[:-1], group=groups, feature_name=self.feature_names_, free_raw_data=True)
         return self._learned(lgb.train(options, data, self.n_rounds))
 
     def score(self, candidates: Pairs) -> NDArray[np.float32]:
@@ -111,18 +114,19 @@ class Ranker(Learner):
         self.booster_, self._forest = booster, Forest(booster)
         return self
 
-    def _lists(self, examples: Sequence[Pairs]) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
-        """Rows to learn from, their labels, and the length of each list."""
+    def _lists(self, examples: Sequence[Pairs]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Rows to learn from, what they are worth, and the length of each list."""
         if len({example.names for example in examples}) > 1:
             raise ValueError("Ranker: the examples do not have the same columns")
         parts = []
         for example in examples:
-            group = np.cumsum(np.diff(example.customer, prepend=-1) != 0) - 1
-            size, hits = np.bincount(group), np.bincount(group, weights=example.label)
-            teaches = (hits > 0) & (hits < size)
-            kept = teaches[group]
+            starts = np.flatnonzero(np.diff(example.customer, prepend=-1))
+            size = np.diff(np.append(starts, len(example.customer)))
+            least, most = (of.reduceat(example.label, starts) if starts.size else example.label for of in (np.minimum, np.maximum))
+            teaches = least < most
+            kept = np.repeat(teaches, size)
             parts.append((example.values[kept], example.label[kept], size[teaches]))
         if not any(len(groups) for _, _, groups in parts):
-            raise ValueError("Ranker: no customer has both chosen and other candidates; there is no order to learn")
-        values, label, groups = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return values, label, groups
+            raise ValueError("Ranker: no customer has candidates that are worth more than their others; there is no order to learn")
+        values, worth, groups = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return values, worth, groups

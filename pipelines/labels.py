@@ -36,13 +36,17 @@ class Cutoff:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What was known at a cut-off, and what was then bought. Rows are `customers`, columns `items`, in both matrices."""
+    """What was known at a cut-off, and what was then bought. Rows are `customers`, columns `items`, in all matrices.
+
+    relevant: 1 where they bought. worth: the weight of what they did with it that weighs most, 1 where they bought.
+    """
 
     at: pd.Timestamp
     customers: np.ndarray
     items: np.ndarray  # available at the cut-off; what came later cannot be ranked
     history: sparse.csr_matrix
     relevant: sparse.csr_matrix
+    worth: sparse.csr_matrix
 
 
 @dataclass(frozen=True)
@@ -229,7 +233,7 @@ def ranking_cutoffs(as_of: datetime, *, settings: Settings) -> tuple[Cutoff, Cut
 
 
 def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings: Settings, half_life_days: float | None = None) -> Ranking:
-    """Interactions known before `at` against purchases in the horizon after it.
+    """Interactions known before `at` against purchases, and weaker interactions, in the horizon after it.
 
     frame: columns of tables.INTERACTIONS; items: of tables.ITEMS, may be empty (then an item exists from its first
     interaction). `half_life_days`: older interactions weigh less. Customers: all with history, sorted.
@@ -237,7 +241,8 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
     cut, window = pd.Timestamp(at), timedelta(days=settings.labels.ranking_horizon_days)
     past = frame[(frame["event_timestamp"] < cut) & (frame["created_timestamp"] < cut)]
     offered = items.loc[items["event_timestamp"] <= cut, "item_id"]
-    bought = frame[(frame["type"] == "purchase") & (frame["event_timestamp"] > cut) & (frame["event_timestamp"] <= cut + window)]
+    later = frame[(frame["event_timestamp"] > cut) & (frame["event_timestamp"] <= cut + window)]
+    later = later.sort_values("weight", kind="stable").drop_duplicates(["customer_id", "item_id"], keep="last")
     weight = past["weight"].to_numpy(dtype=float)
     if half_life_days is not None:
         age_days = (cut - past["event_timestamp"]).dt.total_seconds().to_numpy() / 86_400
@@ -245,9 +250,10 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
     customers = np.sort(past["customer_id"].unique())
     names = np.unique(np.concatenate([past["item_id"].to_numpy(dtype=object), offered.to_numpy(dtype=object)]))
     history = _matrix(past, weight, customers, names)
+    worth = _matrix(later, later["weight"].to_numpy(dtype=float), customers, names)
+    bought = later[later["type"] == "purchase"]
     relevant = _matrix(bought, np.ones(len(bought)), customers, names)
-    relevant.data[:] = 1.0
-    return Ranking(cut, customers, names, history, relevant)
+    return Ranking(cut, customers, names, history, relevant, worth)
 
 
 # -- private -----------------------------------------------------------------------------------------------------------

@@ -18,16 +18,18 @@ _COUNTED, _SCORED = len(features.NAMES), len(features.NAMES) + len(KINDS)
 
 @dataclass(frozen=True)
 class Pairs:
-    """Rows (n,) by customer, then item. values: (n, n_features), NaN where unknown; names: of the columns. label: 1 where relevant."""
+    """Rows (n,) by customer, then item. values: (n, n_features), NaN where unknown; names: of the columns. label: what the choice of the
+    item was worth, 0 where it was not chosen.
+    """
 
     customer: NDArray[np.int64]
     item: NDArray[np.int64]
     values: NDArray[np.float32]
     names: tuple[str, ...]
-    label: NDArray[np.int8]
+    label: NDArray[np.float32]
 
     def thinned(self, share: float, *, seed: int) -> "Pairs":
-        """All relevant rows and this share of the others, drawn: the order that trees learn does not depend on their rate."""
+        """All chosen rows and this share of the others, drawn: the order that trees learn does not depend on their rate."""
         kept = (self.label > 0) | (np.random.default_rng(seed).random(len(self.label)) < share)
         return Pairs(self.customer[kept], self.item[kept], self.values[kept], self.names, self.label[kept])
 
@@ -48,7 +50,7 @@ def described(retrieval: Retrieval, history: History, at_us: int, *, new_only: b
 def pairs(
     retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: int, *, new_only: bool, relevant: Any = None
 ) -> Iterator[Pairs]:
-    """The pairs of these customers, some at a time. relevant: csr (n_customers, n_items); without it every label is 0."""
+    """The pairs of these customers, some at a time. relevant: csr (n_customers, n_items) of labels; without it every label is 0."""
     for start in range(0, len(customers), AT_A_TIME):
         yield _pairs(retrieval, histories, customers[start : start + AT_A_TIME], at_us, new_only, relevant)
 
@@ -58,7 +60,7 @@ def _pairs(retrieval: Retrieval, histories: Histories, customers: NDArray[np.int
     sizes = [len(candidates.items) for candidates, _ in found]
     item = np.concatenate([np.empty(0, dtype=np.int64), *(candidates.items for candidates, _ in found)])
     values = np.concatenate([np.empty((0, len(NAMES)), dtype=np.float32), *(rows for _, rows in found)])
-    customer, label = np.repeat(customers, sizes), np.zeros(len(item), dtype=np.int8)
+    customer, label = np.repeat(customers, sizes), np.zeros(len(item), dtype=np.float32)
     if relevant is not None and len(label):
-        label[np.asarray(relevant[customer, item]).ravel() > 0] = 1
+        label[:] = np.asarray(relevant[customer, item]).ravel()
     return Pairs(customer, item, values, NAMES, label)

@@ -25,19 +25,20 @@ from pipelines.labels import Ranking
 from pipelines.settings import Settings
 
 STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overlap
-MIN_BUYERS = 40  # who chose some of their candidates and not all, over all examples: with fewer the sources' order is not improved upon
-MOST_BUYERS = 2_000  # of one cut-off are learned from, drawn
+MIN_TEACHERS = 40  # to whom some candidates were worth more than others, over all examples: with fewer the sources' order is not improved
+MOST_PEOPLE = 2_000  # of one cut-off are learned from, drawn; those who bought before those who only looked
 NEGATIVE_SHARE = 0.2  # of the candidates that were not chosen are learned from
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A cut-off, what was known then, and by mode what the customers bought after it."""
+    """A cut-off, what was known then, and by mode what the customers bought after it, and what else they did, by its worth."""
 
     ranking: Ranking
     occasion: Occasion
     histories: Histories
     relevant: dict[str, sparse.csr_matrix]
+    worth: dict[str, sparse.csr_matrix]
 
     def judged(self, mode: str) -> tuple[np.ndarray, sparse.csr_matrix]:
         """Positions of the customers with something relevant, and their rows of it."""
@@ -64,9 +65,8 @@ class Moments:
         if cut not in self._at:
             found = labels.ranking(self.frame, self.items, at=cut, settings=self.settings, half_life_days=self.half_life_days)
             now = occasion(self.frame, self.items, found)
-            new = sparse.csr_matrix(found.relevant - found.relevant.multiply(now.bought()))
-            new.eliminate_zeros()
-            self._at[cut] = Moment(found, now, now.histories(), {ALL_ITEMS: found.relevant, NEW_ITEMS: new})
+            relevant, worth = ({ALL_ITEMS: every, NEW_ITEMS: _without(every, now.bought())} for every in (found.relevant, found.worth))
+            self._at[cut] = Moment(found, now, now.histories(), relevant, worth)
         return self._at[cut]
 
     def retrieval(self, when: datetime) -> Retrieval:
@@ -81,7 +81,7 @@ class Moments:
     def second_stage(self, when: datetime, *, modes: Sequence[str] = MODES) -> TwoStage | None:
         """The second stage as it can be known at this cut-off; None where the log before it holds too few examples."""
         examples = {mode: self._examples(pd.Timestamp(when), mode) for mode in modes}
-        enough = {mode: given for mode, given in examples.items() if _n_teaching(given) >= MIN_BUYERS}
+        enough = {mode: given for mode, given in examples.items() if _n_teaching(given) >= MIN_TEACHERS}
         if ALL_ITEMS not in enough:
             return None
         options = self.settings.training
@@ -94,13 +94,12 @@ class Moments:
         return [example for example in found if example is not None]
 
     def _example(self, cut: pd.Timestamp, mode: str) -> Pairs | None:
-        """The pairs of those who bought something after this cut-off, with what they chose; None where nobody did."""
+        """The pairs of those who did something after this cut-off, with what it was worth; None where nobody did."""
         if (cut, mode) not in self._pairs:
             moment, seed = self.at(cut), self.settings.training.seed
-            people, _ = moment.judged(mode)
-            if people.size > MOST_BUYERS:
-                people = np.sort(np.random.default_rng(seed).choice(people, MOST_BUYERS, replace=False))
-            parts = _pairs(self.retrieval(cut), moment, people, mode) if people.size else ()
+            people = _teachers(moment, mode, seed=seed)
+            now, given = moment.occasion.at_us, {"new_only": mode == NEW_ITEMS, "relevant": moment.worth[mode]}
+            parts = pairs(self.retrieval(cut), moment.histories, people, now, **given) if people.size else ()
             thin = [part.thinned(NEGATIVE_SHARE, seed=seed + n) for n, part in enumerate(parts)]
             self._pairs[cut, mode] = _joined(thin) if thin else None
         return self._pairs[cut, mode]
@@ -133,9 +132,18 @@ def ndcg_of(stages: Stages, moment: Moment, *, k: int) -> float:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _pairs(retrieval: Retrieval, moment: Moment, people: np.ndarray, mode: str) -> Any:
-    now, relevant = moment.occasion.at_us, moment.relevant[mode]
-    return pairs(retrieval, moment.histories, people, now, new_only=mode == NEW_ITEMS, relevant=relevant)
+def _teachers(moment: Moment, mode: str, *, seed: int) -> np.ndarray:
+    """Who is learned from, ascending: `MOST_PEOPLE` of those who did something, first those who bought."""
+    bought, did = (np.diff(of[mode].indptr) > 0 for of in (moment.relevant, moment.worth))
+    drawn = np.random.default_rng(seed).permutation(np.flatnonzero(did))
+    return np.sort(drawn[np.argsort(~bought[drawn], kind="stable")][:MOST_PEOPLE])
+
+
+def _without(every: sparse.csr_matrix, bought: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Those entries that were not bought before."""
+    new = sparse.csr_matrix(every - every.multiply(bought))
+    new.eliminate_zeros()
+    return new
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
@@ -145,8 +153,9 @@ def _joined(parts: list[Pairs]) -> Pairs:
 
 
 def _n_teaching(examples: list[Pairs]) -> int:
-    """Customers who bought some of their candidates and not all: only they teach an order."""
-    return sum(np.intersect1d(example.customer[example.label > 0], example.customer[example.label == 0]).size for example in examples)
+    """Customers to whom some of their candidates were worth more than others: only they teach an order."""
+    pairs_of = (np.unique(np.stack([example.customer, example.label]), axis=1)[0] for example in examples)
+    return sum(int((np.unique(customer, return_counts=True)[1] > 1).sum()) for customer in pairs_of)
 
 
 def _positions(names: np.ndarray, values: pd.Series) -> np.ndarray:

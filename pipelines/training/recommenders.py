@@ -29,10 +29,11 @@ from pipelines.training import explanations, listing, truth
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
-from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record, share
+from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
 from pipelines.training.ranking import Moment, Moments, ndcg_of
 from pipelines.training.rows import PROTECTED, with_protected
 from pipelines.training.study import storage_of
+from pipelines.training.tasks import LABELLED_FROM
 from pipelines.training.tuning import search_name, tune
 
 NAME = "recommender"
@@ -54,7 +55,7 @@ class Choice:
 
 def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[int, int], None]) -> tuple[Fitted, tracking.Run]:
     """The tuned winner, tested once, and its open run. Raises NotTrainable."""
-    frame, items = read_interactions(home, settings=settings, as_of=as_of), tables.read(home, tables.ITEMS)
+    frame, items = read_interactions(home, settings=settings, as_of=as_of)
     newest, middle = labels.ranking_cutoffs(as_of, settings=settings)
     now = pd.Timestamp(as_of) + _TICK
     validation, test, serving = (ranking(frame, items, at=at, settings=settings) for at in (middle.at, newest.at, now))
@@ -98,13 +99,17 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     return _fitted(served, quality, params=params, digest=digest, describe=describe, judge=judge, settings=settings), run
 
 
-def read_interactions(home: Path, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
-    """The interactions table as it was built; where it is empty, the labels say why. Raises NotTrainable."""
-    frame = tables.read(home, tables.INTERACTIONS)
-    if not frame.empty:
-        return frame
-    events, consents = tables.read(home, tables.EVENTS), tables.read(home, tables.CONSENTS)
-    return labels.interactions(events, consents, settings=settings, as_of=as_of)
+def read_interactions(home: Path, *, settings: Settings, as_of: datetime) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The interactions as they were built and the items, of one moment: an ingest may go on meanwhile.
+
+    Where there are no interactions, the labels say why. Raises NotTrainable.
+    """
+    with tables.snapshot(home, (tables.INTERACTIONS, tables.ITEMS, *LABELLED_FROM)) as seen:
+        frame, items = tables.read(seen, tables.INTERACTIONS), tables.read(seen, tables.ITEMS)
+        if frame.empty:
+            events, consents = (tables.read(seen, table) for table in LABELLED_FROM)
+            frame = labels.interactions(events, consents, settings=settings, as_of=as_of)
+    return frame, items
 
 
 def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings: Settings) -> Ranking:
@@ -166,10 +171,10 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
     if NEW_ITEMS in found:
         rivals += listing.baselines(found[NEW_ITEMS], settings=settings, suffix=", new items only")
         others |= {f"new_items_{name}": value for name, value in listing.figures(found[NEW_ITEMS], moment, k=k).items()}
-    best = _best_lists(home, moment.ranking, every.people, k=k)
-    most = None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k)
-    if most is not None:
-        others["share_of_optimum"] = share(others[f"ndcg@{k}"] - rivals[0].value, most - rivals[0].value)
+    scores = truth.item_scores(home, moment.ranking.customers[every.people], moment.ranking.items, at=moment.ranking.at)
+    best = None if scores is None else listing.best_lists(scores, k=k)
+    if scores is not None:
+        others["share_of_optimum"] = listing.share_of_optimum(every, scores, k=k)
     quality = Quality(
         metric=f"ndcg@{k}",
         value=others.pop(f"ndcg@{k}"),
@@ -177,7 +182,7 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
         rival_value=rivals[0].value,
         low=rivals[0].low,
         high=rivals[0].high,
-        optimum=most,
+        optimum=None if best is None else evaluation.ndcg_at_k(best, every.wanted, k=k),
         others=others,
         baselines=tuple(rivals),
     )
@@ -202,11 +207,6 @@ def _traits(home: Path, moment: Moment) -> pd.DataFrame:
     people = moment.ranking.customers[moment.judged(ALL_ITEMS)[0]]
     frame = pd.DataFrame({"customer_id": people, "event_timestamp": pd.Timestamp(moment.ranking.at)})
     return with_protected(home, frame)[list(PROTECTED)]
-
-
-def _best_lists(home: Path, test: Ranking, people: np.ndarray, *, k: int) -> np.ndarray | None:
-    scores = truth.item_scores(home, test.customers[people], test.items, at=test.at)
-    return None if scores is None else np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
 def _sizes(validation: Ranking, test: Ranking, serving: Ranking) -> dict[str, int]:

@@ -12,6 +12,8 @@ from pipelines import labels, tables
 from pipelines.errors import InputError
 from pipelines.settings import Settings
 
+LABELLED_FROM = (tables.EVENTS, tables.CONSENTS)  # what labels are made of, where none are stored
+
 _MADE = {"churn": (tables.LABELS_CHURN, labels.churn), "intent": (tables.LABELS_INTENT, labels.intent)}
 
 
@@ -27,11 +29,13 @@ def discover() -> dict[str, Task]:
 def label_rows(home: Path, task: Task, *, settings: Settings, as_of: datetime) -> pd.DataFrame:
     """The task's label rows as of `as_of`, in time order: customer_id, event_timestamp, label, split, matured_timestamp.
 
-    Stored ones where they are those of `as_of`, else made anew. Raises NotTrainable.
+    Stored ones where they are those of `as_of`, else made anew of the events and consents of one moment: an ingest may go on meanwhile.
+    Raises NotTrainable.
     """
     rows = _stored(home, task, as_of)
     if rows.empty:  # never built, built for a later now, or not trainable: the labels say why
-        events, consents = tables.read(home, tables.EVENTS), tables.read(home, tables.CONSENTS)
+        with tables.snapshot(home, LABELLED_FROM) as seen:
+            events, consents = (tables.read(seen, table) for table in LABELLED_FROM)
         if task.label is not None:
             rows = labels.declared(task, events, consents, settings=settings, as_of=as_of)
         elif task.horizon_hours is not None:

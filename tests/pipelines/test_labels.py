@@ -298,6 +298,7 @@ def test_ranking_separates_what_was_known_from_what_was_bought():
         event("c1", 19.9, "purchase", "i3", known_after_days=1),  # learnt too late
         event("c1", 25, "purchase", "i1"),
         event("c1", 25, "view", "i2"),
+        event("c1", 27, "view", "i1"),
         event("c1", 26, "purchase", "new"),  # not on offer at the cut-off
         event("c1", 31, "purchase", "i2"),  # after the horizon
         event("c2", 25, "purchase", "i1"),  # unknown at the cut-off
@@ -309,6 +310,7 @@ def test_ranking_separates_what_was_known_from_what_was_bought():
     assert found.items.tolist() == ["i1", "i2", "i4"]
     assert found.history.toarray().tolist() == [[0.15, 1.0, 0.0]]
     assert found.relevant.toarray().tolist() == [[1.0, 0.0, 0.0]]
+    assert found.worth.toarray().tolist() == [[1.0, 0.15, 0.0]]  # what they did with i1 that weighs most, whatever came last
     decayed = labels.ranking(rows, items, at=at, settings=SETTINGS, half_life_days=10)
     assert decayed.history.toarray()[0, 0] == pytest.approx(0.075)
 

@@ -1,10 +1,12 @@
 """The second stage learns from earlier cut-offs only, and its lists are held against every simple rule on the same customers."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from models import evaluation
 from models.ranker import Ranker
@@ -163,11 +165,62 @@ def test_rival_lists_are_the_rules_they_are_named_after(tested):
         assert not np.take_along_axis(bought, np.maximum(shown, 0), axis=1)[shown >= 0].any()
 
 
+def test_als_alone_is_the_product_of_the_factors_and_nothing_else(tested):
+    found, first = listing.sheet(tested, mode=ALL_ITEMS, k=5), tested.first
+    product = first.customer_factors_[found.people] @ first.item_factors_.T
+    assert np.array_equal(found.rivals[listing.ALS_ALONE], np.argsort(-product, axis=1, kind="stable")[:, :5])
+    assert first.repeat_weight > 0
+    assert np.array_equal(found.rivals[listing.FIRST_STAGE], first.recommend(found.people, 5)[0])
+    assert not np.array_equal(found.rivals[listing.FIRST_STAGE], found.rivals[listing.ALS_ALONE])
+
+
+def test_share_of_the_optimum_is_one_for_the_best_lists_none_for_the_popular_and_the_same_whatever_was_drawn(tested):
+    found, rng = listing.sheet(tested, mode=ALL_ITEMS, k=5), np.random.default_rng(2)
+    shares = rng.dirichlet(np.full(tested.moment.occasion.n_items, 0.3), len(found.people))
+    best = replace(found, ours=listing.best_lists(shares, k=5))
+    share = lambda sheet: listing.share_of_optimum(sheet, shares, k=5)  # noqa: E731
+    assert share(best) == pytest.approx(1.0)
+    assert share(replace(found, ours=found.rivals[listing.POPULARITY])) == 0.0
+    assert share(replace(best, ours=best.ours[:, ::-1])) < 1.0
+    assert np.isnan(listing.share_of_optimum(found, np.zeros_like(shares), k=5))
+    other = found.wanted.copy()
+    other.indices = rng.permuted(np.tile(np.arange(other.shape[1]), (other.shape[0], 1)), axis=1)[
+        np.repeat(np.arange(other.shape[0]), np.diff(other.indptr)),
+        np.arange(other.nnz) - np.repeat(other.indptr[:-1], np.diff(other.indptr)),
+    ].astype(other.indices.dtype)  # as many other items of each customer
+    drawn = replace(found, wanted=other)
+    assert share(drawn) == share(found)
+    assert drawn.ndcg(found.ours, k=5).mean() != found.ndcg(found.ours, k=5).mean()  # control
+
+
+def test_those_who_bought_teach_before_those_who_only_looked(known, monkeypatch):
+    moment = known.at(AT - pd.Timedelta(HORIZON, "D"))
+    everybody = np.arange(moment.occasion.n_customers)
+    relevant = sparse.diags((everybody % 3 == 0).astype(float)) @ moment.relevant[ALL_ITEMS]
+    looked = sparse.csr_matrix(np.full((len(everybody), moment.occasion.n_items), 0.1))
+    wider = replace(moment, relevant={ALL_ITEMS: relevant}, worth={ALL_ITEMS: looked})
+    buyers = wider.judged(ALL_ITEMS)[0]
+    assert np.array_equal(ranking._teachers(wider, ALL_ITEMS, seed=0), everybody)
+    monkeypatch.setattr(ranking, "MOST_PEOPLE", len(buyers) + 2)
+    some = ranking._teachers(wider, ALL_ITEMS, seed=0)
+    assert len(some) == len(buyers) + 2
+    assert set(buyers) <= set(some)
+    assert not np.array_equal(some, ranking._teachers(wider, ALL_ITEMS, seed=1))
+    monkeypatch.setattr(ranking, "MOST_PEOPLE", len(buyers) - 1)
+    assert set(ranking._teachers(wider, ALL_ITEMS, seed=0)) < set(buyers)
+
+
 def test_baselines_segments_and_figures_tell_of_the_same_customers(tested, known):
     found = listing.sheet(tested, mode=ALL_ITEMS, k=5)
     rivals = listing.baselines(found, settings=known.settings)
     figures = listing.figures(found, tested.moment, k=5)
-    assert [one.name for one in rivals] == [listing.POPULARITY, listing.NEIGHBOURS, listing.FIRST_STAGE, listing.OWN_HISTORY]
+    assert [one.name for one in rivals] == [
+        listing.POPULARITY,
+        listing.NEIGHBOURS,
+        listing.ALS_ALONE,
+        listing.FIRST_STAGE,
+        listing.OWN_HISTORY,
+    ]
     for one in rivals:
         assert one.low <= one.lead <= one.high
         assert one.value + one.lead == pytest.approx(figures["ndcg@5"])

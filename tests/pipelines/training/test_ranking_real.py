@@ -1,8 +1,11 @@
 """Real shops and simulated ones, each looked at on its newest window: two stages are ahead of every simpler way and near the optimum, and
 so is churn."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +15,7 @@ from feature_repo.aggregates import NOT_BEHAVIOUR
 from models import churn, evaluation
 from models.classifier import Classifier
 from models.recommender import Recommender
-from models.two_stage import ALL_ITEMS, NEW_ITEMS
+from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS
 from pipelines import flow, labels, tables
 from pipelines.settings import Settings, SimulationSettings, TrainingSettings
 from pipelines.training import listing, recommenders, truth
@@ -23,15 +26,27 @@ from pipelines.training.ranking import Moments
 pytestmark = pytest.mark.slow
 
 HORIZON_DAYS = 28
+# the best of 25 points of the search space for ALS alone, by two windows of RetailRocket that end before the tested ones begin
+ALS_OF_RETAILROCKET = {"n_factors": 77, "regularization": 0.000867, "alpha0": 0.00398, "nu": 0.0165, "n_epochs": 8}
 
 
-def under_test(known: Moments, at: pd.Timestamp) -> UnderTest:
-    """Both stages as they could be known at the cut-off, the first with its defaults."""
-    moment, first = known.at(at), Recommender(random_state=known.settings.training.seed)
-    stage = known.second_stage(at)
+def under_test(known: Moments, at: pd.Timestamp, *, modes: Sequence[str] = (ALL_ITEMS,)) -> UnderTest:
+    """Both stages as they could be known at the cut-off."""
+    moment, first = known.at(at), Recommender(random_state=known.settings.training.seed, **known.factors)
+    stage = known.second_stage(at, modes=modes)
     assert stage is not None
     first.fit(moment.ranking.history)
     return UnderTest(moment, first, stage)
+
+
+def pooled(tested: list[UnderTest]) -> dict[str, evaluation.Interval]:
+    """Our lead over each rival, over all cut-offs."""
+    sheets = [listing.sheet(one, mode=ALL_ITEMS, k=20) for one in tested]
+    people = np.concatenate([one.moment.ranking.customers[sheet.people] for one, sheet in zip(tested, sheets, strict=True)])
+    ndcg = lambda lists: np.concatenate([sheet.ndcg(each, k=20) for sheet, each in zip(sheets, lists, strict=True)])  # noqa: E731
+    ours = ndcg([sheet.ours for sheet in sheets])
+    leads = {name: evaluation.mean_difference(ours, ndcg([sheet.rivals[name] for sheet in sheets])) for name in sheets[0].rivals}
+    return {name: evaluation.paired_bootstrap(lead, people, draws=500, seed=7) for name, lead in leads.items()}
 
 
 def compared(tested: UnderTest, mode: str, settings: Settings) -> tuple[float, dict[str, Baseline]]:
@@ -42,9 +57,10 @@ def compared(tested: UnderTest, mode: str, settings: Settings) -> tuple[float, d
     return value, leads
 
 
-def shop(frame: pd.DataFrame, items: pd.DataFrame, tmp_path: Path) -> Moments:
+def shop(frame: pd.DataFrame, items: pd.DataFrame, tmp_path: Path, **factors: Any) -> Moments:
+    """factors: parameters of the matrix factorisation, none: its defaults."""
     settings = Settings(home=tmp_path, training=TrainingSettings(bootstrap_draws=500))
-    return Moments(frame, items, settings, recommenders.HALF_LIFE_DAYS, {})
+    return Moments(frame, items, settings, recommenders.HALF_LIFE_DAYS, factors)
 
 
 def catalogue(frame: pd.DataFrame, price_cents: pd.Series | None = None) -> pd.DataFrame:
@@ -66,7 +82,7 @@ def test_online_retail_is_ranked_above_own_history_and_every_single_stage(shared
     price = (rows["UnitPrice"] * 100).groupby(frame["item_id"]).first()
     frame = frame.drop_duplicates().assign(type="purchase", weight=1.0, created_timestamp=lambda f: f["event_timestamp"])
     known = shop(frame, catalogue(frame, price), tmp_path)
-    tested = under_test(known, pd.Timestamp("2011-11-11", tz="UTC"))
+    tested = under_test(known, pd.Timestamp("2011-11-11", tz="UTC"), modes=MODES)
     value, leads = compared(tested, ALL_ITEMS, known.settings)
     assert value >= 0.365
     assert leads[listing.OWN_HISTORY].value > 0.32  # control: the rule to beat is no straw man
@@ -76,22 +92,20 @@ def test_online_retail_is_ranked_above_own_history_and_every_single_stage(shared
     assert all(one.low > 0 for one in leads.values())
 
 
-def test_retailrocket_is_ranked_above_popularity_and_neighbours_and_not_behind_the_first_stage(shared_data: Path, tmp_path: Path) -> None:
-    """The newest four weeks. 77 visitors buy in them: against the first stage, repeats included, that cannot tell who is ahead.
-
-    In the four weeks before the second stage is ahead of it by 0.04; there its numbers of trees and leaves were chosen.
+def test_retailrocket_is_ranked_above_popularity_neighbours_own_history_and_als(shared_data: Path, tmp_path: Path) -> None:
+    """The newest two windows of four weeks, each learned from its own past: one alone has some eighty buyers. People come again, so whole
+    people are drawn. ALS has the parameters that served it best, alone, in the windows before: far more than its defaults reach.
     """
     rows = pd.read_parquet(shared_data / "retailrocket_subset" / "events.parquet")
     kind = rows["event"].map({"view": "view", "addtocart": "cart_add", "transaction": "purchase"})
     at = pd.to_datetime(rows["timestamp"], unit="s", utc=True)
     frame = pd.DataFrame({"customer_id": rows["visitorid"].astype(str), "item_id": rows["itemid"].astype(str), "type": kind})
     frame = frame.assign(weight=kind.map(labels.WEIGHTS), event_timestamp=at, created_timestamp=at).sort_values("event_timestamp")
-    known = shop(frame, catalogue(frame), tmp_path)
-    tested = under_test(known, at.max() - timedelta(days=HORIZON_DAYS))
-    _, leads = compared(tested, ALL_ITEMS, known.settings)
-    assert leads[listing.POPULARITY].lead > 0
-    assert leads[listing.NEIGHBOURS].low > 0
-    assert leads[listing.FIRST_STAGE].high > 0
+    known = shop(frame, catalogue(frame), tmp_path, **ALS_OF_RETAILROCKET)
+    leads = pooled([under_test(known, at.max() - timedelta(days=n * HORIZON_DAYS)) for n in (1, 2)])
+    assert all(leads[name].low > 0 for name in (listing.POPULARITY, listing.NEIGHBOURS, listing.OWN_HISTORY))
+    assert leads[listing.ALS_ALONE].value > 0
+    assert leads[listing.FIRST_STAGE].value > 0
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +118,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> flow.Job:
 
 
 def test_simulated_shop_is_ranked_near_the_observable_optimum(simulated: flow.Job) -> None:
-    """Untuned, at least 0.75 of the way from popularity to what is known to be the best."""
+    """Untuned, at least 0.8 of the way from popularity to what is known to be the best, whatever people then happened to buy."""
     home, settings = simulated.home, simulated.settings
     frame, items = tables.read(home, tables.INTERACTIONS), tables.read(home, tables.ITEMS)
     at = labels.ranking_cutoffs(simulated.as_of(), settings=settings)[0].at
@@ -113,9 +127,9 @@ def test_simulated_shop_is_ranked_near_the_observable_optimum(simulated: flow.Jo
     found = listing.sheet(tested, mode=ALL_ITEMS, k=20)
     scores = truth.item_scores(home, tested.moment.ranking.customers[found.people], tested.moment.ranking.items, at=at)
     assert scores is not None
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :20]
-    ours, optimum, popular = (found.ndcg(lists, k=20).mean() for lists in (found.ours, best, found.rivals[listing.POPULARITY]))
-    assert (ours - popular) / (optimum - popular) >= 0.75
+    assert listing.share_of_optimum(found, scores, k=20) >= 0.8
+    alone = replace(found, ours=found.rivals[listing.FIRST_STAGE])
+    assert listing.share_of_optimum(alone, scores, k=20) < 0.8  # control
 
 
 def histories(events: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
