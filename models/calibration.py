@@ -16,8 +16,8 @@ MIN_SLOPE = 0.01  # a calibration may flatten the scores but never turn their or
 PRIOR_PRECISION = 25.0
 
 
-def sigmoid(calibration: tuple[float, float], raw: Floats) -> Floats:
-    """Probabilities (n,) of logits (n,); calibration: slope and intercept of the logit."""
+def sigmoid(calibration: tuple[float, float], raw: Floats | float) -> Floats:
+    """Probabilities (n,) of logits (n,), or () of one; calibration: slope and intercept of the logit."""
     return np.asarray(_expit()(calibration[0] * raw + calibration[1]))
 
 
@@ -56,7 +56,7 @@ def cheapest_threshold(probability: Floats, y: Floats, false_positive: float, fa
 
 
 @cache
-def _expit() -> Callable[[Floats], Floats]:
+def _expit() -> Callable[[Floats | float], Floats]:
     from scipy.special import expit  # whoever only looks for tasks need not wait for it
 
     return expit  # type: ignore[no-any-return]

@@ -187,7 +187,10 @@ class Classifier(Learner):
         return codes_of(values, self.categories_[name])
 
     def predict_values(self, matrix: Floats) -> Floats:
-        """Probability of label 1 (n,) for an encoded matrix; the same bits as `predict_proba`, without pandas, on one thread."""
+        """Probability of label 1 (n,) for an encoded matrix; the same as `predict_proba`, without pandas, on one thread.
+
+        The same bits, but for the last digits of a single row with a history.
+        """
         return self._probability(matrix, 1)
 
     def explain(self, features: pd.DataFrame) -> pd.DataFrame:
@@ -329,9 +332,10 @@ class Classifier(Learner):
 
     def _probability(self, matrix: Floats, num_threads: int) -> Floats:
         if len(matrix) == 1:
-            trees = self._score(matrix[0])
-            raw = trees if self.silence_ is None else trees + self.silence_.logit(matrix[:, self._history_places])
-            return sigmoid(self.calibration_, raw)
+            raw = float(self._score(matrix[0])[0])
+            if self.silence_ is not None:
+                raw += self.silence_.logit_of(matrix[0, self._history_places].tolist())
+            return sigmoid(self.calibration_, raw).reshape(1)
         return sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
 
     def _raw(self, booster: "lgb.Booster", silence: Silence | None, names: list[str], matrix: Floats, num_threads: int) -> Floats:

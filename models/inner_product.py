@@ -23,6 +23,7 @@ Flags = NDArray[np.bool_]
 LEADING = 40  # coordinates that a bound is made of, beside lengths
 GROUPS = 4  # of the other coordinates: each is bounded by its own length, which is closer than one length of all
 FIRST_SHARE = 8  # the longest one in so many items are scored at once: what they reach is what the others are held against
+FIRST_OF_ALL = 8  # one in so many of these before the others: where few items are far longer than most they are often enough
 GROWTH = 8  # times as many items as all before are looked at next, at most
 FEW_SHARE = 64  # where no more than one in so many items is allowed, each of them is scored
 USELESS_SHARE = 4  # where more than one in so many items of a look is left, all items are scored
@@ -78,19 +79,20 @@ class InnerProducts:
             return self._ranked(point, np.empty(0, np.int64) if allowed is None else np.flatnonzero(allowed), k)
         # what two float32 sums of products can be off together, and the rounding of a score
         slack = (self.items.shape[1] + 16) * _UNIT * (length * -float(self.shortness[:1].sum()) + _SMALLEST)
-        looked = len(self.longest)
-        if looked < k:
+        if len(self.longest) < k:
             return self._plainly(query, k, allowed, slack)
-        values = self._open(self.longest @ query, allowed, slice(looked))
-        near, at_least = _near(values, k, slack)
-        found, values = self.order[near], values[near]
-        weights = self._weights(point @ self.axes)
-        while True:
-            # nothing shorter than this reaches that score
-            reach = n if at_least <= 0 else int(np.searchsorted(self.shortness, -at_least / length, side="right"))
-            look = slice(looked, min(reach, GROWTH * looked))
-            if look.stop <= looked:
+        found, values, looked = self.order[:0], np.empty(0, dtype=np.float32), 0
+        for stop in (len(self.longest) // FIRST_OF_ALL, len(self.longest)):
+            look = slice(looked, stop)
+            values = np.concatenate([values, self._open(self.longest[look] @ query, allowed, look)])
+            near, at_least = _near(values, k, slack)
+            found, values, looked = np.concatenate([found, self.order[look]])[near], values[near], stop
+            reach = self._reach(at_least, length)
+            if reach <= looked:
                 return self._ranked(point, found, k)
+        weights = self._weights(point @ self.axes)
+        while reach > looked:
+            look = slice(looked, min(reach, GROWTH * looked))
             bounds = self._open(weights @ self.table[:, look], allowed, look)
             left = np.flatnonzero(bounds >= at_least)
             if len(left) * USELESS_SHARE > look.stop - looked:
@@ -99,12 +101,18 @@ class InnerProducts:
             found, values = np.concatenate([found, left]), np.concatenate([values, self.items[left] @ query])
             near, at_least = _near(values, k, slack)
             found, values, looked = found[near], values[near], look.stop
+            reach = self._reach(at_least, length)
+        return self._ranked(point, found, k)
 
     def scores(self, query: Singles, places: Places) -> Singles:
         """Inner products (r,) of the query with the items at these positions: summed in double precision and rounded once, so that a score
         does not depend on what else is asked for.
         """
         return self._scores(query.astype(np.float64), places)
+
+    def _reach(self, at_least: float, length: float) -> int:
+        """How many items, the longest, can have so large a product with a query of this length."""
+        return len(self.items) if at_least <= 0 else int(np.searchsorted(self.shortness, -at_least / length, side="right"))
 
     def _weights(self, turned: Floats) -> Singles:
         """What each row of the table counts for in the bounds of a query that was turned (d,)."""

@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Learner:
     """Base of the learners. Works with `sklearn.base.clone` without importing scikit-learn."""
@@ -49,3 +52,10 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     if content.get("kind") != kind:
         raise ValueError(f"{path}: expected the description of a {kind}, found {content.get('kind')!r}")
     return content
+
+
+def read_array(path: Path, *, is_mapped: bool) -> NDArray[Any]:
+    """A saved array; mapped, processes share one copy in memory, and only what is looked at is read."""
+    # mapped copy-on-write: compiled code refuses read-only arrays
+    array: NDArray[Any] = np.load(path, mmap_mode="c" if is_mapped else None, allow_pickle=False)
+    return array.view(np.ndarray)

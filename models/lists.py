@@ -8,6 +8,8 @@ Ranked = tuple[NDArray[np.int64], Singles]
 
 GROUPS_PER_PLACE = 8  # groups of columns for each place of a list: more give a closer bound
 
+_LOWEST = np.finfo(np.float32).min
+
 
 def best(scores: Singles, k: int) -> Ranked:
     """The k best finite columns of each row (m, k), best first, ties by column; -1 and -inf where there are fewer."""
@@ -45,10 +47,9 @@ def bound(scores: Singles, k: int) -> Singles:
     The k-th best of the maxima of disjoint groups cannot exceed it. Groups take every n-th column, since good items tend to
     be neighbours. Far cheaper than a partition of the row, and ties at the k-th place all stay in.
     """
-    lowest = np.finfo(np.float32).min
     size = scores.shape[1] // (GROUPS_PER_PLACE * k)
     if size < 2:
-        return np.full((len(scores), 1), lowest, dtype=np.float32)
+        return np.full((len(scores), 1), _LOWEST, dtype=np.float32)
     n_groups = scores.shape[1] // size
     maxima = scores[:, : size * n_groups].reshape(len(scores), size, n_groups).max(axis=1)
-    return np.maximum(np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None], lowest)
+    return np.maximum(np.partition(maxima, n_groups - k, axis=1)[:, n_groups - k, None], _LOWEST)

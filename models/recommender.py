@@ -15,7 +15,7 @@ from scipy import sparse
 from models import als, evaluation
 from models.als import Objective, Singles, Solved
 from models.candidates.source import checked
-from models.learner import Learner, read_json, write_json
+from models.learner import Learner, read_array, read_json, write_json
 from models.lists import Ranked, best
 
 Indices = NDArray[np.int64]
@@ -171,10 +171,10 @@ class Recommender(Learner):
     def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
         """The learner as it was saved; mapped, processes share one copy in memory. Raises ValueError if the files disagree."""
         saved = read_json(folder / "recommender.json", "recommender")
-        customers, items, popularity = (_read(folder / f"{name.rstrip('_')}.npy", is_mapped) for name in _ARRAYS)
-        parts = tuple(_read(folder / f"history_{part}.npy", is_mapped) for part in _CSR)
+        customers, items, popularity = (read_array(folder / f"{name.rstrip('_')}.npy", is_mapped=is_mapped) for name in _ARRAYS)
+        parts = tuple(read_array(folder / f"history_{part}.npy", is_mapped=is_mapped) for part in _CSR)
         told = folder / "largest.npy"
-        largest = _read(told, is_mapped) if told.exists() else np.full(len(customers), np.nan, dtype=np.float32)
+        largest = read_array(told, is_mapped=is_mapped) if told.exists() else np.full(len(customers), np.nan, dtype=np.float32)
         is_whole = len(parts[-1]) == len(customers) + 1 and len(largest) == len(customers)
         if not is_whole or len(popularity) != len(items) or customers.shape[1:] != items.shape[1:]:
             raise ValueError(f"{folder}: the arrays do not belong together; save the model again")
@@ -271,9 +271,3 @@ def _take(matrix: Any, rows: Indices) -> Any:
     indptr = np.concatenate([[0], np.cumsum(counts)])
     places = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
     return sparse.csr_matrix((matrix.data[places], matrix.indices[places], indptr), (len(rows), matrix.shape[1]))
-
-
-def _read(path: Path, is_mapped: bool) -> NDArray[Any]:
-    # mapped copy-on-write: the compiled solver refuses read-only arrays
-    array: NDArray[Any] = np.load(path, mmap_mode="c" if is_mapped else None, allow_pickle=False)
-    return array.view(np.ndarray)

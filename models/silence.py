@@ -10,9 +10,9 @@ Source: Schmittlein, Morrison & Colombo, Management Science 1987 (Pareto/NBD); t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from itertools import product
-from math import factorial, sqrt
+from math import exp, expm1, factorial, inf, log, log1p, sqrt
 from typing import Any, Self
 
 import numpy as np
@@ -32,8 +32,13 @@ RAREST = 1e-9  # no probability is nearer to 0 or 1
 _MOST = MOST.tolist()
 _STEP = 1e-4  # of a numerical derivative, in logs
 _LARGEST_STEP = 1.5  # of the search, in logs
+_LARGEST_LOG = 700.0  # of a number whose like is still a number
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 _PLACES, _HALF_WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
+_FEW, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(FEW_NODES)
+# the same for one row: pairs of numbers
+_RULE_OF_ONE = list(zip(_PLACES.tolist(), _HALF_WEIGHTS.tolist(), strict=True))
+_FEW_OF_ONE = list(zip(((_FEW + 1) / 2).tolist(), _FEW_WEIGHTS.tolist(), strict=True))
 
 _KNOWN = np.array(list(product([False, True], repeat=len(ROLES))))  # every choice of columns that are known (16, 4)
 _ORDERS = np.array([factorial(count) * factorial(len(ROLES) - 1 - count) / factorial(len(ROLES)) for count in range(len(ROLES))])
@@ -71,12 +76,13 @@ class Silence:
 
     def logit(self, history: Floats) -> Floats:
         """Logit of the probability of silence (n,) for histories (n, 4)."""
-        params = [self.params[name] for name in NAMES]
-        if len(history) == 1:
-            orders = np.array([_probability_of_one(params, _sound_one(history[0].tolist(), self.reference), self.horizon_days)])
-        else:
-            orders = _probability_of_order(params, _sound(history, np.asarray(self.reference)), self.horizon_days)
+        orders = _probability_of_order(self._numbers, _sound(history, np.asarray(self.reference)), self.horizon_days)
         return np.asarray(np.log1p(-orders) - np.log(orders))
+
+    def logit_of(self, history: Sequence[float]) -> float:
+        """The logit of one history (4,): what `logit` says of it but for the last digits, at a third of the price."""
+        orders = _probability_of_one(self._numbers, _sound_one(history, self.reference), self.horizon_days)
+        return log1p(-orders) - log(orders)
 
     def base(self) -> float:
         """The logit of the reference history."""
@@ -91,6 +97,10 @@ class Silence:
         mixed = np.where(_KNOWN[:, None, :], rows[None, :, :], np.asarray(self.reference))
         value = self.logit(mixed.reshape(-1, len(ROLES))).reshape(len(_KNOWN), len(rows))
         return np.asarray(np.einsum("kn,kc->nc", value, _SHAPLEY))
+
+    @cached_property
+    def _numbers(self) -> tuple[float, ...]:
+        return tuple(self.params[name] for name in NAMES)
 
     def as_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -145,56 +155,58 @@ def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: 
     left = np.log(s) + log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
     alive = -shape * np.log(to_rate) - s * np.log(to_leave)
     with np.errstate(over="ignore"):  # of a rate that is nearly zero: held by the horizon; and of one who is long gone
-        orders_if_alive = 0.0
-        for share, weight in _two_shares(p + orders, q + visits - orders):
-            to_order = to_rate / share
-            by_horizon = -np.expm1(-shape * np.log1p(horizon_days / to_order))
-            none_yet = 1.0 - by_horizon * _PLACES
-            at = np.minimum(to_order * np.expm1(-np.log(none_yet) / shape), horizon_days)
-            stays = np.exp(-s * np.log1p(at / to_leave))
-            # a sum along rows, not a product of matrices: those round differently for one row and for many
-            orders_if_alive = orders_if_alive + weight * by_horizon * (stays * _HALF_WEIGHTS).sum(axis=-1, keepdims=True)
+        two = _two_shares(p + orders, q + visits - orders)
+        share, weight = (np.array(both) for both in zip(*two, strict=True))  # (2, n, 1)
+        to_order = to_rate / share
+        by_horizon = -np.expm1(-shape * np.log1p(horizon_days / to_order))
+        none_yet = 1.0 - by_horizon * _PLACES
+        at = np.minimum(to_order * np.expm1(-np.log(none_yet) / shape), horizon_days)
+        stays = np.exp(-s * np.log1p(at / to_leave))
+        # a sum along rows, not a product of matrices: those round differently for one row and for many
+        first, second = weight * by_horizon * (stays * _HALF_WEIGHTS).sum(axis=-1, keepdims=True)
+        orders_if_alive = first + second
         found = np.minimum(np.maximum(orders_if_alive / (1.0 + np.exp(left - alive)), RAREST), 1.0 - RAREST)
     return np.asarray(found).reshape(known.shape[1])
 
 
 def _probability_of_one(params: Sequence[float], known: Sequence[float], horizon_days: float) -> float:
-    """The same of one sound history: the same operations on the same numbers, so the same bits, at a fifth of the price. What is one
-    number is added and multiplied as one, and what needs a logarithm or a power waits until it shares an array with others that do."""
+    """The same of one sound history: a few dozen numbers cost less one by one than as arrays."""
     r, alpha, s, beta, p, q = params
     visits, orders, age, last = known
     shape, to_rate, to_leave = r + visits - 1.0, alpha + age, beta + age
-    from_small, (offsets, nodes, weights) = min(alpha, beta) + (age - last), _offsets(alpha, beta)
-    (share, weight), (other_share, other_weight) = _two_shares(p + orders, q + visits - orders, root=sqrt)
-    to_order, other = to_rate / share, to_rate / other_share
-    log_s, log_rate, log_leave, start, end = np.log([s, to_rate, to_leave, from_small, min(alpha, beta) + age]).tolist()
-    falls = from_small * (shape / (alpha + (age - last)) + (s + 1.0) / (beta + (age - last))) - 1
-    length = min(end - start, DEEP / max(falls, 1e-300))
-    w = start + length * nodes
-    log_alpha, log_beta = np.log(np.exp(w) + offsets)
-    logs = w - shape * log_alpha - (s + 1.0) * log_beta
-    top = float(logs.max())
-    with np.errstate(over="ignore", divide="ignore"):
-        log_mass, log_length = np.log([float((np.exp(logs - top) * weights).sum()), length / 2]).tolist()
-        left, alive = log_s + (top + log_mass + log_length), -shape * log_rate - s * log_leave
-        by_horizon = -np.expm1(-shape * np.log1p([[horizon_days / to_order], [horizon_days / other]]))
-        at = np.expm1(np.log(1.0 - by_horizon * _PLACES) / -shape)
-        at[0] *= to_order
-        at[1] *= other
-        stays = np.exp(-s * np.log1p(np.minimum(at, horizon_days) / to_leave))
-        (first,), (second,) = by_horizon.tolist()
-        in_time, other_in_time = (stays * _HALF_WEIGHTS).sum(axis=-1).tolist()
-        orders_if_alive = 0.0 + weight * first * in_time + other_weight * second * other_in_time
-        found = orders_if_alive / (1.0 + float(np.exp(left - alive)))
-    return float(min(max(found, RAREST), 1.0 - RAREST))
+    orders_if_alive: float = 0.0
+    for share, weight in _two_shares(p + orders, q + visits - orders, root=sqrt):
+        to_order = to_rate / share
+        by_horizon = -expm1(-shape * log1p(horizon_days / to_order))
+        stays = 0.0
+        for place, half_weight in _RULE_OF_ONE:
+            grown = -log(1.0 - by_horizon * place) / shape
+            at = min(to_order * expm1(grown), horizon_days) if grown < DEEP else horizon_days
+            stays += half_weight * exp(-s * log1p(at / to_leave))
+        orders_if_alive += weight * by_horizon * stays
+    left = log(s) + _log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
+    odds_of_leaving = exp(min(left + shape * log(to_rate) + s * log(to_leave), _LARGEST_LOG))
+    found: float = orders_if_alive / (1.0 + odds_of_leaving)
+    return min(max(found, RAREST), 1.0 - RAREST)
 
 
-@lru_cache(8)
-def _offsets(alpha: float, beta: float) -> tuple[Floats, Floats, Floats]:
-    """What makes both bases (2, nodes) of the smaller one's values; the rule's nodes on [0, 1], and its weights."""
+def _log_power_integral(lower: float, upper: float, k: float, alpha: float, l: float, beta: float) -> float:  # noqa: E741
+    """`likelihood.log_power_integral` of one row, one number after the other."""
     small = min(alpha, beta)
-    nodes, weights = np.polynomial.legendre.leggauss(FEW_NODES)
-    return np.array([[alpha - small], [beta - small]]), (nodes + 1) / 2, weights
+    to_alpha, to_beta, from_small = alpha - small, beta - small, small + lower
+    start = log(from_small)
+    falls = from_small * (k / (alpha + lower) + l / (beta + lower)) - 1.0
+    length = min(log(small + upper) - start, DEEP / max(falls, 1e-300))
+    if length <= 0.0:
+        return -inf
+    logs: list[float] = []
+    for place, _ in _FEW_OF_ONE:
+        w = start + length * place
+        grown = exp(w)
+        logs.append(w - k * log(grown + to_alpha) - l * log(grown + to_beta))
+    top = max(logs)
+    mass: float = sum([exp(value - top) * weight for value, (_, weight) in zip(logs, _FEW_OF_ONE, strict=True)])
+    return top + log(mass) + log(length / 2)
 
 
 def _two_shares(a: Any, b: Any, *, root: Callable[[Any], Any] = np.sqrt) -> tuple[tuple[Any, Any], tuple[Any, Any]]:

@@ -71,7 +71,8 @@ class Stages:
         if not (folder / HISTORIES).is_dir():
             said = "its second stage ranked when it was trained, and now ranks when it is asked"
             raise ValueError(f"{folder}: {said}; train the recommender again")
-        second, histories = TwoStage.load(folder / SECOND_STAGE), Histories.load(folder / HISTORIES, is_mapped=is_mapped)
+        second = TwoStage.load(folder / SECOND_STAGE, is_mapped=is_mapped)
+        histories = Histories.load(folder / HISTORIES, is_mapped=is_mapped)
         if len(histories) != len(first.customer_factors_) or len(second.retrieval_.shelf_.category) != len(first.item_factors_):
             raise ValueError(f"{folder}: the two stages do not know the same customers and items; save the model again")
         return cls(first, second, histories)

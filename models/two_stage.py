@@ -115,11 +115,11 @@ class TwoStage(Learner):
         write_json(folder / "two_stage.json", {"kind": "two_stage", "params": self.get_params(), "modes": list(self.rankers_)})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Both stages as they were saved."""
+    def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
+        """Both stages as they were saved; mapped, processes share one copy in memory."""
         saved = read_json(folder / "two_stage.json", "two_stage")
         learner = cls(**saved["params"])
-        learner.retrieval_ = Retrieval.load(folder / "retrieval")
+        learner.retrieval_ = Retrieval.load(folder / "retrieval", is_mapped=is_mapped)
         learner.rankers_ = {mode: Ranker.load(folder / mode) for mode in saved["modes"]}
         return learner
 

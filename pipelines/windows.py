@@ -132,13 +132,18 @@ class Derived(Mapping[str, np.ndarray]):
         self.plan = _plan((*columns, *REQUEST), tuple(texts))
         self._columns = columns
         self.n = n = len(next(iter(columns.values()), ()))
+        self._row: list[float] | None = None
         if n == 1:
             row = [columns[name][0] if name in columns else request.get(name, np.nan) for name in self.plan.numbers]
-            self._values = np.array(self.plan.row(row, at))[:, None]
+            self._row = self.plan.row(row, at)
             return
         told = {name: [request.get(name, np.nan)] * n for name in REQUEST}
         given = np.array([columns[name] if name in columns else told[name] for name in self.plan.numbers], dtype=np.float64)
         self._values = self.plan.values(given.reshape(len(self.plan.numbers), n), at)
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        return np.array(self._row)[:, None]
 
     def __getitem__(self, name: str) -> np.ndarray:
         row = self.plan.rows[name]
@@ -150,9 +155,15 @@ class Derived(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.plan.rows)
 
-    def numbers(self, rows: np.ndarray) -> np.ndarray:
+    def numbers(self, rows: list[int]) -> np.ndarray:
         """The columns that stand in these rows of the plan (n, len(rows)), a fresh array."""
+        if (row := self._row) is not None:
+            return np.array([[row[place] for place in rows]])
         return np.ascontiguousarray(self._values[rows].T)
+
+    def texts(self, name: str) -> Sequence[object] | np.ndarray:
+        """A column (n,), as it was given where that was text."""
+        return self._columns[name] if self.plan.rows[name] is None else self[name]
 
 
 def derived_names(columns: Sequence[str]) -> list[str]:

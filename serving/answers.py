@@ -24,6 +24,7 @@ from serving.catalogue import Catalogue
 from serving.champions import RECOMMENDER, TASKS, Champions, Rehearse
 from serving.clock import Clock
 from serving.fallbacks import Deadline, trace
+from serving.memory import give_back
 from serving.online_store import StoreFailure
 from serving.profile import Profiles, open_profiles
 from serving.scores import INLINE_CUSTOMERS, Scoring
@@ -229,6 +230,8 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _settle() -> None:
-    """What is loaded stays: keep it out of full collections, which would stop every request for tens of milliseconds."""
+    """What is loaded stays: keep it out of full collections, which would stop every request for tens of milliseconds. What loading it
+    took besides does not."""
     gc.collect()
     gc.freeze()
+    give_back()

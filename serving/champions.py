@@ -63,7 +63,7 @@ class Recommending:
     customers: Mapping[str, int]
     item_ids: Sequence[str]
     items: Mapping[str, int]
-    directions: NDArray[np.float32]  # (n_items, n_factors) item factors of length 1; zeros where an item has none
+    lengths: NDArray[np.float32]  # (n_items,) of the item factors; 0 where an item has none
     half_life_days: float
     trained_us: int | None
 
@@ -71,6 +71,13 @@ class Recommending:
     def learner(self) -> Recommender:
         """The first stage."""
         return self.stages.first
+
+    def likeness(self, place: int) -> NDArray[np.float32]:
+        """The cosine of each item's factors (n_items,) with those of this item; 0 with an item that has none."""
+        factors, lengths = self.learner.item_factors_, self.lengths * self.lengths[place]
+        found = np.zeros(len(factors), dtype=np.float32)
+        np.divide(factors @ factors[place], lengths, out=found, where=lengths > 0)
+        return found
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,6 @@ def _load(champion: Champion) -> Scorer | Recommending:
 def _recommending(champion: Champion, stages: Stages) -> Recommending:
     factors = stages.first.item_factors_
     customer_ids, item_ids = (np.load(champion.folder / f"{name}.npy", allow_pickle=False) for name in ("customer_ids", "item_ids"))
-    length = np.linalg.norm(factors, axis=1, keepdims=True)
     names, trained = [str(item) for item in item_ids], champion.manifest.get("as_of")
     return Recommending(
         str(champion.version),
@@ -284,7 +290,7 @@ def _recommending(champion: Champion, stages: Stages) -> Recommending:
         {str(customer): i for i, customer in enumerate(customer_ids)},
         names,
         {item: i for i, item in enumerate(names)},
-        np.divide(factors, length, out=np.zeros_like(factors), where=length > 0),
+        np.linalg.norm(factors, axis=1),
         float(champion.manifest.get("half_life_days", HALF_LIFE_DAYS)),
         None if trained is None else int(datetime.fromisoformat(trained).timestamp() * 1e6),
     )

@@ -14,7 +14,7 @@ def is_known(item: str, model: Recommending | None, catalogue: Catalogue) -> boo
     """Whether there is anything to go by."""
     place = None if model is None else model.items.get(item)
     listed = catalogue.offers.index.get(item)
-    has_direction = model is not None and place is not None and bool(model.directions[place].any())
+    has_direction = model is not None and place is not None and bool(model.lengths[place] > 0)
     return has_direction or (listed is not None and catalogue.goes_with is not None and bool(catalogue.goes_with.of(listed)[0].size))
 
 
@@ -27,9 +27,9 @@ def like(
     source: a model, and the catalogue in its order of items.
     """
     found: dict[str, tuple[float, str]] = {}
-    if source is not None and (place := source[0].items.get(item)) is not None and source[0].directions[place].any():
+    if source is not None and (place := source[0].items.get(item)) is not None and source[0].lengths[place] > 0:
         model, offers = source
-        scores = model.directions @ model.directions[place]
+        scores = model.likeness(place)
         best = best_of(scores, offers.allowed(criteria, at), k, category=offers.category, most=most)
         found = {model.item_ids[p]: (s, f"similar to {item}") for p, s in zip(best.tolist(), scores[best].tolist(), strict=True)}
     listed = catalogue.offers.index.get(item)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from pipelines.online.feast_format import (
     JoinKey,
     Key,
@@ -32,7 +34,12 @@ MAX_BOUND = 500  # keys in one statement
 BUSY_MS = 20  # how long a read waits for a writer's lock
 TRUE = encode_value(True)  # a truth value as the store has it
 
-Row = tuple[float | None, Mapping[str, Value]]  # when it changed, seconds since 1970, and its values; (None, {}) where there is none
+# When it changed, seconds since 1970, and its values, of further columns too; (None, {}) where there is none.
+Row = tuple[float | None, Mapping[str, Value]]
+
+# A row's cells as one: handing over each for itself costs more than finding it. Values in hexadecimal digits, for JSON has no bytes.
+_ROW = "json_group_object(feature_name, hex(value)), max(event_ts)"
+_cells = msgspec.json.Decoder(dict[str, str])
 
 
 class StoreFailure(Exception):
@@ -89,7 +96,7 @@ class Fast(Source, Protocol):
 class SqliteSource:
     """Feast's SQLite online store, read directly. Follows the file when it is replaced; sees every commit of a writer."""
 
-    def __init__(self, path: Path, *, decode: Callable[[bytes], Value] | None = None) -> None:
+    def __init__(self, path: Path, *, decode: Callable[[str], Value] | None = None) -> None:
         self.path = path
         self._decode = decode or Decoder().__getitem__
         self._local = threading.local()
@@ -98,15 +105,12 @@ class SqliteSource:
         """See Source. One indexed look-up per key, `MAX_BOUND` keys to a statement."""
         encode = key_encoder(view.join_key)
         encoded = [encode(key) for key in keys]
-        wanted, decode = frozenset(view.columns), self._decode
-        found: dict[bytes, tuple[float, dict[str, Value]]] = {}
+        found: dict[bytes, Row] = {}
         for start in range(0, len(encoded), MAX_BOUND):
-            for key, name, value, then in self._select(view.table, encoded[start : start + MAX_BOUND], deadline):
-                row = found.get(key)
-                if row is None:
-                    row = found[key] = (read_seconds(then), {})
-                if name in wanted:
-                    row[1][name] = decode(value)
+            some = encoded[start : start + MAX_BOUND]
+            marks = ",".join("?" * len(some))
+            statement = f'SELECT entity_key, {_ROW} FROM "{view.table}" WHERE entity_key IN ({marks}) GROUP BY entity_key'
+            found.update((key, self._row(cells, then)) for key, cells, then in self._execute(statement, some, deadline))
         nothing: Row = (None, {})
         return [found.get(key, nothing) for key in encoded]
 
@@ -115,14 +119,14 @@ class SqliteSource:
         if len(keys) != 1 or len({view.join_key for view in views}) != 1:
             return [self.fetch(view, keys, deadline) for view in views]
         key = key_encoder(views[0].join_key)(keys[0])
-        return [[row] for row in self._rows(views, self._execute(_of_one(tuple(views)), [key], deadline))]
+        return [[row] for row in self._rows(_of_one(tuple([view.table for view in views])), key, deadline)]
 
     def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
         """See Source. One statement."""
         if any(view.join_key != permit.join_key for view in views):
             return None
-        statement = _of_one((permit, *views), column)
-        return self._rows((permit, *views), self._execute(statement, [key_encoder(permit.join_key)(key)], deadline))
+        statement = _of_one((permit.table, *[view.table for view in views]), column)
+        return self._rows(statement, key_encoder(permit.join_key)(key), deadline)
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
@@ -159,22 +163,16 @@ class SqliteSource:
         statement = f'SELECT entity_key FROM "{view.table}" GROUP BY entity_key LIMIT {int(n)}'
         return [key for (key,) in self._execute(statement, (), Deadline.after_ms(1_000))]
 
-    def _rows(self, views: Sequence[View], found: Sequence[tuple[int, str, bytes, Any]]) -> list[Row]:
-        """Cells of one key, view by view, as rows."""
-        changed: dict[int, Any] = {}
-        cells: list[dict[str, bytes]] = [{} for _ in views]
-        for place, name, value, changed[place] in found:  # the time of a row's last cell is that of the row
-            cells[place][name] = value
-        decode = self._decode
-        return [
-            (read_seconds(changed[place]), {name: decode(mine[name]) for name in view.columns if name in mine}) if mine else (None, {})
-            for place, (view, mine) in enumerate(zip(views, cells, strict=True))
-        ]
+    def _rows(self, statement: str, key: bytes, deadline: Deadline) -> list[Row]:
+        """The key's row in each view of the statement, which numbers them."""
+        return [self._row(cells, then) for _, cells, then in sorted(self._execute(statement, [key], deadline))]
 
-    def _select(self, table: str, keys: Sequence[bytes], deadline: Deadline) -> list[tuple[bytes, str, bytes, Any]]:
-        marks = ",".join("?" * len(keys))
-        statement = f'SELECT entity_key, feature_name, value, event_ts FROM "{table}" WHERE entity_key IN ({marks})'
-        return self._execute(statement, keys, deadline)
+    def _row(self, cells: str, then: int | float | str | None) -> Row:
+        """A row of its cells (`_ROW`)."""
+        if then is None:
+            return None, {}
+        stored = _cells.decode(cells)
+        return read_seconds(then), dict(zip(stored, map(self._decode, stored.values()), strict=True))
 
     def _execute(self, statement: str, values: Sequence[bytes | str | int], deadline: Deadline) -> list[Any]:
         deadline.check()
@@ -212,14 +210,14 @@ class SqliteSource:
 
 
 @functools.lru_cache(100)
-def _of_one(views: tuple[View, ...], permit: str | None = None) -> str:
-    """The statement for the rows of one key in these views, each with its view's place. `permit`: a column of the first; of the others
-    there are rows only where it is true."""
-    first = views[0].table
+def _of_one(tables: tuple[str, ...], permit: str | None = None) -> str:
+    """The statement for the rows of one key in the tables of these views, each with its place. `permit`: a column of the first; of the
+    others there are cells only where it is true."""
+    first = tables[0]
     gate = f" AND EXISTS (SELECT 1 FROM \"{first}\" WHERE entity_key = ?1 AND feature_name = '{permit}' AND value = x'{TRUE.hex()}')"
     return " UNION ALL ".join(
-        f'SELECT {place}, feature_name, value, event_ts FROM "{view.table}" WHERE entity_key = ?1{gate if permit and place else ""}'
-        for place, view in enumerate(views)
+        f'SELECT {place}, {_ROW} FROM "{table}" WHERE entity_key = ?1{gate if permit and place else ""}'
+        for place, table in enumerate(tables)
     )
 
 
@@ -282,19 +280,19 @@ def difference(fast: Source, slow: Source, view: View, keys: Sequence[Key]) -> s
     return None if present == slow.present(view, keys, deadline) else f"{view.name}: a row is there for one reader and not for the other"
 
 
-class Decoder(dict[bytes, Value]):
-    """Bytes of Feast's Value message -> Python value. Counts and texts repeat, so what was decoded is remembered, up to a bound: a value
-    that was seen costs one look-up in a dictionary.
+class Decoder(dict[bytes | str, Value]):
+    """Bytes of Feast's Value message, or their hexadecimal digits -> Python value. Counts and texts repeat, so what was decoded is
+    remembered, up to a bound: a value that was seen costs one look-up in a dictionary.
     """
 
     LIMIT = 200_000
 
-    def __missing__(self, value: bytes) -> Value:
+    def __missing__(self, value: bytes | str) -> Value:
         """The value; None for a null. Raises EncodingChanged for bytes that are no value of a feature."""
         if len(self) >= self.LIMIT:
             self.clear()
         try:
-            self[value] = decoded = decode_value(value)
+            self[value] = decoded = decode_value(bytes.fromhex(value) if isinstance(value, str) else value)
         except ValueError as error:
             raise EncodingChanged(f"online store: {error}") from error
         return decoded

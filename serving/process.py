@@ -36,6 +36,8 @@ WARM_UP = 30
 TAIL_LINES = 15
 STARTER = "RAPPORT_SERVICE_STARTER"  # names the process that the service does not outlive
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+# What one thread frees another uses, and Arrow has no pool of its own: otherwise each keeps what loading took.
+MEMORY = {"MALLOC_ARENA_MAX": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 class ServiceError(PipelineError):
@@ -210,6 +212,7 @@ def environment(settings: Settings, folder: Path) -> dict[str, str]:
         **kept,
         **QUIET_ENVIRONMENT,
         **dict.fromkeys(THREADS, "1"),
+        **MEMORY,
         **_as_variables(settings),
         "BENTOML_HOME": str(folder / "bentoml"),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(_root()), os.environ.get("PYTHONPATH")])),

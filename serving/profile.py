@@ -150,7 +150,7 @@ def _rows(views: Sequence[View], fetched: Sequence[Sequence[Row]], *, n: int, at
         oldest = now_s - view.max_age_s
         rows = [row if then is not None and then >= oldest else {} for then, row in found]
         if n == 1:
-            columns |= {column: [value] for column, value in zip(view.columns, map(rows[0].get, view.columns), strict=True)}
+            columns.update(zip(view.columns, [[value] for value in map(rows[0].get, view.columns)], strict=True))
         else:
             columns |= {column: [row.get(column) for row in rows] for column in view.columns}
         for i, (then, _) in enumerate(found):

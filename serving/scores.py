@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,10 @@ class _Case:
         self.is_degraded |= is_failure
         count(score_path(self.task), source, cause, is_failure=is_failure)
 
+    @cached_property
+    def at_us(self) -> int:
+        return _micros(self.at)
+
     @property
     def is_batch(self) -> bool:
         return len(self.names) > INLINE_CUSTOMERS
@@ -82,7 +87,7 @@ class Scoring:
         self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None, shadow: Shadow | None = None
     ) -> None:
         self._guard, self._bundle, self._clock, self._sample, self._shadow = guard, bundle, clock, sample, shadow
-        self._places: dict[tuple[int, int], tuple[Classifier, object, NDArray[np.intp], list[tuple[int, str]]]] = {}
+        self._places: dict[tuple[int, int], tuple[Classifier, object, list[int], list[tuple[int, str]]]] = {}
 
     def answer(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
         """The best answer there is, one prediction for each id in order; never raises for a part that fails."""
@@ -139,28 +144,28 @@ class Scoring:
         if self._sample is not None:
             self._sample.offer(
                 service, f"{case.task} {scorer.version}", {j: ids[j] for j in present}, rows.columns,
-                served_us=_micros(case.at), read_us=_micros(self._clock.now()),
+                served_us=case.at_us, read_us=_micros(self._clock.now()),
             )  # fmt: skip
         derived = _derived(rows, present, case)
         matrix = self._matrix(scorer.learner, derived)
         case.deadline.check()
         with tracing.span("model"):
-            probabilities = scorer.learner.predict_values(matrix)
-        if not ((probabilities >= 0) & (probabilities <= 1)).all():  # NaN is neither
+            foretold = scorer.learner.predict_values(matrix)
+        probabilities = foretold.tolist()
+        if not all(0 <= probability <= 1 for probability in probabilities):  # NaN is neither
             raise Unavailable(fallbacks.MODEL_FAILED)
         if self._shadow is not None:
-            who, when = [ids[j] for j in present], _micros(case.at)
-            self._shadow.offer(Asked(case.task, service, who, derived, probabilities, scorer.version, when))
-        foretold = metrics.score(case.task)
+            self._shadow.offer(Asked(case.task, service, [ids[j] for j in present], derived, foretold, scorer.version, case.at_us))
+        observed = metrics.score(case.task)
         for probability in probabilities:
-            foretold.observe(probability)
+            observed.observe(probability)
         with tracing.span("reasons"):
             reasons = _reasons(case, scorer, matrix, derived)
         case.oldest = min(then for then in rows.changed_at if then is not None)
         places = list(customers)
         return {
-            places[j]: _prediction(case, places[j], float(p), PERSONAL, why)
-            for j, p, why in zip(present, probabilities, reasons, strict=True)
+            places[j]: _prediction(case, places[j], probability, PERSONAL, why)
+            for j, probability, why in zip(present, probabilities, reasons, strict=True)
         }
 
     def _matrix(self, learner: Classifier, derived: Derived) -> NDArray[np.float64]:
@@ -174,11 +179,11 @@ class Scoring:
                 return learner.encode(derived)  # which says what is missing
             if len(self._places) > PLANS_REMEMBERED:
                 self._places.clear()
-            known = self._places[key] = (learner, derived.plan, np.array([rows[name] or 0 for name in names]), texts)
+            known = self._places[key] = (learner, derived.plan, [rows[name] or 0 for name in names], texts)
         _, _, places, texts = known
         matrix = derived.numbers(places)
         for j, name in texts:
-            matrix[:, j] = learner.codes(name, derived[name])
+            matrix[:, j] = learner.codes(name, derived.texts(name))
         return matrix
 
     def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
@@ -262,7 +267,7 @@ def _derived(rows: Rows, present: Sequence[int], case: _Case) -> Derived:
         texts = [name for name, (value,) in columns.items() if type(value) is str]
     else:
         texts = [name for name, values in columns.items() if str in map(type, values)]
-    return Derived(columns, _micros(case.at), texts=texts, request=case.context)
+    return Derived(columns, case.at_us, texts=texts, request=case.context)
 
 
 def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Derived) -> list[list[Reason]]:

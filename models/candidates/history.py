@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from models.learner import read_array
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -128,10 +130,7 @@ class Histories:
     @classmethod
     def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
         """As they were saved; mapped, processes share one copy in memory. Raises ValueError if the files disagree."""
-        indptr, *columns = (
-            np.load(folder / f"{name}.npy", mmap_mode="r" if is_mapped else None, allow_pickle=False).view(np.ndarray)
-            for name in ("indptr", *_ALL)
-        )
+        indptr, *columns = (read_array(folder / f"{name}.npy", is_mapped=is_mapped) for name in ("indptr", *_ALL))
         if not len(indptr) or any(len(column) != indptr[-1] for column in columns):
             raise ValueError(f"{folder}: the columns of the histories do not belong together; save the model again")
         return cls(indptr, History(*columns))

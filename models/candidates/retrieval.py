@@ -96,7 +96,9 @@ class Retrieval(Learner):
         """The candidates of one customer at a moment. new_only: nothing that the customer bought before."""
         self._check_fitted("sources_")
         barred = known.history.item[known.history.purchases > 0] if new_only else NOTHING.item
-        weights = [_counting(known.history.item, some) for some in known.weights(self._half_lives)]
+        every_weight = known.weights(self._half_lives)
+        is_faded = not every_weight.all()
+        weights = [_counting(known.history.item, some) if is_faded else (known.history.item, some) for some in every_weight]
         sums = self._stack.asked([weights[self._reads[name]] for name in self._linear])
         said = {name: source.asked(*weights[self._reads[name]]) for name, source in self._alone.items()}
         every: list[Sums | Opinion] = [sums, *said.values()]
@@ -121,11 +123,11 @@ class Retrieval(Learner):
         write_json(folder / "retrieval.json", {"kind": "retrieval", "params": self.get_params(), "sources": list(self.sources_)})
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The sources as they were saved."""
+    def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
+        """The sources as they were saved; mapped, processes share one copy in memory."""
         saved = read_json(folder / "retrieval.json", "retrieval")
         retrieval = cls(**saved["params"])
-        retrieval.sources_ = {name: KINDS[name].load(folder / name) for name in saved["sources"]}
+        retrieval.sources_ = {name: KINDS[name].load(folder / name, is_mapped=is_mapped) for name in saved["sources"]}
         retrieval.shelf_ = Shelf.load(folder / "shelf")
         retrieval._prepare()
         return retrieval
@@ -146,8 +148,6 @@ _ROWS = np.arange(len(KINDS))[:, None]
 
 def _counting(items: Places, weights: Floats) -> tuple[Places, Floats]:
     """Without what is so long ago that it faded to nothing."""
-    if weights.all():
-        return items, weights
     counts = weights > 0
     return items[counts], weights[counts]
 

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from models import evaluation, lists
 from models.candidates.opinion import Opinion, Places
-from models.learner import Learner, read_json, write_json
+from models.learner import Learner, read_array, read_json, write_json
 from models.lists import Ranked, Singles
 
 LOSS_K = 20
@@ -98,15 +98,17 @@ class Source(Learner):
         write_json(folder / "source.json", described)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """The source as it was saved. Raises ValueError if the files are another source's or do not belong together."""
+    def load(cls, folder: Path, *, is_mapped: bool = False) -> Self:
+        """The source as it was saved; mapped, processes share one copy in memory. Raises ValueError if the files are another source's or
+        do not belong together.
+        """
         saved = read_json(folder / "source.json", cls._kind())
         source = cls(**saved["params"])
         source.n_items_ = int(saved["n_items"])
         for name in cls._arrays:
-            setattr(source, name, np.load(folder / f"{name.rstrip('_')}.npy", allow_pickle=False))
+            setattr(source, name, read_array(folder / f"{name.rstrip('_')}.npy", is_mapped=is_mapped))
         for name in cls._matrices:
-            parts = tuple(np.load(folder / f"{name.rstrip('_')}_{part}.npy", allow_pickle=False) for part in _CSR)
+            parts = tuple(read_array(folder / f"{name.rstrip('_')}_{part}.npy", is_mapped=is_mapped) for part in _CSR)
             setattr(source, name, sparse.csr_matrix(parts, tuple(saved["shapes"][name])))
         source._restored(saved)
         return source

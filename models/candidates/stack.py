@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import sparse
 
-from models.candidates.history import Floats, Integers
+from models.candidates.history import Floats, is_in
 from models.candidates.opinion import Places
 from models.candidates.source import Linear
 from models.lists import Singles, best
@@ -16,57 +14,53 @@ from models.lists import Singles, best
 MOST_ITEMS = 100  # of one customer's history, the heaviest, that are added up
 LIGHTEST = 0.003  # of the heaviest: what is lighter moves nothing
 
+_NO_ITEMS, _NO_WEIGHTS = np.empty(0, dtype=np.int32), np.empty(0)
+
 
 @dataclass(frozen=True)
 class Stack:
-    """The weights of the sources, one behind the other. starts: (n_sources, n_items + 1), where in `items` and `weights` an item's are."""
+    """The weights of sources of the same items, csr (n_items, n_items)."""
 
-    starts: Integers
-    items: NDArray[np.int32]
-    weights: Singles
+    matrices: Sequence[Any]
 
     @classmethod
     def of(cls, sources: Sequence[Linear]) -> Self:
-        """Of sources of the same items, whose own `weights_` become views of these: they are held once."""
-        matrices = [source.weights_ for source in sources]
-        items = np.concatenate([matrix.indices for matrix in matrices]).astype(np.int32, copy=False)
-        weights = np.concatenate([matrix.data for matrix in matrices])
-        ends = np.cumsum([matrix.nnz for matrix in matrices])
-        for source, matrix, end in zip(sources, matrices, ends.tolist(), strict=True):
-            part = slice(end - matrix.nnz, end)
-            source.weights_ = sparse.csr_matrix((weights[part], items[part], matrix.indptr), matrix.shape, copy=False)
-        firsts = [0, *ends[:-1].tolist()]
-        starts = np.stack([matrix.indptr.astype(np.int64) + first for matrix, first in zip(matrices, firsts, strict=True)])
-        return cls(starts, items, weights)
+        """Of these sources, which keep their weights."""
+        return cls([source.weights_ for source in sources])
 
     def asked(self, histories: Sequence[tuple[Places, Floats]]) -> "Sums":
         """What the sources say of one customer, of whom each is told the weights > 0 (r,) of items (r,), each once.
 
         Of more items than `MOST_ITEMS` the heaviest are added up, and none that is lighter than `LIGHTEST`.
         """
-        told = [_heaviest(items, weights) for items, weights in histories]
-        begins = np.concatenate([starts[items] for starts, (items, _) in zip(self.starts, told, strict=True)])
-        counts = np.concatenate([starts[items + 1] for starts, (items, _) in zip(self.starts, told, strict=True)]) - begins
-        ends = np.cumsum(counts)
-        n = int(ends[-1]) if len(ends) else 0
-        places = np.arange(n)
-        places += np.repeat(begins - (ends - counts), counts)
-        found = self.items.take(places)
-        added = self.weights.take(places) * np.repeat(np.concatenate([weights for _, weights in told]), counts)
-        scores = np.empty((len(told), self.starts.shape[1] - 1), dtype=np.float32)
-        first, row = 0, 0
-        for source, (items, _) in enumerate(told):
-            row += len(items)
-            last = int(ends[row - 1]) if row else 0
-            scores[source] = np.bincount(found[first:last], weights=added[first:last], minlength=scores.shape[1])
-            first = last
-        return Sums(scores)
+        found, told, counting = [_NO_ITEMS], [_NO_WEIGHTS], [_NO_WEIGHTS]
+        for matrix, (items, weights) in zip(self.matrices, histories, strict=True):
+            items, weights = _heaviest(items, weights)
+            begins, ends = matrix.indptr[items], matrix.indptr[items + 1]
+            rows = [slice(*row) for row in zip(begins.tolist(), ends.tolist(), strict=True)]  # copied whole: cheaper than entry by entry
+            found += [matrix.indices[row] for row in rows]
+            told += [matrix.data[row] for row in rows]
+            counting.append(weights.repeat(ends - begins))
+        entries, added = np.concatenate(found), np.concatenate(told) * np.concatenate(counting)
+        # few of many items are told of: these are numbered, and added up under their numbers
+        is_told = np.zeros(self.matrices[0].shape[1] if self.matrices else 0, dtype=bool)
+        is_told[entries] = True
+        items = is_told.nonzero()[0]
+        number = np.empty(len(is_told), dtype=np.int64)
+        number[items] = np.arange(len(items))
+        cells, first = number.take(entries), 0
+        for some in counting[1:-1]:
+            first += len(some)
+            cells[first:] += len(items)
+        sums = np.bincount(cells, weights=added, minlength=len(histories) * len(items))
+        return Sums(items, sums.astype(np.float32).reshape(len(histories), len(items)))
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The score of every item by source (n_sources, n_items)."""
+    """Scores of some items (n,), ascending, by source (n_sources, n); all others have 0."""
 
+    items: Places
     scores: Singles
 
     def best(self, k: int, barred: Places) -> Places:
@@ -75,14 +69,16 @@ class Sums:
         """
         scores = self.scores
         if len(barred):
-            scores = scores.copy()
-            scores[:, barred] = 0.0
-        items, top = best(scores, k)
-        return items[top > 0]
+            scores = np.where(is_in(self.items, barred), np.float32(0), scores)
+        places, top = best(scores, k)
+        return self.items[places[top > 0]]
 
     def of(self, items: Places) -> Singles:
         """By source the score of each of the items (n_sources, n)."""
-        return self.scores.take(items, axis=1)
+        if not len(self.items):
+            return np.zeros((len(self.scores), len(items)), dtype=np.float32)
+        place = np.minimum(self.items.searchsorted(items), len(self.items) - 1)
+        return np.where(self.items.take(place) == items, self.scores.take(place, axis=1), np.float32(0))
 
 
 def _heaviest(items: Places, weights: Floats) -> tuple[Places, Floats]:

@@ -99,7 +99,8 @@ def _register_recommender(settings: Settings, bought: pd.DataFrame, items: pd.Da
     known, first = moment.ranking, Recommender(**options, random_state=seed).fit(moment.ranking.history)
     arrays = {"customer_ids": known.customers.astype(str), "item_ids": known.items.astype(str)}
     learner = Stages(first, moments.second_stage(at), moment.histories)
-    registry.register(settings.home, "recommender", learner=learner, manifest={"seed": seed}, arrays=arrays)
+    manifest = {"seed": seed, "as_of": AS_OF.isoformat()}  # so that what a customer did since then is looked for
+    registry.register(settings.home, "recommender", learner=learner, manifest=manifest, arrays=arrays)
 
 
 def _items(rng: np.random.Generator, sizes: ShopSizes) -> pd.DataFrame:

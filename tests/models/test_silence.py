@@ -73,6 +73,7 @@ def test_learned_twice_it_is_the_same_and_a_row_alone_gets_the_same_bits(people:
     assert learned != Silence.learn(history, silent, horizon_days=HORIZON_DAYS, random_state=1)  # of more rows than it needs, others
     whole = learned.logit(history[:200])
     assert [learned.logit(row[None])[0] for row in history[:200]] == whole.tolist()
+    assert [learned.logit_of(row) for row in history[:200].tolist()] == pytest.approx(whole.tolist(), rel=1e-12)
     again = Silence.from_json(json.loads(json.dumps(learned.as_json())))
     assert again.logit(history[:200]).tolist() == whole.tolist()
 
@@ -88,6 +89,8 @@ def test_of_any_numbers_whatever_it_learns_and_says_finite_ones(history: np.ndar
     for model in (learned, KNOWN):
         said, parts = model.logit(history), model.contributions(history)
         assert np.isfinite(said).all()
+        one_by_one = np.array([model.logit_of(row) for row in history.tolist()])
+        assert np.allclose(expit(one_by_one), expit(said), rtol=0, atol=1e-8)
         assert parts.sum(axis=1) + model.base() == pytest.approx(said, abs=1e-9)
 
 
@@ -150,7 +153,7 @@ def test_what_it_says_is_explained_and_kept_with_the_trees(started: Classifier, 
     assert parts["last_age"].abs().mean() > 10 * parts["noise"].abs().mean()
     started.save(tmp_path)
     loaded = Classifier.load(tmp_path)
-    assert np.array_equal(loaded.predict_values(loaded.encode(some.iloc[7:8])), positive[7:8])
+    assert loaded.predict_values(loaded.encode(some.iloc[7:8])) == pytest.approx(positive[7:8], rel=1e-12)
     assert np.array_equal(loaded.explain(some), parts)
 
 

@@ -187,6 +187,22 @@ def test_the_same_data_and_seed_give_the_same_bytes_whatever_the_threads(tmp_pat
     assert texts[0] != texts[2]
 
 
+def test_what_was_only_looked_at_teaches_by_its_worth() -> None:
+    some = examples(1)
+    bought, rng = some.label > 0, np.random.default_rng(4)
+    values = np.stack([bought + 0.5 * rng.standard_normal(len(bought)), rng.random(len(bought)) < 0.3], axis=1).astype(np.float32)
+    looked = values[:, 1] > 0
+    fitted = {}
+    for worth in (0.0, 0.15, 2.0):  # 0: as if nobody had told; 2: a look is worth more than a purchase
+        label = np.where(bought, 1.0, np.where(looked, worth, 0.0)).astype(np.float32)
+        ranker = Ranker(min_data_in_leaf=20).fit([Pairs(some.customer, some.item, values, ("clue", "looked"), label)])
+        fitted[worth] = ranker.score_rows(np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32))
+    purchase, look, nothing = fitted[0.15]
+    assert purchase > look > nothing
+    assert abs(fitted[0.0][1] - fitted[0.0][2]) < (look - nothing) / 3
+    assert fitted[2.0][1] > fitted[2.0][0]  # control: the worth is what is learned
+
+
 def test_learners_are_cloned_say_when_unfitted_and_refuse_foreign_files(trained: TwoStage, tmp_path: Path) -> None:
     known = world(0)[0].histories()
     for learner in (Ranker(n_rounds=7), TwoStage(ranker={"n_rounds": 7}), Retrieval(n_candidates=3)):

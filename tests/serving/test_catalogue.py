@@ -113,7 +113,10 @@ def test_what_is_bought_together_is_told_apart_from_what_is_alike(answers, cast)
     found, model = answers.catalogue, answers.champions.bundle.recommender
     source = (model, answers.recommendations._offers(model, found))
     items = like("item-01", source, found, Criteria(exclude=["item-01"]), at=cast.now, k=29, most=None)
-    cosine = model.directions @ model.directions[model.items["item-01"]]
+    factors = model.learner.item_factors_
+    lengths = np.linalg.norm(factors, axis=1, keepdims=True)
+    directions = np.divide(factors, lengths, where=lengths > 0, out=np.zeros_like(factors))
+    cosine = directions @ directions[model.items["item-01"]]
     nearness = dict(zip(found.item_ids[found.goes_with.of(1)[0]], found.goes_with.of(1)[1], strict=True))
     for item in items:
         alike, near = cosine[model.items[item.item_id]], nearness.get(item.item_id, -np.inf)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from pipelines.settings import Settings
@@ -119,3 +121,44 @@ def test_expressions_are_read_right(expression, metric, labels, grouped):
 def test_latencies_are_told_from_half_a_millisecond_to_two_seconds():
     assert {0.0005, 2.0} <= set(metrics.SECONDS)
     assert list(metrics.SECONDS) == sorted(metrics.SECONDS)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.sampled_from([*metrics.SCORES, 0.0, 0.07, 0.95001, 2.0]), max_size=20))
+def test_what_a_round_of_the_loop_observed_is_what_one_by_one_would_have_been(values):
+    async def observe():
+        for value in values:
+            metrics.score("in a round").observe(value)
+        await asyncio.sleep(0)
+
+    before = [seen("in a round"), seen("one by one")]
+    asyncio.run(observe())
+    for value in values:  # there is no loop here
+        metrics.score("one by one").observe(value)
+    after = [seen("in a round"), seen("one by one")]
+    in_a_round, one_by_one = ([b - a for a, b in zip(*pair, strict=True)] for pair in zip(before, after, strict=True))
+    assert in_a_round == pytest.approx(one_by_one)
+    assert in_a_round[-2] == len(values)
+
+
+def test_observations_of_a_loop_that_ended_too_soon_come_with_the_next():
+    before = seen("of two loops")[-2]
+    lost = asyncio.new_event_loop()
+
+    async def observe():
+        metrics.score("of two loops").observe(0.5)
+
+    lost.call_soon(lambda: (metrics.score("of two loops").observe(0.5), lost.stop()))
+    lost.run_forever()
+    lost.close()
+    asyncio.run(observe())
+    assert seen("of two loops")[-2] == before + 2
+
+
+def seen(model):
+    """Of the probabilities of a model: each bucket, the number of all, their sum."""
+    from prometheus_client import REGISTRY
+
+    buckets = [("rapport_score_bucket", {"le": str(bound)}) for bound in (*metrics.SCORES, "+Inf")]
+    samples = [*buckets, ("rapport_score_count", {}), ("rapport_score_sum", {})]
+    return [REGISTRY.get_sample_value(name, {"model": model, **labels}) or 0.0 for name, labels in samples]

@@ -92,7 +92,7 @@ def test_features_come_with_the_consent_and_only_where_it_is_given(home, online,
 def test_self_check_passes_on_a_sound_store_and_names_a_changed_encoding(shop, feast):
     groups = _resolve(feast, float("inf"))
     assert self_check(direct(shop), FeastSource(feast), groups) is None
-    shifted = SqliteSource(direct(shop).path, decode=lambda value: Decoder()[value[:-1] + bytes([value[-1] ^ 1])] if value else None)
+    shifted = SqliteSource(direct(shop).path, decode=lambda value: Decoder()[value[:-1] + f"{int(value[-1], 16) ^ 1:x}"] if value else None)
     found = self_check(shifted, FeastSource(feast), groups)
     assert found
     assert "is not what Feast reads" in found or "no value of Feast's" in found

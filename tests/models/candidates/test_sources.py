@@ -1,5 +1,6 @@
 """One contract for all sources of candidates, and each against its definition on a matrix small enough to calculate by hand."""
 
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,9 @@ def test_a_saved_source_answers_to_the_bit_and_the_same_data_give_the_same_bytes
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
     assert {Path(name).suffix for name in files} <= {".npy", ".json"}
-    loaded = type(source).load(tmp_path / "one")
-    assert np.array_equal(loaded.score(shop(3)), fitted(source, shop()).score(shop(3)))
-    assert loaded.get_params() == source.get_params()
+    for loaded in (type(source).load(tmp_path / "one"), type(source).load(tmp_path / "one", is_mapped=True)):
+        assert np.array_equal(loaded.score(shop(3)), fitted(source, shop()).score(shop(3)))
+        assert loaded.get_params() == source.get_params()
     (tmp_path / "one" / "source.json").write_text('{"kind": "something else"}')
     with pytest.raises(ValueError, match="something else"):
         type(source).load(tmp_path / "one")
@@ -176,9 +177,7 @@ def test_an_item_speaks_for_no_more_others_than_its_reach_the_nearest_ones(kind:
 @settings(max_examples=40, deadline=None)
 def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(seed: int, n: int, k: int, n_barred: int) -> None:
     rng, sources = np.random.default_rng(seed), [fitted(kind, shop(seed)) for kind in (Ease(), Neighbours(n_neighbours=6))]
-    before = [source.weights_.toarray() for source in sources]
     stack = Stack.of(sources)
-    assert all(np.array_equal(source.weights_.toarray(), held) for source, held in zip(sources, before, strict=True))
     items, barred = (np.sort(rng.choice(25, size, replace=False)) for size in (n, n_barred))
     told = [rng.uniform(0.1, 1.0, n) for _ in sources]
     sums, best = stack.asked([(items, weights) for weights in told]), set()
@@ -189,6 +188,24 @@ def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(s
         said[barred] = 0.0
         best |= {item for item in np.argsort(-said, kind="stable")[:k].tolist() if said[item] > 0}
     assert set(sums.best(k, barred).tolist()) == best
+
+
+def test_weights_that_are_mapped_stay_in_their_files_however_they_are_asked(tmp_path: Path) -> None:
+    for kind in (Ease(), Neighbours(n_neighbours=6)):
+        fitted(kind, shop()).save(tmp_path / type(kind).__name__)
+    held = {}
+    for is_mapped in (True, False):
+        sources = [kind.load(tmp_path / kind.__name__, is_mapped=is_mapped) for kind in (Ease, Neighbours)]
+        stack = Stack.of(sources)
+        stack.asked([(np.arange(3), np.ones(3))] * 2).best(5, np.array([1]))
+        held[is_mapped] = [_is_in_a_file(array) for matrix in stack.matrices for array in (matrix.data, matrix.indices)]
+    assert held == {True: [True] * 4, False: [False] * 4}
+
+
+def _is_in_a_file(array: Any) -> bool:
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
 
 
 def test_of_a_long_history_the_heaviest_items_are_added_up_and_none_that_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
