@@ -109,7 +109,7 @@ class Stream:
         self._begun_s = self._begun_cpu_s = 0.0  # when it last read, by the wall and by this thread's time
         self._abreast_s = time.monotonic()  # when it last had read all there was
         self._is_more = True  # there may be calls of which nobody will be woken
-        self._is_wary = False  # one that was given before may have ended a process: see `_next`
+        self._is_wary = False  # one that was given before may have ended a process: see `_read`
         self._pace = Pace()
 
     def step(self, *, wait_s: float = 0.0) -> Stepped:
@@ -167,10 +167,17 @@ class Stream:
         return Stepped(features=expired.features, expired=len(expired.customers) + len(expired.items))
 
     def _next(self, wait_s: float) -> list[Logged]:
-        """The next calls. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
-        if not self._is_more and wait_s:
-            self._wait(wait_s)
+        """The next calls, as soon as there are some or the time is over. The bell may be late, for calls that were read before it rang."""
+        end_s = time.monotonic() + wait_s
+        found = self._read() if self._is_more or not wait_s else []
+        while not found and (left_s := end_s - time.monotonic()) > 0:
+            self._wait(left_s)
             time.sleep(max(0.0, self._begun_s + PACE_S - time.monotonic()))
+            found = self._read()
+        return found
+
+    def _read(self) -> list[Logged]:
+        """As many as fit. Those that were given before without a commit come one at a time: one of them may be what ended a process."""
         self._begun_s, self._begun_cpu_s = time.monotonic(), time.thread_time()
         if not self._is_more:
             self._abreast_s = self._begun_s

@@ -48,6 +48,8 @@ def test_the_log_is_told_seldom_while_calls_come_and_at_once_where_nobody_waits_
 
 
 def test_what_was_applied_is_flushed_before_the_log_is_told(world, told) -> None:
+    world.step()  # which flushes what it took over
+    told.order.clear()
     world.say(0, user="u1")
     world.step()
     assert told.order == ["State", "OnlineWriter", "log"]

@@ -5,6 +5,7 @@ from contextlib import closing
 
 from pipelines.log import bell
 from pipelines.stream import wake as waking
+from pipelines.stream.pace import SLICE_S
 from pipelines.stream.wake import Wake
 
 
@@ -46,10 +47,22 @@ def test_without_the_kernel_it_looks_on_until_what_was_written_can_be_read(world
         assert wake.wait(5.0), "a file is written before the commit is on the disk"
 
 
-def test_what_is_applied_together_grows_with_what_waits(world) -> None:
+def test_as_many_are_applied_together_as_fit_a_slice_and_no_more_than_one_before_it_is_known_what_they_take(world, monkeypatch) -> None:
+    held = world.stream._pace
+    monkeypatch.setattr(held, "took", lambda n, seconds, took=held.took: took(n, n * SLICE_S / 10))
     for n in range(40):
         world.say(n, user=f"u{n % 3}", product_id="i1")
     read = []
     while found := world.stream.step().read:
         read.append(found)
-    assert read == [1, 17, 22], "the first is not to wait until the last is done"
+    assert (read[0], sum(read)) == (1, 40)
+    assert all(n >= 10 for n in read[1:-1]), "more where they have waited long"
+
+
+def test_a_lone_call_that_takes_longer_than_a_slice_is_applied_by_the_step_that_waits_for_it(world, monkeypatch) -> None:
+    monkeypatch.setattr(world.stream._pace, "fitting", lambda most, **told: 1)
+    for n in range(3):
+        timer = threading.Timer(0.02, world.say, args=(n,), kwargs={"user": "u1", "product_id": "i1"})
+        timer.start()
+        assert world.stream.step(wait_s=30.0).applied == 1
+        timer.join()
