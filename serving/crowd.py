@@ -32,11 +32,12 @@ AT_ONCE: Mapping[Priority, int] = {Priority.DOCS: 16, Priority.PROFILE: 32, Prio
 SLACK = 2  # times their share: so long may those wait who were let in, for what was foreseen comes out otherwise where others work too
 PATIENCE = 0.8  # of the deadline, in a round that follows a short one
 BURST = 0.6  # of the deadline: how long a line may be foreseen to take that follows a short round
-LONG = 0.25  # of the deadline: such a round makes the next one crowded
+LONG = 0.25  # of the deadline: a round of so many answers makes the next one crowded
 FEW = 8  # in line: as many are let in whatever answers took lately, for one that waited for something tells nothing of the others
 ANSWER_S = 0.001  # that an answer takes, until one was measured
 _MEASURED = 8  # requests in a round from which on it tells what one takes
 _WEIGHT = 1 / 8  # of the newest round in the mean
+_MOST_TIMES = 4  # the mean: what an answer takes more in a round is that it stood still
 
 
 class Loop(Protocol):
@@ -118,10 +119,11 @@ class Crowd:
 
     def _end_round(self) -> None:
         took_s = self._last - self._began
-        self._is_crowded = self._clock() - self._began > self._long_s
+        # one that is long by the clock alone stood still: those who came meanwhile are not more than can be answered
+        self._is_crowded = min(self._clock() - self._began, self._n * self.answer_s) > self._long_s
         self._of = None
         if self._n >= _MEASURED and took_s > 0:
-            self.answer_s += _WEIGHT * (took_s / self._n - self.answer_s)
+            self.answer_s += _WEIGHT * (min(took_s / self._n, _MOST_TIMES * self.answer_s) - self.answer_s)
 
 
 def priority_of(path: str) -> Priority | None:

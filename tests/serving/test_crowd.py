@@ -119,6 +119,24 @@ def test_one_who_waits_for_a_silent_store_is_no_reason_to_turn_others_away(in_a_
     assert is_anybody_refused or max(loop.took) <= DEADLINE_S
 
 
+@pytest.mark.parametrize("rate", [100, 200])
+def test_whoever_came_while_the_machine_stood_still_is_answered(rate):
+    """For longer than the deadline, once a second; half as long beside the answers of others, which must not be taken for dearer."""
+    still = {0.0: 1.1 * DEADLINE_S, 0.5: 0.5 * DEADLINE_S}
+    met = set()
+
+    def answer(now):
+        part = now // 0.5 * 0.5
+        if part in met:
+            return 1.5 * ANSWER_S
+        met.add(part)
+        return still[part % 1.0]
+
+    loop = Loop(rate, answer=answer).run(6.0)
+    assert len(met) == 12
+    assert not loop.refused
+
+
 def test_the_less_urgent_is_refused_first():
     loop = Loop(5 * PEAK).run(5.0)
     answered = [1 - loop.refused[priority] / loop.asked[priority] for priority in Priority]
