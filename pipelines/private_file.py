@@ -75,6 +75,21 @@ def flush(path: Path, *, room: str) -> None:
         raise StoreError(f"{room}: {path} could not be written ({error}); free space or mend its rights") from error
 
 
+def sweep(db: sqlite3.Connection, path: Path, *, room: str) -> None:
+    """Leave no byte of what was deleted, in the file or in its write-ahead log. Rewrites the file, for which writers wait.
+
+    `secure_delete` alone does: pages that were split keep copies of what moved. Raises StoreError where others keep it in use, or the disk
+    is full.
+    """
+    try:
+        db.execute("VACUUM").fetchall()
+        ((is_busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{room}: {path} was not swept of what was deleted ({error}); free space on its disk, and do it again") from error
+    if is_busy:
+        raise StoreError(f"{room}: {path} stayed in use, so deleted bytes are still in its write-ahead log; do it again")
+
+
 def sync(path: Path) -> None:
     """What was written to the file, or the names in the folder, outlive a loss of power from now on. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)

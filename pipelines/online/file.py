@@ -13,7 +13,7 @@ from pipelines.errors import StoreError
 from pipelines.online import schema as online_schema
 from pipelines.online.feast_format import table_of
 from pipelines.online.schema import Schema
-from pipelines.private_file import flush, transaction
+from pipelines.private_file import flush, sweep, transaction
 
 BUSY_S = 30.0  # a batch load holds the file for some tenths of a second at a time
 CACHE_KB = 32 * 1024  # a batch of a load stays in it
@@ -78,17 +78,8 @@ class OnlineFile:
             flush(self.path, room="online store")
 
     def sweep(self) -> None:
-        """Leave no byte of what was removed, in the file or in its write-ahead log. Rewrites the file, for which writers wait.
-
-        Raises StoreError where a reader keeps it in use, or the disk is full.
-        """
-        try:
-            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
-                found = self.db.execute(statement).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(f"online store: {self.path} was not swept of what was removed ({error}); {_MEND}, and do it again") from error
-        if found[0][0]:
-            raise StoreError(f"online store: {self.path} stayed in use for {BUSY_S:g} s, its write-ahead log was not emptied; do it again")
+        """Leave no byte of what was removed; see `private_file.sweep`."""
+        sweep(self.db, self.path, room="online store")
 
     def close(self) -> None:
         """Close the file."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import StoreError
 from pipelines.online.file import LONG_WAL_PAGES
-from pipelines.private_file import flush, open_private, transaction
+from pipelines.private_file import flush, open_private, sweep, transaction
 from pipelines.stream import categories, item_rows, timetable
 from pipelines.stream.categories import Categories
 from pipelines.stream.item_rows import ItemRows
@@ -302,13 +302,7 @@ class State:
             removed = self.forget(identifiers, customers)
             for table, time_us in (("rows", "event_us"), ("said", "said_us")):
                 removed += self.db.executemany(f"DELETE FROM {table} WHERE who = ? AND {time_us} >= ? AND {time_us} < ?", spells).rowcount
-        try:
-            for statement in ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"):  # pages that were split keep copies of what moved
-                found = self.db.execute(statement).fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(f"stream: {self.path} stayed in use ({error}); do it again") from error
-        if found[0][0]:
-            raise StoreError(f"stream: {self.path} stayed in use, its write-ahead log was not emptied; do it again")
+        sweep(self.db, self.path, room="stream")
         return removed
 
 
