@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from pipelines.errors import StoreError
 from pipelines.keyfile import kept
-from pipelines.private_file import open_private, transaction
+from pipelines.private_file import open_private, sweep, transaction
 from pipelines.pseudonyms import HEX_DIGITS, as_bytes, keyed_hash, keyed_hash_sql, normalised, normalised_sql, pads
 
 if TYPE_CHECKING:
@@ -232,15 +232,9 @@ class Vault:
         return {keyed_hash(self._pseudonym_key, _TOMB, subject): subject for subject in subjects}
 
     def _sweep(self) -> None:
-        """Leave no byte of what was deleted. `secure_delete` alone does: pages that were split keep copies of what moved."""
+        """Leave no byte of destroyed keys."""
         with self._lock:
-            try:
-                self._db.execute("VACUUM")
-                is_busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            except sqlite3.Error as error:
-                is_busy = error
-        if is_busy:
-            raise StoreError(f"vault: {self.path} is in use by others, so bytes of destroyed keys are still in it; destroy them again")
+            sweep(self._db, self.path, room="vault")
 
     def _secret(self, name: str) -> bytes:
         query = "SELECT wrapped FROM secrets WHERE name = ?"

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from pipelines.errors import StoreError
+from pipelines.private_file import sweep
 
 TEXTS = frozenset({".css", ".csv", ".html", ".json", ".jsonl", ".log", ".md", ".out", ".txt", ".yaml", ".yml"})
 _SQLITE = b"SQLite format 3\0"
@@ -59,12 +60,9 @@ def rewrite_database(path: Path) -> None:
     try:
         with closing(sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)) as db:
             db.execute("PRAGMA secure_delete = ON").fetchall()
-            db.execute("VACUUM")
-            is_busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            sweep(db, path, room="erasure")
     except sqlite3.Error as error:
         raise StoreError(f"erasure: {path} could not be written anew ({error}); free space, then run the erasure again") from error
-    if is_busy:
-        raise StoreError(f"erasure: {path} stayed in use, so removed bytes are still in its log; run the erasure again")
 
 
 def _is_in(path: Path, look: Callable[[mmap.mmap], bool]) -> bool:

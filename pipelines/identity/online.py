@@ -23,7 +23,7 @@ from pipelines.identity.deterministic import Edges, surrogate
 from pipelines.log.port import Position
 from pipelines.log.ranges import Ranges
 from pipelines.online.file import LONG_WAL_PAGES
-from pipelines.private_file import open_private, transaction
+from pipelines.private_file import open_private, sweep, transaction
 from pipelines.vault import IDENTIFIERS, Vault
 
 _TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.INGESTS)
@@ -200,8 +200,8 @@ class Online:
         """Empty the write-ahead log. `is_whole`: leave no byte of what was removed; pages that were split keep copies of what moved."""
         try:
             if is_whole:
-                self._db.execute("VACUUM")
-                self._db.execute("DELETE FROM versions WHERE name = ?", [_SWEEP])
+                sweep(self._db, self.path, room="identity")
+                self._db.execute("DELETE FROM versions WHERE name = ?", [_SWEEP])  # only now: who fails before does it again
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"identity: {self.path} could not be swept of what was removed ({error}); do it again") from error

@@ -289,7 +289,7 @@ def test_destruction_that_a_reader_keeps_from_the_file_is_told(opened, tmp_path)
     with closing(sqlite3.connect(opened.path, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM facts").fetchall()
-        with pytest.raises(StoreError, match="destroy them again"):
+        with pytest.raises(StoreError, match="do it again"):
             opened.destroy([ANNA])
     opened.destroy([ANNA])
     assert ANNA.encode() not in bytes_under(tmp_path / "vault")
