@@ -1,9 +1,10 @@
 """Whom the stream knows more of than the tables do: no load may put online what the tables say of them.
 
-In: the stream's states of a home, and its tables. Out: customers and items, by the tables' ids: those with calls that no ingest has
-applied, those whose identifiers the stream joined or parted since, and those of whom the tables hold events that a refusal, or a source
-that began to speak, takes out. The stream keeps their rows true; what it took out stays out. Rather too many than one too few: whoever
-is left out comes by the stream, or with the tables that follow the next ingest. Nothing where no stream ever ran.
+In: the stream's states of a home, what its linker saw, and the tables. Out: customers and items, by the tables' ids: those with calls
+that no ingest has applied, those whose identifiers such calls joined or parted, and those of whom the tables hold events that a refusal,
+or a source that began to speak, takes out. The stream keeps their rows true; what it took out stays out. Whom an ingest alone joined or
+parted is loaded. Rather too many than one too few: whoever is left out comes by the stream, or with the tables that follow the next
+ingest. Nothing where no stream ever ran.
 """
 
 import sqlite3
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pipelines import consent, tables
 from pipelines.engine import literal
 from pipelines.errors import StoreError
+from pipelines.identity import online as linker
 from pipelines.log.ranges import Ranges
 from pipelines.stream.state import FOLDER, State
 
@@ -51,11 +53,17 @@ def find(con: Any, home: Path, *, has_basis: bool) -> Untold:
     _register(con, "told_refused", held.refused, "who", "purpose", "at_us")
     _register(con, "told_spoken", held.spoken if has_basis else (), "source", "at_us")
     _register(con, "told_events", [(who,) for who in held.senders], "who")
+    _register(con, "told_links", [(who,) for who in held.linked], "who")
     con.execute(f"CREATE OR REPLACE TEMP TABLE identities AS SELECT identifier AS who, customer_id FROM ({_rows(home, tables.IDENTITIES)})")
     told = con.execute("""
+        WITH either AS (SELECT * FROM identities UNION SELECT * FROM told_owners),
+        people AS (SELECT DISTINCT customer_id FROM either SEMI JOIN told_links USING (who)),
+        linked AS (SELECT DISTINCT who FROM either SEMI JOIN people USING (customer_id)),
+        mine AS (SELECT * FROM told_owners SEMI JOIN linked USING (who)),
+        theirs AS (SELECT * FROM identities SEMI JOIN linked USING (who))
         SELECT customer_id FROM identities SEMI JOIN told_events USING (who)
-        UNION SELECT customer_id FROM (SELECT * FROM identities SEMI JOIN told_owners USING (who) EXCEPT SELECT * FROM told_owners)
-        UNION SELECT customer_id FROM (SELECT * FROM told_owners SEMI JOIN identities USING (who) EXCEPT SELECT * FROM identities)""")
+        UNION SELECT customer_id FROM (SELECT * FROM theirs SEMI JOIN mine USING (who) EXCEPT SELECT * FROM mine)
+        UNION SELECT customer_id FROM (SELECT * FROM mine SEMI JOIN theirs USING (who) EXCEPT SELECT * FROM theirs)""")
     customers = told.fetchall()  # before anything else is asked: a connection has one answer
     outlived = _outlived(con, home)
     found = [*(who for (who,) in customers), *(who for who, _ in outlived)]
@@ -76,13 +84,14 @@ def mark(home: Path, untold: Untold) -> None:
 
 @dataclass
 class _Held:
-    """What the states of all workers hold that the tables may not. senders, items: of calls that no ingest has applied."""
+    """What the workers hold that the tables may not. senders, items, linked: of calls that no ingest has applied."""
 
     owners: set[tuple[str, str]] = field(default_factory=set)  # identifier, customer
     refused: set[tuple[str, str, int]] = field(default_factory=set)  # identifier, purpose, microseconds
     spoken: set[tuple[str, int]] = field(default_factory=set)  # source, since
     senders: set[str] = field(default_factory=set)
     items: set[str | None] = field(default_factory=set)
+    linked: set[str] = field(default_factory=set)  # identifiers
 
 
 def _held(home: Path) -> _Held:
@@ -90,6 +99,7 @@ def _held(home: Path) -> _Held:
     if not paths:
         return held
     covered = Ranges.read(text for text in tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text)
+    held.linked = linker.seen_since(home, covered)
     for path in paths:
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipelines import feature_store, features
+from pipelines import feature_store, features, tables
 from pipelines.stream import untold
 
 ALLOW, DENY = {"personalization": True}, {"personalization": False}
@@ -114,3 +114,27 @@ def test_a_load_has_whom_the_tables_alone_know(world) -> None:
     (bob,) = shown(world)["customer_activity"].keys() - {world.customer("user_id", "ann")}
     assert bob == world.customer("user_id", "bob")
     assert (bob, "i9") in shown(world)["customer_item"]
+
+
+def test_a_load_has_whom_an_ingest_alone_joined(world, monkeypatch) -> None:
+    world.say(0, user="ann", product_id="i1", price=10)
+    world.say(5, device="d1", product_id="i2", price=10)
+    world.step()
+    ingest(world)
+    load(world)
+    apart = shown(world)
+    world.say(10, "identify", user="ann", device="d1")  # no stream looks at it before an ingest does
+    world.now += 1_000_000
+    world.drain()
+    features.build(world.home)
+    with monkeypatch.context() as control:
+        control.setattr(untold.linker, "seen_since", lambda home, drained: set(tables.read(home, tables.IDENTITIES)["identifier"]))
+        load(world)
+        ann = world.customer("user_id", "ann")
+        assert shown(world)["customer_item"].keys() < apart["customer_item"].keys(), "control: left to a stream that knows less"
+    load(world)
+    joined = shown(world)
+    assert joined["customer_activity"].keys() == {ann}
+    assert joined["customer_item"].keys() == {(ann, "i1"), (ann, "i2")}
+    world.follow()
+    assert shown(world) == joined, "the stream says the same"
