@@ -14,6 +14,8 @@ from pathlib import Path
 
 from pipelines.errors import StoreError
 
+PATIENCE_S = 10.0  # with others who are moving a write-ahead log: a large one takes seconds
+
 
 def open_private(path: Path, schema: str, *, room: str, is_durable: bool = True, busy_s: float = 10.0) -> sqlite3.Connection:
     """A connection to the file, for any thread. `room`: who says so in an error. Not durable: a loss of power may take the newest commits.
@@ -83,11 +85,24 @@ def sweep(db: sqlite3.Connection, path: Path, *, room: str) -> None:
     """
     try:
         db.execute("VACUUM").fetchall()
-        ((is_busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        is_empty = empty_log(db)
     except sqlite3.Error as error:
         raise StoreError(f"{room}: {path} was not swept of what was deleted ({error}); free space on its disk, and do it again") from error
-    if is_busy:
+    if not is_empty:
         raise StoreError(f"{room}: {path} stayed in use, so deleted bytes are still in its write-ahead log; do it again")
+
+
+def empty_log(db: sqlite3.Connection, *, patience_s: float = PATIENCE_S) -> bool:
+    """Move the write-ahead log into the file and empty it; whether nobody kept it in use for so long. Raises sqlite3.Error.
+
+    SQLite waits for readers by itself, but not for others who are moving the log just then.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        ((is_busy, _, _),) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if not is_busy or time.monotonic() > until:
+            return not is_busy
+        time.sleep(0.01)
 
 
 def sync(path: Path) -> None:

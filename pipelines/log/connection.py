@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from pipelines.errors import StoreError
-from pipelines.private_file import write_ahead
+from pipelines.private_file import empty_log, write_ahead
 
 Connect = Callable[[Path], sqlite3.Connection]
 
@@ -90,8 +90,8 @@ def reading(db: sqlite3.Connection, path: Path) -> Iterator[sqlite3.Connection]:
 def truncate(db: sqlite3.Connection, path: Path) -> None:
     """Move the write-ahead log into the file and empty it, so that removed bytes are in neither. Raises StoreError where readers stay."""
     with translated(path):
-        is_busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0]
-    if is_busy:
+        is_empty = empty_log(db, patience_s=_BUSY_S)
+    if not is_empty:
         raise StoreError(f"log: {path} stayed in use for {_BUSY_S:g} s, so its write-ahead log was not emptied; do it again")
 
 

@@ -2,15 +2,17 @@
 
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
 from pipelines import private_file
 from pipelines.errors import StoreError
-from pipelines.private_file import open_private, replace_file, write_ahead
+from pipelines.private_file import empty_log, open_private, replace_file, sweep, write_ahead
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS kept (id TEXT PRIMARY KEY) WITHOUT ROWID;"
 
@@ -75,3 +77,41 @@ def test_replaced_file_is_whole_and_a_failure_leaves_the_old_one_alone(tmp_path,
         replace_file(path, b"newer")
     assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == ["kept.json"]
+
+
+CHECKPOINT_LOCK = 121  # byte of the file `-shm`, as the format of SQLite's write-ahead log has it
+MOVING = f"""
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shared:
+    fcntl.lockf(shared, fcntl.LOCK_EX, 1, {CHECKPOINT_LOCK})
+    print("moving", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def moved_by_another(path):
+    """Another process is moving the write-ahead log of this file for the duration, or until the answer is called."""
+    with subprocess.Popen([sys.executable, "-c", MOVING, f"{path}-shm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "moving\n"
+        try:
+            yield child.stdin.close
+        finally:
+            child.kill()
+
+
+def test_sweep_waits_for_another_who_moves_the_log(tmp_path, monkeypatch):
+    path = tmp_path / "a.db"
+    with closing(open_private(path, SCHEMA, room="here")) as db:
+        db.execute("INSERT INTO kept VALUES ('secret')")
+        with moved_by_another(path) as let_go:
+            assert not empty_log(db, patience_s=0.0), "control: SQLite itself does not wait for this"
+            monkeypatch.setattr(private_file.time, "sleep", lambda _: let_go())
+            db.execute("DELETE FROM kept")
+            sweep(db, path, room="here")
+        assert path.with_name("a.db-wal").stat().st_size == 0
+        assert b"secret" not in path.read_bytes()
+        with moved_by_another(path):
+            monkeypatch.setattr(private_file, "empty_log", lambda db: empty_log(db, patience_s=0.0))
+            with pytest.raises(StoreError, match=r"here: .*a\.db stayed in use, .* do it again"):
+                sweep(db, path, room="here")
