@@ -206,13 +206,22 @@ class Classifier(Learner):
     def explain_values(self, matrix: Floats) -> Floats:
         """The same for an encoded matrix, as an array (n, d)."""
         if len(matrix) == 1:
-            parts = self._contributions(matrix[0])[None, :-1]
-        else:
-            parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
+            return self.explain_row(matrix[0])[None]
+        parts = np.asarray(self.booster_.predict(matrix, pred_contrib=True, num_threads=1))[:, :-1]
         if self.silence_ is not None:
             places = self._history_places
             parts[:, places] += self.silence_.contributions(matrix[:, places])
         return np.asarray(parts * self.calibration_[0])
+
+    def explain_row(self, row: Floats) -> Floats:
+        """The same for one encoded row (d,): (d,), but for the last digits of a history's columns."""
+        parts = self._contributions(row)[:-1]
+        if self.silence_ is not None:
+            places = self._history_places
+            for place, part in zip(places, self.silence_.contributions_of(row[places].tolist()).tolist(), strict=True):
+                parts[place] += part
+        parts *= self.calibration_[0]
+        return parts
 
     def loss(self, validation: Labelled) -> float:
         """Log-loss of the calibrated probabilities on rows (features, label): what tuning minimises."""

@@ -8,16 +8,18 @@ Arrays in and out; no clock, no files.
 Source: Schmittlein, Morrison & Colombo, Management Science 1987 (Pareto/NBD); the rest follows by thinning its Poisson process.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from math import exp, expm1, factorial, inf, log, log1p, sqrt
+from math import factorial, log, log1p
 from typing import Any, Self
 
 import numpy as np
 
-from models.likelihood import DEEP, FEW_NODES, Floats, log_power_integral
+from models import one_history
+from models.likelihood import Floats, log_power_integral
+from models.one_history import MOST, ORDER_PLACES, ORDER_WEIGHTS, RAREST, two_shares
 
 ROLES = ("visits", "orders", "first_age_days", "last_age_days")  # the columns of a history: two counts, ages of the first and last event
 NAMES = ("r", "alpha", "s", "beta", "p", "q")  # visit rates: gamma (r, alpha), leaving: gamma (s, beta), orders a visit: beta (p, q)
@@ -26,19 +28,9 @@ MAX_ROWS = 5_000  # that six numbers are learned from
 MAX_STEPS = 20
 PRIOR_PRECISION = 1.0  # of the log of each number, around a start that fits the rows' means: a few rows say little
 SMALLEST, LARGEST = 1e-3, 1e5  # of a number
-MOST = np.array([1e6, 1e6, 1e5, 1e5])  # of a history's columns
-RAREST = 1e-9  # no probability is nearer to 0 or 1
 
-_MOST = MOST.tolist()
 _STEP = 1e-4  # of a numerical derivative, in logs
 _LARGEST_STEP = 1.5  # of the search, in logs
-_LARGEST_LOG = 700.0  # of a number whose like is still a number
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
-_PLACES, _HALF_WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
-_FEW, _FEW_WEIGHTS = np.polynomial.legendre.leggauss(FEW_NODES)
-# the same for one row: pairs of numbers
-_RULE_OF_ONE = list(zip(_PLACES.tolist(), _HALF_WEIGHTS.tolist(), strict=True))
-_FEW_OF_ONE = list(zip(((_FEW + 1) / 2).tolist(), _FEW_WEIGHTS.tolist(), strict=True))
 
 _KNOWN = np.array(list(product([False, True], repeat=len(ROLES))))  # every choice of columns that are known (16, 4)
 _ORDERS = np.array([factorial(count) * factorial(len(ROLES) - 1 - count) / factorial(len(ROLES)) for count in range(len(ROLES))])
@@ -80,8 +72,8 @@ class Silence:
         return np.asarray(np.log1p(-orders) - np.log(orders))
 
     def logit_of(self, history: Sequence[float]) -> float:
-        """The logit of one history (4,): what `logit` says of it but for the last digits, at a third of the price."""
-        orders = _probability_of_one(self._numbers, _sound_one(history, self.reference), self.horizon_days)
+        """The logit of one history (4,): what `logit` says of it but for the last digits, at a fraction of the price."""
+        orders = one_history.probability_of_order(self._numbers, one_history.sound(history, self.reference), self.horizon_days)
         return log1p(-orders) - log(orders)
 
     def base(self) -> float:
@@ -97,6 +89,11 @@ class Silence:
         mixed = np.where(_KNOWN[:, None, :], rows[None, :, :], np.asarray(self.reference))
         value = self.logit(mixed.reshape(-1, len(ROLES))).reshape(len(_KNOWN), len(rows))
         return np.asarray(np.einsum("kn,kc->nc", value, _SHAPLEY))
+
+    def contributions_of(self, history: Sequence[float]) -> Floats:
+        """The contributions (4,) of one history: what `contributions` says but for the last digits, at half the price."""
+        found = one_history.logits_of_mixtures(self._numbers, history, self.reference, self.horizon_days)
+        return np.asarray(found @ _SHAPLEY)
 
     @cached_property
     def _numbers(self) -> tuple[float, ...]:
@@ -125,21 +122,13 @@ def _reference(history: Floats) -> Floats:
 def _sound(history: Floats, reference: Floats) -> Floats:
     """Histories that can be, a column a row (4, n): no nulls, nothing negative or absurd, no last event before the first, no more orders
     than visits."""
-    known: Floats = np.minimum(np.maximum(np.where(np.isnan(history), reference, history), 0.0), MOST).T.copy()
+    known: Floats = np.minimum(np.maximum(np.where(np.isnan(history), reference, history), 0.0), np.array(MOST)).T.copy()
     visits, orders, first, last = known
     np.maximum(visits, 1.0, out=visits)  # of whom nothing is known: comes now
     np.minimum(orders, visits, out=orders)
     np.minimum(last, first, out=last, where=visits > 1)
     np.copyto(last, first, where=visits <= 1)
     return known
-
-
-def _sound_one(history: Sequence[float], reference: Sequence[float]) -> tuple[float, ...]:
-    """`_sound` of one history, as numbers."""
-    known = zip(history, reference, _MOST, strict=True)
-    visits, orders, first, last = (min(max(value if value == value else instead, 0.0), most) for value, instead, most in known)
-    visits = max(visits, 1.0)
-    return visits, min(orders, visits), first, min(last, first) if visits > 1 else first
 
 
 def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: float) -> Floats:
@@ -155,67 +144,18 @@ def _probability_of_order(params: Sequence[float], known: Floats, horizon_days: 
     left = np.log(s) + log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
     alive = -shape * np.log(to_rate) - s * np.log(to_leave)
     with np.errstate(over="ignore"):  # of a rate that is nearly zero: held by the horizon; and of one who is long gone
-        two = _two_shares(p + orders, q + visits - orders)
+        two = two_shares(p + orders, q + visits - orders, root=np.sqrt)
         share, weight = (np.array(both) for both in zip(*two, strict=True))  # (2, n, 1)
         to_order = to_rate / share
         by_horizon = -np.expm1(-shape * np.log1p(horizon_days / to_order))
-        none_yet = 1.0 - by_horizon * _PLACES
+        none_yet = 1.0 - by_horizon * ORDER_PLACES
         at = np.minimum(to_order * np.expm1(-np.log(none_yet) / shape), horizon_days)
         stays = np.exp(-s * np.log1p(at / to_leave))
         # a sum along rows, not a product of matrices: those round differently for one row and for many
-        first, second = weight * by_horizon * (stays * _HALF_WEIGHTS).sum(axis=-1, keepdims=True)
+        first, second = weight * by_horizon * (stays * ORDER_WEIGHTS).sum(axis=-1, keepdims=True)
         orders_if_alive = first + second
         found = np.minimum(np.maximum(orders_if_alive / (1.0 + np.exp(left - alive)), RAREST), 1.0 - RAREST)
     return np.asarray(found).reshape(known.shape[1])
-
-
-def _probability_of_one(params: Sequence[float], known: Sequence[float], horizon_days: float) -> float:
-    """The same of one sound history: a few dozen numbers cost less one by one than as arrays."""
-    r, alpha, s, beta, p, q = params
-    visits, orders, age, last = known
-    shape, to_rate, to_leave = r + visits - 1.0, alpha + age, beta + age
-    orders_if_alive: float = 0.0
-    for share, weight in _two_shares(p + orders, q + visits - orders, root=sqrt):
-        to_order = to_rate / share
-        by_horizon = -expm1(-shape * log1p(horizon_days / to_order))
-        stays = 0.0
-        for place, half_weight in _RULE_OF_ONE:
-            grown = -log(1.0 - by_horizon * place) / shape
-            at = min(to_order * expm1(grown), horizon_days) if grown < DEEP else horizon_days
-            stays += half_weight * exp(-s * log1p(at / to_leave))
-        orders_if_alive += weight * by_horizon * stays
-    left = log(s) + _log_power_integral(age - last, age, shape, alpha, s + 1.0, beta)
-    odds_of_leaving = exp(min(left + shape * log(to_rate) + s * log(to_leave), _LARGEST_LOG))
-    found: float = orders_if_alive / (1.0 + odds_of_leaving)
-    return min(max(found, RAREST), 1.0 - RAREST)
-
-
-def _log_power_integral(lower: float, upper: float, k: float, alpha: float, l: float, beta: float) -> float:  # noqa: E741
-    """`likelihood.log_power_integral` of one row, one number after the other."""
-    small = min(alpha, beta)
-    to_alpha, to_beta, from_small = alpha - small, beta - small, small + lower
-    start = log(from_small)
-    falls = from_small * (k / (alpha + lower) + l / (beta + lower)) - 1.0
-    length = min(log(small + upper) - start, DEEP / max(falls, 1e-300))
-    if length <= 0.0:
-        return -inf
-    logs: list[float] = []
-    for place, _ in _FEW_OF_ONE:
-        w = start + length * place
-        grown = exp(w)
-        logs.append(w - k * log(grown + to_alpha) - l * log(grown + to_beta))
-    top = max(logs)
-    mass: float = sum([exp(value - top) * weight for value, (_, weight) in zip(logs, _FEW_OF_ONE, strict=True)])
-    return top + log(mass) + log(length / 2)
-
-
-def _two_shares(a: Any, b: Any, *, root: Callable[[Any], Any] = np.sqrt) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Nodes and weights that average a cubic over beta (a, b): mean, spread and skew, in closed form (two-point Gauss-Jacobi)."""
-    total = a + b
-    mean, spread = a / total, root(a * b / (total + 1.0)) / total
-    lean = (b - a) / (total + 2.0) * root((total + 1.0) / (a * b))  # half the skew
-    wide = root(lean * lean + 1.0)
-    return (mean + (lean - wide) * spread, (1.0 + lean / wide) / 2), (mean + (lean + wide) * spread, (1.0 - lean / wide) / 2)
 
 
 def _likeliest(rows: Floats, y: Floats, horizon_days: float) -> Floats:
