@@ -218,7 +218,8 @@ class Classifier(Learner):
         parts = self._contributions(row)[:-1]
         if self.silence_ is not None:
             places = self._history_places
-            for place, part in zip(places, self.silence_.contributions_of(row[places].tolist()).tolist(), strict=True):
+            found = self.silence_.contributions_of([row.item(place) for place in places])
+            for place, part in zip(places, found.tolist(), strict=True):
                 parts[place] += part
         parts *= self.calibration_[0]
         return parts
@@ -341,9 +342,10 @@ class Classifier(Learner):
 
     def _probability(self, matrix: Floats, num_threads: int) -> Floats:
         if len(matrix) == 1:
-            raw = float(self._score(matrix[0])[0])
+            row = matrix[0]
+            raw = float(self._score(row)[0])
             if self.silence_ is not None:
-                raw += self.silence_.logit_of(matrix[0, self._history_places].tolist())
+                raw += self.silence_.logit_of([row.item(place) for place in self._history_places])
             return sigmoid(self.calibration_, raw).reshape(1)
         return sigmoid(self.calibration_, self._raw(self.booster_, self.silence_, self.feature_names_, matrix, num_threads))
 

@@ -10,10 +10,11 @@ enter >= exit. The value at T is the state strictly before T. Counts and cents a
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,7 @@ __all__ = [
     "derive",
     "derive_columns",
     "derived_names",
+    "serving_plan",
     "values_at",
 ]
 
@@ -125,21 +127,18 @@ def derive_columns(
 class Derived(Mapping[str, np.ndarray]):
     """What `derive_columns` gives for the same values, kept as one matrix: `numbers` takes columns of it at once.
 
-    columns: lists of n values, numbers or None; `texts`: those of them that hold text. What a request tells comes as numbers.
+    plan: of `serving_plan`. rows: n lists of values, numbers or None, in the order of the names that the plan was made for. What a request
+    tells comes as numbers.
     """
 
-    def __init__(self, columns: Mapping[str, Sequence[object]], at: int, *, texts: Sequence[str], request: Mapping[str, float]) -> None:
-        self.plan = _plan((*columns, *REQUEST), tuple(texts))
-        self._columns = columns
-        self.n = n = len(next(iter(columns.values()), ()))
-        self._row: list[float] | None = None
-        if n == 1:
-            row = [columns[name][0] if name in columns else request.get(name, np.nan) for name in self.plan.numbers]
-            self._row = self.plan.row(row, at)
-            return
-        told = {name: [request.get(name, np.nan)] * n for name in REQUEST}
-        given = np.array([columns[name] if name in columns else told[name] for name in self.plan.numbers], dtype=np.float64)
-        self._values = self.plan.values(given.reshape(len(self.plan.numbers), n), at)
+    def __init__(self, plan: "Plan", rows: Sequence[Sequence[Any]], at: int, *, request: Mapping[str, float]) -> None:
+        self.plan, self._rows = plan, rows
+        self.n = n = len(rows)
+        told = [request.get(name, math.nan) for name in REQUEST]
+        self._row = plan.row([*plan.pick(rows[0]), *told], at) if n == 1 else None
+        if n != 1:
+            given = np.array([(*plan.pick(row), *told) for row in rows], dtype=np.float64)
+            self._values = plan.values(np.ascontiguousarray(given.reshape(n, len(plan.numbers)).T), at)
 
     @cached_property
     def _values(self) -> np.ndarray:
@@ -147,7 +146,7 @@ class Derived(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         row = self.plan.rows[name]
-        return np.array(self._columns[name], dtype=object) if row is None else self._values[row]
+        return np.array(self.texts(name), dtype=object) if row is None else self._values[row]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.plan.rows)
@@ -155,15 +154,28 @@ class Derived(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self.plan.rows)
 
-    def numbers(self, rows: list[int]) -> np.ndarray:
-        """The columns that stand in these rows of the plan (n, len(rows)), a fresh array."""
+    def numbers(self, pick: Callable[[Any], Any]) -> np.ndarray:
+        """Columns (n, d), a fresh array. pick: an itemgetter of their rows in the plan, of two or more."""
         if (row := self._row) is not None:
-            return np.array([[row[place] for place in rows]])
-        return np.ascontiguousarray(self._values[rows].T)
+            return np.array([pick(row)])
+        return np.array(pick(self._values)).T.copy()
 
-    def texts(self, name: str) -> Sequence[object] | np.ndarray:
-        """A column (n,), as it was given where that was text."""
-        return self._columns[name] if self.plan.rows[name] is None else self[name]
+    def texts(self, name: str) -> list[Any]:
+        """A column (n,) that the plan passes on, as it was given."""
+        place = self.plan.columns.index(name)
+        return [row[place] for row in self._rows]
+
+    def value(self, name: str, i: int) -> object:
+        """One value of one row."""
+        place = self.plan.rows[name]
+        if place is None:
+            return self._rows[i][self.plan.columns.index(name)]
+        return self._values[place, i] if self._row is None else self._row[place]
+
+
+def serving_plan(columns: tuple[str, ...], texts: Iterable[str]) -> "Plan":
+    """How `Derived` makes its columns of values in this order, and of what a request tells; texts: those that are passed on as they are."""
+    return _plan((*columns, *REQUEST), tuple(texts))
 
 
 def derived_names(columns: Sequence[str]) -> list[str]:
@@ -187,9 +199,10 @@ class _Wave:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Where everything stands in the matrix of `derive_columns`: the given numbers, then spans, then ratios wave by wave."""
 
+    columns: tuple[str, ...]
     numbers: tuple[str, ...]
     counts: np.ndarray
     instants: np.ndarray
@@ -214,12 +227,10 @@ class _Plan:
 
     def row(self, given: Sequence[Any], at: int) -> list[float]:
         """The same of one row, None where a number is missing: the same operations one by one, the same bits, and a fifth of the price."""
-        values = [math.nan if value is None else float(value) for value in given]
-        counts, instants, spans, ratios = self._one_by_one
+        absent, instants, spans, ratios = self._one_by_one
+        # only a missing number is not equal to itself
+        values = [instead if value is None or value != value else float(value) for value, instead in zip(given, absent, strict=True)]
         made = [(values[end] - values[start]) / unit for start, end, unit in spans]
-        for place in counts:
-            if values[place] != values[place]:
-                values[place] = 0.0
         for place in instants:
             values[place] = (at - values[place]) / DAY_US
         values += made
@@ -229,8 +240,16 @@ class _Plan:
         return values
 
     @cached_property
-    def _one_by_one(self) -> tuple[list[int], list[int], list[tuple[int, int, float]], list[tuple[int, int, float, float]]]:
-        """Counts, instants, spans and ratios, each in their order."""
+    def pick(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """The numbers among a row of values, but for what a request tells."""
+        places = [place for place, name in enumerate(self.columns) if name in self.numbers[: -len(REQUEST)]]
+        return itemgetter(*places) if len(places) > 1 else lambda row: tuple(row[place] for place in places)
+
+    @cached_property
+    def _one_by_one(self) -> tuple[list[float], list[int], list[tuple[int, int, float]], list[tuple[int, int, float, float]]]:
+        """What stands for a missing number in each place; instants, spans and ratios, each in their order."""
+        counts = set(self.counts.tolist())
+        absent = [0.0 if place in counts else math.nan for place in range(len(self.numbers))]
         spans = zip(self.span_starts.tolist(), self.span_ends.tolist(), self.span_units.ravel().tolist(), strict=True)
         ratios = [
             ratio
@@ -239,11 +258,11 @@ class _Plan:
                 wave.numerators.tolist(), wave.denominators.tolist(), wave.plus.ravel().tolist(), wave.over.ravel().tolist(), strict=True
             )
         ]
-        return self.counts.tolist(), self.instants.tolist(), list(spans), ratios
+        return absent, self.instants.tolist(), list(spans), ratios
 
 
 @cache
-def _plan(columns: tuple[str, ...], others: tuple[str, ...]) -> _Plan:
+def _plan(columns: tuple[str, ...], others: tuple[str, ...]) -> Plan:
     numbers = tuple(name for name in columns if name not in others)
     at = {name: row for row, name in enumerate(numbers)}
     spans = [span for span in SPANS if span.start in at and span.end in at]
@@ -262,7 +281,8 @@ def _plan(columns: tuple[str, ...], others: tuple[str, ...]) -> _Plan:
         )
         rows |= {ratio.name: len(rows) + i for i, ratio in enumerate(ready)}
         left = [ratio for ratio in left if ratio not in ready]
-    return _Plan(
+    return Plan(
+        columns=columns,
         numbers=numbers,
         counts=_places(row for name, row in at.items() if name in COUNTS),
         instants=_places(row for name, row in at.items() if name.endswith("_at")),

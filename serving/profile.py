@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -38,12 +38,21 @@ FORMER = "customer_id"  # the kind of an identifier that was a customer's id bef
 _CUSTOMER = re.compile(r"c[0-9a-f]{16}")
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The answer for n keys: each column has n values in their order; `changed_at` is each key's newest row, None without any."""
+class Rows(NamedTuple):
+    """The answer for n keys: the values of each in the order of `names`; `changed_at` is each key's newest row, None without any."""
 
-    columns: Mapping[str, list[Value]]
+    names: tuple[str, ...]  # the same object for the same views
+    values: list[list[Value]]
     changed_at: list[float | None]  # seconds since 1970, UTC
+
+    @property
+    def columns(self) -> dict[str, list[Value]]:
+        """Each column's values, in the order of the keys."""
+        return {name: [row[place] for row in self.values] for place, name in enumerate(self.names)}
+
+    def row(self, place: int) -> dict[str, Value]:
+        """One key's values by column."""
+        return dict(zip(self.names, self.values[place], strict=True))
 
 
 @dataclass(frozen=True)
@@ -141,22 +150,26 @@ class Profiles:
         return [any(flags) for flags in zip(*found, strict=True)]
 
 
-def _rows(views: Sequence[View], fetched: Sequence[Sequence[Row]], *, n: int, at: datetime) -> Rows:
-    """The columns of the views; what is too old in its view counts as absent."""
-    columns: dict[str, list[Value]] = {}
+def _rows(views: tuple[View, ...], fetched: Sequence[Sequence[Row]], *, n: int, at: datetime) -> Rows:
+    """The values of the views' columns; what is too old in its view counts as absent."""
+    values: list[list[Value]] = [[] for _ in range(n)]
     changed: list[float | None] = [None] * n
     now_s = at.timestamp()
     for view, found in zip(views, fetched, strict=True):
-        oldest = now_s - view.max_age_s
-        rows = [row if then is not None and then >= oldest else {} for then, row in found]
-        if n == 1:
-            columns.update(zip(view.columns, [[value] for value in map(rows[0].get, view.columns)], strict=True))
-        else:
-            columns |= {column: [row.get(column) for row in rows] for column in view.columns}
-        for i, (then, _) in enumerate(found):
-            if rows[i] and then is not None and then > (changed[i] or 0.0):
+        oldest, columns = now_s - view.max_age_s, view.columns
+        for i, (then, row) in enumerate(found):
+            if then is None or then < oldest:
+                values[i] += [None] * len(columns)
+                continue
+            values[i] += map(row.get, columns)
+            if then > (changed[i] or 0.0):
                 changed[i] = then
-    return Rows(columns, changed)
+    return Rows(_names(views), values, changed)
+
+
+@lru_cache(100)
+def _names(views: tuple[View, ...]) -> tuple[str, ...]:
+    return tuple(column for view in views for column in view.columns)
 
 
 def _as_former(name: str) -> str | None:

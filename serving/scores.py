@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from operator import itemgetter
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
 from pipelines.online.feast_format import Key
-from pipelines.windows import Derived
+from pipelines.windows import NUMBERS, Derived, Plan, derived_names, serving_plan
 from serving import fallbacks, metrics, tracing
 from serving.access import score_path
 from serving.champions import PRIOR, Bundle, Scorer
@@ -30,7 +32,7 @@ from serving.wire import Prediction, Reason, ScoreRequest, Scores
 
 PERSONAL, STALE, STATIC = "personal", "stale", "static"
 INLINE_CUSTOMERS = 16  # more are scored beside the event loop, so that a single request never waits for a batch
-PLANS_REMEMBERED = 100
+ENCODINGS_REMEMBERED = 100
 EXPLAINED_AT_ONCE = 32  # rows; between two lots the deadline is looked at
 CUTS_UNKNOWN = (1 / 3, 2 / 3)  # bands where no model says from when acting pays
 WITH_COLUMNS = ("churn", "intent")  # tasks that have columns of their own in customer_scores
@@ -80,6 +82,38 @@ class _Case:
         return scorer.prior if scorer else self.bundle.priors.get(self.task, PRIOR)
 
 
+@dataclass(frozen=True)
+class _Encoding:
+    """What can be known beforehand of how rows with columns of these `names` become rows of the learner's matrix."""
+
+    learner: Classifier
+    names: tuple[str, ...]
+    plan: Plan
+    pick: Callable[[Any], Any] | None  # the learner's columns among the plan's; None: to be encoded in the general way
+    texts: list[tuple[int, str]]  # where they stand in the matrix
+    nulls: list[int]  # columns without a value in training, whatever they hold by now
+
+    @classmethod
+    def of(cls, learner: Classifier, names: tuple[str, ...]) -> Self:
+        """Passed on as they are: what is text to the learner, and what it does not read and may be text. All else is a number."""
+        wanted, known = learner.feature_names_, learner.categories_
+        own = dict(zip(names, derived_names(names), strict=False))
+        plan = serving_plan(names, [n for n in names if n not in NUMBERS and (n in known or own[n] not in wanted)])
+        places, is_text = plan.rows, [bool(known.get(name)) for name in wanted]
+        is_null = [name in known and not text for name, text in zip(wanted, is_text, strict=True)]
+        is_plain = len(wanted) > 1 and all(
+            name in places and ((places[name] is None) == text or null) for name, text, null in zip(wanted, is_text, is_null, strict=True)
+        )
+        return cls(
+            learner,
+            names,
+            plan,
+            itemgetter(*[places[name] or 0 for name in wanted]) if is_plain else None,
+            [(j, name) for j, name in enumerate(wanted) if is_text[j]],
+            [j for j, null in enumerate(is_null) if null],
+        )
+
+
 class Scoring:
     """Answers for any declared task with whatever is loaded at the moment of the request."""
 
@@ -87,7 +121,7 @@ class Scoring:
         self, *, guard: Guard, bundle: Callable[[], Bundle], clock: Clock, sample: Sample | None = None, shadow: Shadow | None = None
     ) -> None:
         self._guard, self._bundle, self._clock, self._sample, self._shadow = guard, bundle, clock, sample, shadow
-        self._places: dict[tuple[int, int], tuple[Classifier, object, list[int], list[tuple[int, str]]]] = {}
+        self._encodings: dict[tuple[int, int], _Encoding] = {}
 
     def answer(self, task: str, request: ScoreRequest, deadline: Deadline) -> Scores:
         """The best answer there is, one prediction for each id in order; never raises for a part that fails."""
@@ -143,11 +177,10 @@ class Scoring:
             return {}
         if self._sample is not None:
             self._sample.offer(
-                service, f"{case.task} {scorer.version}", {j: ids[j] for j in present}, rows.columns,
+                service, f"{case.task} {scorer.version}", {j: ids[j] for j in present}, rows.row,
                 served_us=case.at_us, read_us=_micros(self._clock.now()),
             )  # fmt: skip
-        derived = _derived(rows, present, case)
-        matrix = self._matrix(scorer.learner, derived)
+        derived, matrix = self._derived(scorer.learner, rows, present, case)
         case.deadline.check()
         with tracing.span("model"):
             foretold = scorer.learner.predict_values(matrix)
@@ -168,23 +201,24 @@ class Scoring:
             for j, probability, why in zip(present, probabilities, reasons, strict=True)
         }
 
-    def _matrix(self, learner: Classifier, derived: Derived) -> NDArray[np.float64]:
-        """`learner.encode(derived)`, with what can be known beforehand of these columns known beforehand."""
-        key = (id(learner), id(derived.plan))
-        known = self._places.get(key)
-        if known is None or known[0] is not learner or known[1] is not derived.plan:
-            names, rows = learner.feature_names_, derived.plan.rows
-            texts = [(j, name) for j, name in enumerate(names) if name in learner.categories_]
-            if any(name not in rows or (rows[name] is None and name not in learner.categories_) for name in names):
-                return learner.encode(derived)  # which says what is missing
-            if len(self._places) > PLANS_REMEMBERED:
-                self._places.clear()
-            known = self._places[key] = (learner, derived.plan, [rows[name] or 0 for name in names], texts)
-        _, _, places, texts = known
-        matrix = derived.numbers(places)
-        for j, name in texts:
+    def _derived(self, learner: Classifier, rows: Rows, present: Sequence[int], case: _Case) -> tuple[Derived, NDArray[np.float64]]:
+        """The features of the rows that exist as seen at the moment of the request, and as the matrix that the learner reads."""
+        key = (id(learner), id(rows.names))
+        known = self._encodings.get(key)
+        if known is None or known.learner is not learner or known.names is not rows.names:
+            if len(self._encodings) > ENCODINGS_REMEMBERED:
+                self._encodings.clear()
+            known = self._encodings[key] = _Encoding.of(learner, rows.names)
+        values = rows.values if len(present) == len(rows.values) else [rows.values[j] for j in present]
+        derived = Derived(known.plan, values, case.at_us, request=case.context)
+        if known.pick is None:
+            return derived, learner.encode(derived)  # which says what is missing
+        matrix = derived.numbers(known.pick)
+        for j, name in known.texts:
             matrix[:, j] = learner.codes(name, derived.texts(name))
-        return matrix
+        if known.nulls:
+            matrix[:, known.nulls] = np.nan
+        return derived, matrix
 
     def _stale(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
         ids = list(customers.values())
@@ -259,17 +293,6 @@ def _micros(at: datetime) -> int:
     return round(at.timestamp() * 1_000_000)
 
 
-def _derived(rows: Rows, present: Sequence[int], case: _Case) -> Derived:
-    """The features of the rows that exist, as seen at the moment of the request."""
-    whole = len(present) == len(rows.changed_at)
-    columns = rows.columns if whole else {name: [values[j] for j in present] for name, values in rows.columns.items()}
-    if len(present) == 1:
-        texts = [name for name, (value,) in columns.items() if type(value) is str]
-    else:
-        texts = [name for name, values in columns.items() if str in map(type, values)]
-    return Derived(columns, case.at_us, texts=texts, request=case.context)
-
-
 def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Derived) -> list[list[Reason]]:
     """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for."""
     if not case.n_reasons:
@@ -284,13 +307,13 @@ def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: 
         parts = scorer.learner.explain_values(matrix[start : start + EXPLAINED_AT_ONCE])
         strongest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, : case.n_reasons]
         names = scorer.learner.feature_names_
-        for i, (row, chosen) in enumerate(zip(parts, strongest, strict=True), start=start):
-            reasons.append([Reason(names[c], _shown(derived[names[c]][i]), float(row[c])) for c in chosen if row[c] != 0])
+        for i, (row, chosen) in enumerate(zip(parts, strongest.tolist(), strict=True), start=start):
+            reasons.append([Reason(names[c], _shown(derived.value(names[c], i)), float(row[c])) for c in chosen if row[c] != 0])
         took_s = time.perf_counter() - began
     return reasons
 
 
 def _shown(value: object) -> float | str | None:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
+    if value is None or value != value:
         return None
     return float(value) if isinstance(value, (int, float)) else str(value)

@@ -47,12 +47,12 @@ class Sample:
         service: str,
         version: str,
         customers: Mapping[int, str],
-        columns: Mapping[str, Sequence[Value]],
+        row: Callable[[int], Mapping[str, Value]],
         *,
         served_us: int,
         read_us: int,
     ) -> None:
-        """Keep the rows of those customers who are in the sample. customers: by their place in the columns, name -> values."""
+        """Keep the rows of those customers who are in the sample. customers: by their place; row: the values of a place, by name."""
         if not self._below:
             return
         try:
@@ -61,8 +61,7 @@ class Sample:
             dropped().inc(len(customers))
             return
         for place, customer in chosen:
-            values = {name: column[place] for name, column in columns.items()}
-            self._put(Row(customer, service, version, served_us, read_us, values))
+            self._put(Row(customer, service, version, served_us, read_us, row(place)))
 
     def close(self) -> None:
         """Write what waits, and end."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.challengers import challengers
-from pipelines.served import SHADOW
+from pipelines.served import SHADOW, Value
 from pipelines.settings import Settings
 from pipelines.windows import Derived
 from serving import metrics
@@ -95,11 +95,11 @@ class Shadow:
         if scorer.service != asked.service:  # it would have to be fed from the store a second time
             return "other_service"
         foretold = scorer.learner.predict_values(scorer.learner.encode(asked.features))
-        columns = {
-            "probability": foretold.tolist(),
-            "champion_probability": asked.probabilities.tolist(),
-            "champion": [asked.version] * len(foretold),
-        }
+
+        def row(place: int) -> dict[str, Value]:
+            champions = float(asked.probabilities[place])
+            return {"probability": float(foretold[place]), "champion_probability": champions, "champion": asked.version}
+
         places = dict(enumerate(asked.customers))
-        self._sample.offer(SHADOW, f"{asked.task} {scorer.version}", places, columns, served_us=asked.served_us, read_us=asked.served_us)
+        self._sample.offer(SHADOW, f"{asked.task} {scorer.version}", places, row, served_us=asked.served_us, read_us=asked.served_us)
         return "scored"

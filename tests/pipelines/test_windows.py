@@ -305,9 +305,12 @@ def test_derive_gives_one_row_what_it_gives_a_thousand():
         assert list(single) == list(whole.columns)
         for name, value in single.items():
             assert value[0] == whole[name].iloc[i] or (pd.isna(value[0]) and pd.isna(whole[name].iloc[i])), name
-        given = {name: [None if pd.isna(values[0]) else values[0]] for name, values in row.items()}
-        served = windows.Derived(given, int(at.asi8[i]), texts=["region"], request={})
-        pd.testing.assert_frame_equal(pd.DataFrame(single), pd.DataFrame({name: served[name] for name in single}), check_exact=True)
+        given = [[None if pd.isna(values[0]) else values[0] for values in row.values()]]
+        plan = windows.serving_plan(tuple(row), ["region"])
+        alone, among = (windows.Derived(plan, given * n, int(at.asi8[i]), request={}) for n in (1, 2))
+        pd.testing.assert_frame_equal(pd.DataFrame(single), pd.DataFrame({name: alone[name] for name in single}), check_exact=True)
+        for name in single:
+            assert [*map(str, among[name])] == [str(alone[name][0])] * 2 == [str(derived.value(name, 0)) for derived in (alone, among)]
 
 
 def test_what_a_request_tells_is_set_against_the_stored_values_and_nothing_else_is_taken():

@@ -1,5 +1,6 @@
 import shutil
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 
 from models.classifier import Classifier
 from pipelines import registry, tables, windows
-from serving import scores
+from serving import profile, scores
 from serving.answers import Answers
 from serving.fallbacks import Deadline
 from serving.profile import feature_store
@@ -44,18 +45,21 @@ def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, 
 def test_what_a_request_tells_goes_through_the_function_that_training_uses(answers, cast, monkeypatch):
     """Bit for bit what `windows.derive` makes of the same rows for a training frame; without a context it is unknown, not missing."""
     seen = []
+    fed, real = [], Classifier.predict_values
     monkeypatch.setattr(scores, "Derived", lambda *given, **told: seen.append((given, windows.Derived(*given, **told))) or seen[-1][1])
-    ids = cast.customers[:5]
-    for context in ({"request_price_cents": 1_250, "request_cart_cents": 99.5}, {}):
+    monkeypatch.setattr("models.classifier.Classifier.predict_values", lambda self, matrix: fed.append(matrix) or real(self, matrix))
+    several = {"request_price_cents": 1_250, "request_cart_cents": 99.5}
+    for ids, context in ((cast.customers[:5], several), (cast.customers[:5], {}), (cast.customers[:1], several), (cast.customers[:1], {})):
         request = ScoreRequest(customer_ids=ids, context=context)
         assert answers.scoring.answer("churn", request, Deadline.after_ms(5_000)).source == "personal"
-        ((columns, at), served), learner = seen.pop(), answers.champions.bundle.scorers["churn"].learner
-        frame = pd.DataFrame(columns)
+        ((plan, rows, at), served), learner = seen.pop(), answers.champions.bundle.scorers["churn"].learner
+        frame = pd.DataFrame(rows, columns=plan.columns[: -len(windows.REQUEST)])
         labelled = pd.DataFrame({name: context.get(name) for name in windows.REQUEST}, index=frame.index, dtype=float)
         trained = windows.derive(frame, pd.Timestamp(at, unit="us", tz="UTC"), request=labelled)
         seen.clear()
         pd.testing.assert_frame_equal(pd.DataFrame(dict(served)), trained, check_exact=True)
-        np.testing.assert_array_equal(answers.scoring._matrix(learner, served), learner.encode(trained))
+        np.testing.assert_array_equal(fed.pop(), learner.encode(trained))
+        np.testing.assert_array_equal(learner.encode(served), learner.encode(trained))
         assert trained["request_price_cents"].isna().all() == (not context)
     with pytest.raises(ValueError, match="request_price_cents"):
         ScoreRequest(customer_ids=ids, context={"price": 1.0})
@@ -231,3 +235,36 @@ def test_thousand_customers_are_answered_within_the_deadline(answers, cast):
     assert time.perf_counter() - started < 2.0
     assert len(answer.predictions) == 1_000
     assert said(answer) == ("personal", False, [])
+
+
+def test_rows_are_encoded_as_the_model_itself_does_it_whatever_their_columns_held_in_training():
+    """Text, a column that was empty then and holds numbers or text by now, text that the model does not read, a truth value, nulls."""
+    rng, n = np.random.default_rng(3), 200
+    frame = pd.DataFrame(
+        {
+            "region": rng.choice(["north", "south"], n),
+            "views_7d": rng.integers(0, 9, n).astype(float),
+            "age_band": pd.Series([None] * n, dtype=object),
+            "max_bought_cents_total": np.full(n, np.nan),
+            "is_region_imputed": rng.random(n) < 0.5,
+        }
+    )
+    learner = Classifier(n_rounds=2).fit(frame, np.arange(n) % 2)
+    names = ("gender", *frame.columns)
+    now = [
+        ["f", "south", 3, "30-39", 500, True],
+        [None, "west", None, None, None, None],
+        ["m", None, 4.0, "40-49", None, False],
+    ]
+    scoring, case = scores.Scoring(guard=None, bundle=None, clock=None), SimpleNamespace(at_us=0, context={})
+    for values in (now, *([row] for row in now)):
+        rows = profile.Rows(names, values, [1.0] * len(values))
+        derived, matrix = scoring._derived(learner, rows, range(len(values)), case)
+        plain = {name: np.array([row[place] for row in values], dtype=object) for place, name in enumerate(names)}
+        np.testing.assert_array_equal(matrix, learner.encode(windows.derive_columns(plain, 0)))
+        assert [derived.value("gender", i) for i in range(len(values))] == plain["gender"].tolist()
+    assert np.isnan(matrix[0, 2:4]).all()
+    present = scoring._derived(learner, profile.Rows(names, now, [1.0, None, 1.0]), [0, 2], case)[1]
+    np.testing.assert_array_equal(present[:, 1], [3.0, 4.0])
+    alien = scores._Encoding.of(learner, ("views_7d", "region"))
+    assert alien.pick is None

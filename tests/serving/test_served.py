@@ -41,9 +41,9 @@ def kept(home):
 
 
 def offer(sample, customers, values=(), **when):
-    columns = {"views_7d": list(values) or list(range(len(customers)))}
+    column = list(values) or list(range(len(customers)))
     when = {"served_us": 1, "read_us": 2, **when}
-    sample.offer("churn_v1", "churn 1", dict(enumerate(customers)), columns, **when)
+    sample.offer("churn_v1", "churn 1", dict(enumerate(customers)), lambda place: {"views_7d": column[place]}, **when)
 
 
 # -- who is in it
