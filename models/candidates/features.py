@@ -28,50 +28,52 @@ _PRICE = CUSTOMER.index("customer_price")
 
 
 def values(known: Aged, shelf: Shelf, items: Integers, out: NDArray[np.float32]) -> None:
-    """Write the features of each item (c,), ascending, for this customer at this moment into `out` (c, len(NAMES))."""
+    """Write the features of each item (c,), ascending, for this customer at this moment into `out` (len(NAMES), c)."""
+    recently = np.exp2(known.seen_days / -RECENT_DAYS)
+    customer = _customer(known, shelf, recently)
+    _own(known, items, out[:_OWN_END])
+    out[_OWN_END:_CUSTOMER_END] = np.array(customer)[:, None]
+    out[_CUSTOMER_END:_ITEM_END] = shelf.columns.take(items, axis=0).T
+    np.divide(shelf.price.take(items), customer[_PRICE], out=out[_ITEM_END])
+    out[_ITEM_END + 1 :] = _categories(known, shelf, recently).take(shelf.place_of_category.take(items), axis=1)
+
+
+def _own(known: Aged, items: Integers, out: NDArray[np.float32]) -> None:
+    """(len(OWN), c): how often and how lately they had to do with each of the items."""
+    out[:] = np.nan
     history = known.history
-    out[:, :_OWN_END] = np.nan
-    if len(history.item):
-        place = np.minimum(np.searchsorted(history.item, items), len(history.item) - 1)
-        mine = (history.item[place] == items).nonzero()[0]
-        out[mine, :_OWN_END] = _own(known, place[mine])
-    customer = _customer(known, shelf)
-    out[:, _OWN_END:_CUSTOMER_END] = customer
-    out[:, _CUSTOMER_END:_ITEM_END] = shelf.columns.take(items, axis=0)
-    out[:, _ITEM_END] = shelf.price.take(items) / customer[_PRICE]
-    out[:, _ITEM_END + 1 :] = _categories(known, shelf, shelf.category.take(items)).T
+    if not (len(history.item) and len(items)):
+        return
+    told = np.array((history.purchases, known.bought_days, known.seen_days, history.touches))
+    told[1, history.purchases == 0] = np.nan
+    place = items.searchsorted(history.item)
+    is_asked = items.take(place, mode="clip") == history.item
+    out[:, place[is_asked]] = told[:, is_asked]
 
 
-def _own(known: Aged, rows: Integers) -> Floats:
-    """(n, len(OWN)) of these rows of the history: how often and how lately."""
-    history, found = known.history, np.empty((len(rows), len(OWN)))
-    purchases = found[:, 0] = history.purchases[rows]
-    found[:, 1], found[:, 2], found[:, 3] = known.bought_days[rows], known.seen_days[rows], history.touches[rows]
-    found[purchases == 0, 1] = np.nan
-    return found
+def _customer(known: Aged, shelf: Shelf, recently: Floats) -> list[float]:
+    """(len(CUSTOMER),): how much and how lately they bought, and how often again. A day that something was last bought on is an order.
 
-
-def _customer(known: Aged, shelf: Shelf) -> list[float]:
-    """(len(CUSTOMER),): how much and how lately they bought, and how often again. A day that something was last bought on is an order."""
-    history, seen, found = known.history, known.seen_days, [np.nan] * len(CUSTOMER)
-    bought = np.sort(history.bought_us[history.purchases > 0])
+    recently: (r,) how much of an act of each row is left by now. Few numbers at a time: lists of them are cheaper than arrays.
+    """
+    history, seen, found = known.history, known.seen_days, [math.nan] * len(CUSTOMER)
+    counts = history.purchases.tolist()
+    bought = [then for then, count in zip(history.bought_us.tolist(), counts, strict=True) if count > 0]
     n = len(bought)
     found[0], found[1], found[9], found[10] = 0.0, n, 0.0, 0.0
     if n:
-        days = bought // DAY_US
-        changes = days[1:] != days[:-1]
-        orders, ends = int(np.count_nonzero(changes)) + 1, np.maximum(known.at_us - bought[[-1, 0]], 0) / DAY_US
-        newest, oldest = ends.tolist()
-        gap = (oldest - newest) / (orders - 1) if orders > 1 else np.nan
-        found[0], found[2], found[3] = orders, n / orders, int(np.count_nonzero(history.purchases > 1)) / n
+        orders = len({then // DAY_US for then in bought})
+        newest, oldest = (max(known.at_us - then, 0) / DAY_US for then in (max(bought), min(bought)))
+        gap = (oldest - newest) / (orders - 1) if orders > 1 else math.nan
+        found[0], found[2], found[3] = orders, n / orders, sum(count > 1 for count in counts) / n
         found[4], found[5], found[6] = newest, oldest, gap
-        found[7] = newest / gap if gap else np.nan  # everything on one instant tells no rhythm
-        first = int(np.searchsorted(bought, known.at_us - RECENT_DAYS * DAY_US))
-        found[10] = int(np.count_nonzero(changes[first:])) + 1 if first < n else 0.0
+        found[7] = newest / gap if gap else math.nan  # everything on one instant tells no rhythm
+        since_us = known.at_us - RECENT_DAYS * DAY_US
+        found[10] = len({then // DAY_US for then in bought if then >= since_us})
     if len(seen):
-        found[8], found[9] = float(seen.min()), float(history.touches @ np.exp2(-seen / RECENT_DAYS))
+        found[8], found[9] = float(seen.min()), float(history.touches @ recently)
         logs = shelf.log_price.take(history.item)
-        if np.isnan(total := float(logs.sum())):
+        if math.isnan(total := float(logs.sum())):
             logs = logs[~np.isnan(logs)]
             total = float(logs.sum())
         if len(logs):
@@ -79,20 +81,17 @@ def _customer(known: Aged, shelf: Shelf) -> list[float]:
     return found
 
 
-def _categories(known: Aged, shelf: Shelf, wanted: Integers) -> Floats:
-    """(len(CATEGORY), c) of these categories (c,), -1 for unknown: the share of what the customer did, how much of late, and when last."""
-    history, n = known.history, shelf.n_categories
-    found = np.full((len(CATEGORY), n + 1), np.nan)  # the last one: unknown
-    category, weight, seen = shelf.category.take(history.item), history.touches + history.purchases, known.seen_days
-    recent, total = weight * np.exp2(-seen / RECENT_DAYS), weight.sum()
-    if category.min(initial=0) < 0:
-        has = category >= 0
-        category, weight, recent, seen = category[has], weight[has], recent[has], seen[has]
-    if len(category):
-        age = np.full(n, np.inf)
-        np.minimum.at(age, category, seen)
-        touched = (age < np.inf).nonzero()[0]
-        found[0, touched] = np.bincount(category, weights=weight, minlength=n)[touched] / total
-        found[1, touched] = np.bincount(category, weights=recent, minlength=n)[touched]
-        found[2, touched] = age[touched]
-    return found.take(wanted, axis=1, mode="wrap")
+def _categories(known: Aged, shelf: Shelf, recently: Floats) -> Floats:
+    """(len(CATEGORY), n_categories + 1), the last for unknown: the share of what the customer did, how much of late, and when last."""
+    history, n = known.history, shelf.n_categories + 1
+    if not len(history.item):
+        return np.full((len(CATEGORY), n), np.nan)
+    place, weight, found = shelf.place_of_category.take(history.item), history.touches + history.purchases, np.empty((len(CATEGORY), n))
+    share, late, age = found
+    np.divide(np.bincount(place, weights=weight, minlength=n), weight.sum(), out=share)
+    late[:] = np.bincount(place, weights=weight * recently, minlength=n)
+    age[:] = np.inf
+    np.minimum.at(age, place, known.seen_days)
+    age[-1] = np.inf
+    found[:, age == np.inf] = np.nan
+    return found

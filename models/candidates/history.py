@@ -55,25 +55,35 @@ class History:
 
     def at(self, at_us: int) -> "Aged":
         """As it is at this moment."""
-        return Aged(self, at_us, ages(at_us, self.seen_us), ages(at_us, self.bought_us))
+        return Aged(self, at_us, ages(at_us, np.array((self.seen_us, self.bought_us))))
 
 
 @dataclass(frozen=True)
 class Aged:
-    """One customer's rows at a moment. seen_days, bought_days (r,): since the last act, and since the last purchase."""
+    """One customer's rows at a moment. days: (2, r) since the last act, and since the last purchase."""
 
     history: History
     at_us: int
-    seen_days: Floats
-    bought_days: Floats
+    days: Floats
+
+    @property
+    def seen_days(self) -> Floats:
+        """(r,) since the last act."""
+        seen: Floats = self.days[0]
+        return seen
+
+    @property
+    def bought_days(self) -> Floats:
+        """(r,) since the last purchase."""
+        bought: Floats = self.days[1]
+        return bought
 
     def weights(self, half_lives_days: Sequence[float]) -> Floats:
         """The weight of each row (m, r), which halves with its age, for each of these half-lives (m,): its purchases are taken to be as
         old as the last, its other acts as the last act.
         """
-        halves = np.array(half_lives_days)[:, None]
-        faded = np.exp2(-self.bought_days / halves)
-        return np.asarray(self.history.touches * np.exp2(-self.seen_days / halves) + self.history.purchases * faded)
+        seen, bought = np.exp2(self.days[:, None] / -np.array(half_lives_days)[:, None])
+        return np.asarray(self.history.touches * seen + self.history.purchases * bought)
 
 
 @dataclass(frozen=True)

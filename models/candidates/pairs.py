@@ -13,7 +13,7 @@ from models.candidates.retrieval import KINDS, Candidates, Retrieval
 
 NAMES = (*features.NAMES, *(f"{name}_score" for name in KINDS), *(f"{name}_rank" for name in KINDS))
 AT_A_TIME = 200  # customers whose pairs are held
-_COUNTED, _SCORED = len(features.NAMES), len(features.NAMES) + len(KINDS)
+_COUNTED = len(features.NAMES)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def described(retrieval: Retrieval, history: History, at_us: int, *, new_only: b
     """
     known = history.at(at_us)
     found = retrieval.candidates(known, new_only=new_only)
-    values = np.empty((len(found.items), len(NAMES)), dtype=np.float32)
-    features.values(known, retrieval.shelf_, found.items, values[:, :_COUNTED])
-    values[:, _COUNTED:_SCORED], values[:, _SCORED:] = found.scores, found.ranks
-    return found, values
+    values = np.empty((len(NAMES), len(found.items)), dtype=np.float32)  # by column: each is written whole
+    features.values(known, retrieval.shelf_, found.items, values[:_COUNTED])
+    values[_COUNTED:] = found.told
+    return found, values.T
 
 
 def pairs(

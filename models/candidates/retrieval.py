@@ -47,14 +47,12 @@ READS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Candidates:
-    """One customer's items (c,), ascending; by source, in the order of `KINDS`, the score and the rank, from 1, among them: (c, n_kinds).
-
-    NaN where a source is not there. liked: what the factors say, None where they are not there.
+    """One customer's items (c,), ascending. told: (2 n_kinds, c) the score of each source, in the order of `KINDS`, and then the rank, from
+    1, among them; NaN where a source is not there. liked: what the factors say, None where they are not there.
     """
 
     items: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    ranks: NDArray[np.float32]
+    told: NDArray[np.float32]
     liked: Liked | None
 
 
@@ -99,20 +97,22 @@ class Retrieval(Learner):
         every_weight = known.weights(self._half_lives)
         is_faded = not every_weight.all()
         weights = [_counting(known.history.item, some) if is_faded else (known.history.item, some) for some in every_weight]
-        sums = self._stack.asked([weights[self._reads[name]] for name in self._linear])
+        sums = self._stack.asked(known.history.item, every_weight.take(self._linear_reads, axis=0))
         said = {name: source.asked(*weights[self._reads[name]]) for name, source in self._alone.items()}
         every: list[Sums | Opinion] = [sums, *said.values()]
         found = _distinct(np.concatenate([one.best(self.n_candidates, barred) for one in every]))
-        scores = np.full((len(KINDS), len(found)), np.nan, dtype=np.float32)
+        told = np.empty((2 * len(KINDS), len(found)), dtype=np.float32)
+        scores, ranks = told[: len(KINDS)], told[len(KINDS) :]
         scores[self._linear_rows] = sums.of(found)
         for name, one in said.items():
             scores[_ROW[name]] = one.of(found)
-        ranks = np.empty_like(scores)
+        if self._absent:
+            scores[self._absent] = np.nan
         ranks[_ROWS, (-scores).argsort(axis=1, kind="stable")] = np.arange(1, len(found) + 1, dtype=np.float32)
         if self._absent:
             ranks[self._absent] = np.nan
         liked = said.get("factors")
-        return Candidates(found, scores.T, ranks.T, liked if isinstance(liked, Liked) else None)
+        return Candidates(found, told, liked if isinstance(liked, Liked) else None)
 
     def save(self, folder: Path) -> None:
         """Write each source into a folder of its name, what is known of the items into `shelf`, and `retrieval.json`."""
@@ -135,10 +135,11 @@ class Retrieval(Learner):
     def _prepare(self) -> None:
         """What every customer is asked with."""
         linear = {name: source for name, source in self.sources_.items() if isinstance(source, Linear)}
-        self._linear, self._stack, self._linear_rows = tuple(linear), Stack.of(list(linear.values())), [_ROW[name] for name in linear]
+        self._stack, self._linear_rows = Stack.of(list(linear.values())), [_ROW[name] for name in linear]
         self._alone = {name: source for name, source in self.sources_.items() if name not in linear}
         self._half_lives = sorted({READS[name]["half_life_days"] for name in self.sources_})
         self._reads = {name: self._half_lives.index(READS[name]["half_life_days"]) for name in self.sources_}
+        self._linear_reads = np.array([self._reads[name] for name in linear], dtype=np.intp)
         self._absent = [row for name, row in _ROW.items() if name not in self.sources_]
 
 

@@ -65,6 +65,11 @@ class Shelf:
         """Categories that occur, at least 1."""
         return int(self.category.max(initial=0)) + 1
 
+    @cached_property
+    def place_of_category(self) -> Integers:
+        """Of each item, among `n_categories`; the one after the last where it is unknown."""
+        return np.where(self.category < 0, self.n_categories, self.category)
+
     def save(self, folder: Path) -> None:
         """Write the arrays as `.npy` into the folder, made if absent."""
         folder.mkdir(parents=True, exist_ok=True)

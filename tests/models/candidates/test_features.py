@@ -35,9 +35,9 @@ BOUGHT_AGAIN = occasion([(0, 0, 50.25, 1), (0, 0, 30.25, 1), (0, 1, 10.25, 1), (
 
 def at(now: Occasion, customer: int, item: int) -> dict[str, float]:
     known = now.histories()
-    out = np.zeros((1, len(features.NAMES)), dtype=np.float32)
+    out = np.zeros((len(features.NAMES), 1), dtype=np.float32)
     features.values(known.customer(customer).at(now.at_us), Shelf.of(now, known), np.array([item]), out)
-    return dict(zip(features.NAMES, out[0].tolist(), strict=True))
+    return dict(zip(features.NAMES, out[:, 0].tolist(), strict=True))
 
 
 def test_what_a_customer_did_with_an_item_is_counted_and_dated() -> None:

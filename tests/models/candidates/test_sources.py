@@ -179,8 +179,8 @@ def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(s
     rng, sources = np.random.default_rng(seed), [fitted(kind, shop(seed)) for kind in (Ease(), Neighbours(n_neighbours=6))]
     stack = Stack.of(sources)
     items, barred = (np.sort(rng.choice(25, size, replace=False)) for size in (n, n_barred))
-    told = [rng.uniform(0.1, 1.0, n) for _ in sources]
-    sums, best = stack.asked([(items, weights) for weights in told]), set()
+    told = rng.uniform(0.1, 1.0, (len(sources), n))
+    sums, best = stack.asked(items, told), set()
     for place, (source, weights) in enumerate(zip(sources, told, strict=True)):
         (dense,) = source.score(sparse.csr_matrix((weights, (np.zeros(n, dtype=int), items)), (1, 25)))
         assert np.allclose(sums.of(np.arange(25))[place], dense, atol=1e-5)
@@ -197,7 +197,7 @@ def test_weights_that_are_mapped_stay_in_their_files_however_they_are_asked(tmp_
     for is_mapped in (True, False):
         sources = [kind.load(tmp_path / kind.__name__, is_mapped=is_mapped) for kind in (Ease, Neighbours)]
         stack = Stack.of(sources)
-        stack.asked([(np.arange(3), np.ones(3))] * 2).best(5, np.array([1]))
+        stack.asked(np.arange(3), np.ones((2, 3))).best(5, np.array([1]))
         held[is_mapped] = [_is_in_a_file(array) for matrix in stack.matrices for array in (matrix.data, matrix.indices)]
     assert held == {True: [True] * 4, False: [False] * 4}
 
@@ -213,7 +213,7 @@ def test_of_a_long_history_the_heaviest_items_are_added_up_and_none_that_moves_n
     stack, items = Stack.of([fitted(Ease(), shop())]), np.arange(5)
 
     def said(weights: list[float]) -> np.ndarray:
-        return stack.asked([(items[np.array(weights) > 0], np.array([w for w in weights if w]))]).scores
+        return stack.asked(items, np.array([weights])).scores
 
     assert np.array_equal(said([0.5, 0.9, 0.4, 1.0, 0.3]), said([0.5, 0.9, 0, 1.0, 0]))
     assert np.array_equal(said([0.002, 0, 1.0, 0, 0]), said([0, 0, 1.0, 0, 0]))
