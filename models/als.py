@@ -129,7 +129,7 @@ def solve_one(
     places: NDArray[np.integer], weights: NDArray[np.floating], objective: Objective, items: Singles, *, gram: NDArray[np.floating]
 ) -> Solved:
     """One customer's factors from the items touched (r,), each once, and their weights; as `fold_in`, in double precision."""
-    touched, c = items[places].astype(np.float64), 1.0 + np.asarray(weights, dtype=np.float64) / objective.alpha0
+    touched, c = items.take(places, axis=0).astype(np.float64), 1.0 + np.asarray(weights, dtype=np.float64) / objective.alpha0
     normal = (touched.T * (c - 1.0)) @ touched
     normal += gram
     normal.ravel()[:: len(normal) + 1] += _ridge_of(objective, len(c))

@@ -78,7 +78,8 @@ class InnerProducts:
         if k < 1 or (allowed is not None and np.count_nonzero(allowed) * FEW_SHARE <= n):
             return self._ranked(point, np.empty(0, np.int64) if allowed is None else np.flatnonzero(allowed), k)
         # what two float32 sums of products can be off together, and the rounding of a score
-        slack = (self.items.shape[1] + 16) * _UNIT * (length * -float(self.shortness[:1].sum()) + _SMALLEST)
+        longest = -float(self.shortness[0]) if n else 0.0
+        slack = (self.items.shape[1] + 16) * _UNIT * (length * longest + _SMALLEST)
         if len(self.longest) < k:
             return self._plainly(query, k, allowed, slack)
         found, values, looked = self.order[:0], np.empty(0, dtype=np.float32), 0
@@ -86,7 +87,7 @@ class InnerProducts:
             look = slice(looked, stop)
             values = np.concatenate([values, self._open(self.longest[look] @ query, allowed, look)])
             near, at_least = _near(values, k, slack)
-            found, values, looked = np.concatenate([found, self.order[look]])[near], values[near], stop
+            found, values, looked = np.concatenate([found, self.order[look]]).take(near), values.take(near), stop
             reach = self._reach(at_least, length)
             if reach <= looked:
                 return self._ranked(point, found, k)
@@ -121,7 +122,7 @@ class InnerProducts:
 
     def _scores(self, point: Floats, places: Places) -> Singles:
         # einsum, not BLAS, whose sums depend on where in the matrix a row stands
-        found: Singles = np.einsum("ij,j->i", self.items[places].astype(np.float64), point).astype(np.float32)
+        found: Singles = np.einsum("ij,j->i", self.items.take(places, axis=0).astype(np.float64), point).astype(np.float32)
         return found
 
     def _open(self, values: Singles, allowed: Flags | None, look: slice) -> Singles:
@@ -149,7 +150,7 @@ def _near(values: Singles, k: int, slack: float) -> tuple[Places, float]:
     else:
         least = float(np.partition(values, -k)[-k]) if len(values) >= k else _LOWEST
     at_least = max(least - slack, _LOWEST)
-    return np.flatnonzero(values >= at_least), at_least
+    return (values >= at_least).nonzero()[0], at_least
 
 
 def _group_lengths(rows: Floats, starts: Places) -> Floats:

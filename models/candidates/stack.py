@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.candidates.history import Floats, is_in
 from models.candidates.opinion import Places
@@ -46,30 +45,26 @@ class Stack:
             counting.append(mine.repeat(ends - begins))
         entries, added = np.concatenate(found, dtype=np.intp), np.concatenate(told)
         added *= np.concatenate(counting)
-        # few of many items are told of: these are numbered, and added up under their numbers
-        is_told = np.zeros(self.matrices[0].shape[1] if self.matrices else 0, dtype=bool)
-        is_told[entries] = True
-        told_of = is_told.nonzero()[0]
-        number = np.empty(len(is_told), dtype=np.intp)
-        number[told_of] = np.arange(len(told_of))
-        cells, first = number.take(entries), 0
+        # few of many items are told of: what is told of one is added up at one of its entries
+        n, entry = len(entries), np.empty(self.matrices[0].shape[1] if self.matrices else 0, dtype=np.intp)
+        entry[entries] = np.arange(n)
+        cells, first = entry.take(entries), 0
         for mine in counting[1:-1]:
             first += len(mine)
-            cells[first:] += len(told_of)
-        sums = np.bincount(cells, weights=added, minlength=len(self.matrices) * len(told_of))
-        return Sums(told_of, sums.astype(np.float32).reshape(len(self.matrices), len(told_of)), is_told, number)
+            cells[first:] += n
+        sums = np.bincount(cells, weights=added, minlength=len(self.matrices) * n)
+        return Sums(entries, sums.astype(np.float32).reshape(len(self.matrices), n), entry)
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Scores of some items (n,), ascending, by source (n_sources, n); all others have 0. is_told, number: (n_items,) which items these
-    are, and where each of them is; where any other is, is not told.
+    """Items (n,), in any order, some of them several times, and their scores by source (n_sources, n), each at one of its item's places, 0
+    at the others. An item that is not there has 0. entry: (n_items,) the place of its score; of an item that is not there any number.
     """
 
     items: Places
     scores: Singles
-    is_told: NDArray[np.bool_]
-    number: Places
+    entry: Places
 
     def best(self, k: int, barred: Places) -> Places:
         """The k items of each source's highest scores above 0, of equal ones the lower position, fewer where there are no more; in any
@@ -81,15 +76,17 @@ class Sums:
         found = list[Places]()
         for mine, at_least in zip(scores, np.maximum(bound(scores, k), _SMALLEST), strict=True):
             near = (mine >= at_least).nonzero()[0]
-            found.append(near if len(near) <= k else near[(-mine[near]).argsort(kind="stable")[:k]])
-        return self.items.take(np.concatenate(found)) if found else self.items[:0]
+            items = self.items.take(near)
+            found.append(items if len(items) <= k else items[np.lexsort((items, -mine.take(near)))[:k]])
+        return np.concatenate(found) if found else self.items[:0]
 
     def of(self, items: Places) -> Singles:
         """By source the score of each of the items (n_sources, n)."""
         if not len(self.items):
             return np.zeros((len(self.scores), len(items)), dtype=np.float32)
-        found = self.scores.take(self.number.take(items), axis=1, mode="clip")
-        return np.where(self.is_told.take(items), found, np.float32(0))
+        place = self.entry.take(items)
+        is_there = self.items.take(place, mode="clip") == items
+        return np.where(is_there, self.scores.take(place, axis=1, mode="clip"), np.float32(0))
 
 
 def _heaviest(items: Places, weights: Floats) -> tuple[Places, Floats]:

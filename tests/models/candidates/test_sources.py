@@ -190,6 +190,14 @@ def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(s
     assert set(sums.best(k, barred).tolist()) == best
 
 
+def test_of_equal_scores_the_lower_position_counts_in_whatever_order_they_were_told() -> None:
+    source = Ease()
+    source.weights_ = sparse.csr_matrix(([0.5, 1.0, 0.5, 1.0], ([0, 0, 1, 1], [2, 5, 2, 4])), (6, 6), dtype=np.float32)
+    sums = Stack.of([source]).asked(np.arange(2), np.ones((1, 2)))
+    assert sums.of(np.arange(6)).tolist() == [[0, 0, 1, 0, 1, 1]]
+    assert [sorted(sums.best(k, np.empty(0, dtype=np.int64)).tolist()) for k in (1, 2, 3)] == [[2], [2, 4], [2, 4, 5]]
+
+
 def test_weights_that_are_mapped_stay_in_their_files_however_they_are_asked(tmp_path: Path) -> None:
     for kind in (Ease(), Neighbours(n_neighbours=6)):
         fitted(kind, shop()).save(tmp_path / type(kind).__name__)
