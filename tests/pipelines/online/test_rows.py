@@ -144,10 +144,12 @@ def test_only_what_changed_is_written(homes, monkeypatch) -> None:
     told = []
     with closing(OnlineWriter(home)) as online:
         apply(online, home, "renew", [("a", ALL_1, 1)])
-        updated = OnlineWriter._updated
-        monkeypatch.setattr(OnlineWriter, "_updated", lambda *args: (told.append(len(args[3])), updated(*args))[1])
+        changed = OnlineWriter._changed
+        monkeypatch.setattr(OnlineWriter, "_changed", lambda *args, **named: (told.append(args[2][3:]), changed(*args, **named))[1])
         apply(online, home, "renew", [("a", [2, *ALL_1[1:]], 2)])
-    assert told == [1, 1]  # one time, one value
+        apply(online, home, "renew", [("a", [2, *ALL_1[1:]], 2)])
+        apply(online, home, "renew", [("a", [2, *ALL_1[1:]], 3)])
+    assert told == [(NAMES[0], b"\x20\x02", "2"), ()]  # one value, nothing, the time
 
 
 def test_no_more_rows_are_remembered_than_the_bound() -> None:
