@@ -237,6 +237,21 @@ class Online:
         return bool(logins) and logins[0][:4] == row[:4] and logins[0].created <= row.created and not is_tie
 
     def _resolved(self, touched: dict[str, None], db: sqlite3.Connection) -> list[Linked]:
+        lone = {name: state for name in touched if (state := self._newcomer(name)) is not None}
+        told = [linked for name, state in lone.items() for linked in self._kept(name, [], [state], db)]
+        others = {name: None for name in touched if name not in lone}
+        return told + self._joined(others, db) if others else told
+
+    def _newcomer(self, name: str) -> _State | None:
+        """What `people` would say of an identifier of whom nothing is known but one call that names nobody else: most are such at first."""
+        rows = list(self._rows_of(name, {}).values())
+        if len(rows) > 1 or len(rows[0].names) > 1:
+            return None
+        if self._is_desk(name) or self._states(name) or (self._has_edges and self._edges_of(name)):
+            return None
+        return _State(rows[0].time, surrogate(name), rows[0].created)
+
+    def _joined(self, touched: dict[str, None], db: sqlite3.Connection) -> list[Linked]:
         rows, edges, names = self._reached(touched)
         number = {name: place for place, name in enumerate(names)}
         codes = np.array([[number.get(name, -1) for name in row[:4]] for row in rows], np.int64).T  # type: ignore[arg-type]

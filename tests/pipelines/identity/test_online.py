@@ -121,6 +121,15 @@ def test_a_visitors_history_is_the_customers_the_moment_they_log_in(online: Onli
     assert online.customer("user_id:nobody") is None
 
 
+def test_newcomers_whom_a_call_names_alone_are_answered_as_all_at_once_are(online: Online, tmp_path: Path) -> None:
+    alone = [seen("anonymous_id:a", hour=3, known=5), seen("email:e", hour=1, known=9), seen("phone:1", hour=2)]
+    told = [linked for one in alone for linked in online.link([one])]
+    assert_same(online, frame(told))
+    assert_same(online, publish(tmp_path, alone))
+    with patch.object(Online, "_newcomer", return_value=None), closing(Online(tmp_path / "other")) as other:
+        assert frame([linked for one in alone for linked in other.link([one])]).equals(frame(told))
+
+
 def test_a_merge_tells_everybody_whose_customer_changed(online: Online) -> None:
     online.link([seen("user_id:u", "anonymous_id:a"), seen("user_id:v", "email:e", "anonymous_id:b", hour=1)])
     linked = owners(online.link([seen("user_id:u", "email:e", hour=3)]))
