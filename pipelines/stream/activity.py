@@ -84,23 +84,22 @@ class Activity:
 
     def unrepeated(self, calls: Sequence[Call]) -> list[Call]:
         """The calls that were not taken in before by another delivery: each message counts once, for links and words too."""
-        found: dict[tuple[str, str], object] = {}
+        there, found = self._there(calls), dict[tuple[str, str], object]()
         for call in calls:
-            held = self.state.position(call.rows[0].source, call.message_id)
-            position = call.logged.position if held is None else held[0]
-            found.setdefault((call.rows[0].source, call.message_id), position)
-        return [call for call in calls if found[call.rows[0].source, call.message_id] == call.logged.position]
+            own = next((there[key] for key in _keys(call) if key in there), call.logged.position)
+            found.setdefault(_keys(call)[0], own)
+        return [call for call in calls if found[_keys(call)[0]] == call.logged.position]
 
     def apply(self, online: OnlineWriter, calls: Sequence[Call]) -> int:
         """Take calls in, none of them repeated; returns the values written."""
         touched = dict.fromkeys(sorted(self.state.own(self._told)))
         for customer in touched:
             self._make_anew(customer)
-        owners = self.state.owners({call.rows[0].who for call in calls})
+        owners, there = self.state.owners({call.rows[0].who for call in calls}), set(self._there(calls))
         for call in calls:
             states = owners.get(call.rows[0].who)
             if states:  # else erased a moment ago
-                touched |= dict.fromkeys(self._take(call, states))
+                touched |= dict.fromkeys(self._take(call, states, there))
         self.state.categories.settle()
         written, due = self._show(online, touched)
         self.state.timetable.put(due)
@@ -176,11 +175,15 @@ class Activity:
 
     # -- one call
 
-    def _take(self, call: Call, states: Sequence[Owned]) -> list[str]:
-        """Keep the rows of a call if that may be done; returns the customer for whom something follows."""
+    def _there(self, calls: Sequence[Call]) -> dict[tuple[str, str], int | None]:
+        """The rows that the state has of these messages."""
+        return self.state.positions(_keys(call)[0] for call in calls)
+
+    def _take(self, call: Call, states: Sequence[Owned], there: set[tuple[str, str]]) -> list[str]:
+        """Keep the rows of a call if that may be done; returns the customer for whom something follows. there: the rows that are kept."""
         position = call.logged.position if isinstance(call.logged.position, int) else None
         owned = owner_at(states, call.event_us)
-        if self.state.position(call.rows[0].source, call.message_id) is not None:
+        if not there.isdisjoint(_keys(call)):
             self._make_anew(owned.customer_id)  # taken in before a crash that came ahead of the online store's commit
             self.items.renew(call.rows)
             return [owned.customer_id]
@@ -192,6 +195,7 @@ class Activity:
         is_kept = ready.permits.may_store(call.event_us, covered=covered) and not self._awaits_ingest(call)
         if is_kept:
             self._keep(call, owned, ready, covered, position)
+            there.update((row.source, row.event_id) for row in call.rows)
         if refused:  # what came after it may have to go
             self._make_anew(owned.customer_id)
             self._live(owned.customer_id, self.now_us())  # somebody else's customers too: for an item everybody's rows count
@@ -360,6 +364,12 @@ class Activity:
     def _is_mine(self, customer: str) -> bool:
         part, parts = self.share
         return parts == 1 or int.from_bytes(blake2b(customer.encode(), digest_size=8).digest()) % parts == part
+
+
+def _keys(call: Call) -> tuple[tuple[str, str], tuple[str, str]]:
+    """Source and event_id of a message, and of the first line of one that has lines."""
+    source = call.rows[0].source
+    return (source, call.message_id), (source, f"{call.message_id}:0")
 
 
 def _join_key(view: str) -> JoinKey:

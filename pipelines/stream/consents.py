@@ -54,6 +54,7 @@ class Consents:
 
     def __init__(self, home: Path, *, settings: ConsentSettings) -> None:
         self.home, self.purpose, self.purposes = home, settings.purpose, settings.purposes
+        self._folder = tables.folder(home, tables.CONSENTS)
         self._version: Path | None = None  # of the table `consents` that was looked at
         self._looked_at: set[str] = set()
         self._db: duckdb.DuckDBPyConnection | None = None
@@ -80,7 +81,7 @@ class Consents:
 
     def recall(self, online: OnlineWriter, identifiers: Sequence[str]) -> set[str]:
         """Take over what the table `consents` has of these identifiers, unless it was since its last version; returns those changed."""
-        version = tables.folder(self.home, tables.CONSENTS).resolve() if tables.exists(self.home, tables.CONSENTS) else None
+        version = self._published()
         if version != self._version:
             self._version, self._looked_at = version, set()
         unknown = [name for name in identifiers if name not in self._looked_at]
@@ -127,6 +128,13 @@ class Consents:
         """Delete their words."""
         online.db.executemany("DELETE FROM stream_words WHERE identifier = ?", [(name,) for name in identifiers])
         self._looked_at.difference_update(identifiers)
+
+    def _published(self) -> Path | None:
+        """The version of the table `consents`, None before the first. Asked for with every call, so of the link alone."""
+        try:
+            return self._folder.readlink()
+        except OSError:  # not there, or a folder, as a copy of the home may have it
+            return self._folder if self._folder.is_dir() else None
 
     def _stored(self, identifiers: Sequence[str]) -> dict[Key, Word]:
         """The newest word of each identifier that the table has."""

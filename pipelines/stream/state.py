@@ -147,10 +147,16 @@ class State:
 
     # -- rows
 
-    def position(self, source: str, message_id: str) -> tuple[int | None] | None:
-        """Where in the log a message's row came from, (None,) for one from elsewhere; None where it was never seen."""
-        statement = "SELECT position FROM rows WHERE source = ? AND event_id IN (?, ?) LIMIT 1"
-        found: tuple[int | None] | None = self.db.execute(statement, (source, message_id, f"{message_id}:0")).fetchone()
+    def positions(self, messages: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
+        """By source and event_id the rows of these messages (source, message id): where in the log each came from, None from elsewhere."""
+        names: dict[str, list[str]] = {}
+        for source, message_id in messages:
+            names.setdefault(source, []).extend((message_id, f"{message_id}:0"))
+        found: dict[tuple[str, str], int | None] = {}
+        for source, every in names.items():
+            for some in _pieces(every):
+                statement = f"SELECT event_id, position FROM rows WHERE source = ? AND event_id IN ({','.join('?' * len(some))})"
+                found |= {(source, event_id): position for event_id, position in self.db.execute(statement, (source, *some))}
         return found
 
     def keep(self, rows: Iterable[CleanRow], *, position: int | None) -> None:
