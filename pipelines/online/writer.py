@@ -12,7 +12,7 @@ Feast itself is not imported. Never creates a table (`feature_store.apply` does)
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -278,6 +278,7 @@ def _standing(cells: Mapping[str, tuple[bytes, str | None, int, float]], names: 
     return Standing(names, tuple(_told(*cells[name][:2]) for name in names), *times.pop())
 
 
+@lru_cache(_LOW)  # a row that is not remembered is read whole, and most of its values are those of others
 def _told(value: bytes, text: str | None) -> Value | object:
     """What a cell holds; something that equals nothing where its two forms do not agree."""
     try:

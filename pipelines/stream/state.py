@@ -176,7 +176,11 @@ class State:
 
     def spells_of(self, customer: str) -> dict[str, list[Owned]]:
         """The identifiers that are or were theirs, each with whose it was by time."""
-        return self.owners(self.names_of([customer]))
+        found: dict[str, list[Owned]] = {}
+        theirs = "SELECT * FROM owners WHERE who IN (SELECT who FROM owners WHERE customer_id = ?) ORDER BY who, since_us"
+        for who, *state in self.db.execute(theirs, (customer,)):
+            found.setdefault(who, []).append(Owned(*state))
+        return found
 
     def rows_of(self, customer: str, spells: Mapping[str, Sequence[Owned]] | None = None) -> list[Held]:
         """A customer's rows in order of enter, then time: what their identifiers did while they were theirs. `spells`: where known."""
@@ -223,14 +227,6 @@ class State:
         for statement in ("DELETE FROM owners WHERE who = ?", "DELETE FROM rows WHERE who = ? AND file IS NULL"):
             self.db.executemany(statement, [(name,) for name in identifiers])
         return customers
-
-    def names_of(self, customers: Sequence[str]) -> list[str]:
-        """The identifiers that are or were some of these customers'."""
-        names: dict[str, None] = {}
-        for some in _pieces(list(customers)):
-            found = self.db.execute(f"SELECT who FROM owners WHERE customer_id IN ({','.join('?' * len(some))}) ORDER BY who", some)
-            names |= dict.fromkeys(who for (who,) in found)
-        return list(names)
 
     # -- consent
 
