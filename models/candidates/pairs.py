@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from models.candidates import features
 from models.candidates.history import Histories, History
@@ -48,15 +48,20 @@ def described(retrieval: Retrieval, history: History, at_us: int, *, new_only: b
 
 
 def pairs(
-    retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: int, *, new_only: bool, relevant: Any = None
+    retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: ArrayLike, *, new_only: bool, relevant: Any = None
 ) -> Iterator[Pairs]:
-    """The pairs of these customers, some at a time. relevant: csr (n_customers, n_items) of labels; without it every label is 0."""
+    """The pairs of these customers, some at a time. at_us: one moment, or of each row of the histories its own. relevant: csr (n_customers,
+    n_items) of labels; without it every label is 0.
+    """
+    at_us = np.broadcast_to(np.asarray(at_us, dtype=np.int64), len(histories))
     for start in range(0, len(customers), AT_A_TIME):
         yield _pairs(retrieval, histories, customers[start : start + AT_A_TIME], at_us, new_only, relevant)
 
 
-def _pairs(retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: int, new_only: bool, relevant: Any) -> Pairs:
-    found = [described(retrieval, histories.customer(row), at_us, new_only=new_only) for row in customers.tolist()]
+def _pairs(
+    retrieval: Retrieval, histories: Histories, customers: NDArray[np.int64], at_us: NDArray[np.int64], new_only: bool, relevant: Any
+) -> Pairs:
+    found = [described(retrieval, histories.customer(row), int(at_us[row]), new_only=new_only) for row in customers.tolist()]
     sizes = [len(candidates.items) for candidates, _ in found]
     item = np.concatenate([np.empty(0, dtype=np.int64), *(candidates.items for candidates, _ in found)])
     values = np.concatenate([np.empty((0, len(NAMES)), dtype=np.float32), *(rows for _, rows in found)])

@@ -1,7 +1,8 @@
 """Interactions -> the second stage of the recommender, learned at earlier cut-offs and judged on the validation window.
 
 At each earlier cut-off the sources are fitted on what was known then, so that the scores which the ranker learns from are as out of
-sample as those it will meet. A label window never reaches past the moment that is learned for. Never looks at the test window.
+sample as those it will meet. Lists are asked for there, for everybody at once, and as customers come back after it, knowing what they did
+since. A label window never reaches past the moment that is learned for. Never looks at the test window.
 """
 
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ from models.two_stage import ALL_ITEMS, MODES, NEW_ITEMS, TwoStage
 from pipelines import labels
 from pipelines.labels import Ranking
 from pipelines.settings import Settings
+from pipelines.training import visits
 
 STEPS_A_HORIZON = 2  # they lie half a horizon apart; their label windows overlap
-MIN_TEACHERS = 40  # to whom some candidates were worth more than others, over all examples: with fewer the sources' order is not improved
-MOST_PEOPLE = 2_000  # of one cut-off are learned from, drawn; those who bought before those who only looked
+MIN_TEACHERS = 80  # to whom some candidates were worth more than others, over all examples: with fewer the sources' order is not improved
+MOST_PEOPLE = 2_000  # of one cut-off, and on visits after it, are learned from, drawn; those who bought before those who only looked
 NEGATIVE_SHARE = 0.2  # of the candidates that were not chosen are learned from
 
 
@@ -58,6 +60,7 @@ class Moments:
     _at: dict[pd.Timestamp, Moment] = field(default_factory=dict)
     _retrieval: dict[pd.Timestamp, Retrieval] = field(default_factory=dict)
     _pairs: dict[tuple[pd.Timestamp, str], Pairs | None] = field(default_factory=dict)
+    _visited: dict[tuple[pd.Timestamp, str], Pairs | None] = field(default_factory=dict)
 
     def at(self, when: datetime) -> Moment:
         """The moment of this cut-off."""
@@ -89,20 +92,41 @@ class Moments:
 
     def _examples(self, cut: pd.Timestamp, mode: str) -> list[Pairs]:
         horizon, first = timedelta(days=self.settings.labels.ranking_horizon_days), self.frame["event_timestamp"].min()
-        earlier = [cut - horizon - n * horizon / STEPS_A_HORIZON for n in range(self.settings.training.ranking_cutoffs)]
-        found = [self._example(at, mode) for at in earlier if at - horizon >= first]
+        step = horizon / STEPS_A_HORIZON
+        earlier = [cut - n * step for n in range(1, self.settings.training.ranking_cutoffs + STEPS_A_HORIZON)]
+        learned = [at for at in earlier if at - horizon >= first]
+        found = [self._example(at, mode) for at in learned if at + horizon <= cut]
+        found += [self._visit(at, mode, until=at + step) for at in learned[: self.settings.training.ranking_cutoffs]]
         return [example for example in found if example is not None]
 
     def _example(self, cut: pd.Timestamp, mode: str) -> Pairs | None:
         """The pairs of those who did something after this cut-off, with what it was worth; None where nobody did."""
         if (cut, mode) not in self._pairs:
-            moment, seed = self.at(cut), self.settings.training.seed
-            people = _teachers(moment, mode, seed=seed)
-            now, given = moment.occasion.at_us, {"new_only": mode == NEW_ITEMS, "relevant": moment.worth[mode]}
-            parts = pairs(self.retrieval(cut), moment.histories, people, now, **given) if people.size else ()
-            thin = [part.thinned(NEGATIVE_SHARE, seed=seed + n) for n, part in enumerate(parts)]
-            self._pairs[cut, mode] = _joined(thin) if thin else None
+            moment = self.at(cut)
+            people = _teachers(moment.relevant[mode], moment.worth[mode], seed=self.settings.training.seed)
+            self._pairs[cut, mode] = self._asked(cut, mode, moment.histories, people, moment.occasion.at_us, moment.worth[mode])
         return self._pairs[cut, mode]
+
+    def _visit(self, cut: pd.Timestamp, mode: str, *, until: pd.Timestamp) -> Pairs | None:
+        """As `_example`, of one visit, drawn, of each of those who came back before `until`, as its begin found them."""
+        if (cut, mode) not in self._visited:
+            options, silence = self.settings.training, timedelta(minutes=self.settings.ingest.session_gap_minutes)
+            ranked, rng = self.at(cut).ranking, np.random.default_rng(options.seed)
+            came = visits.between(self.frame, ranked, until=until, silence=silence, rng=rng)
+            old = came.histories.bought(len(ranked.items))
+            relevant, worth = (_without(every, old) if mode == NEW_ITEMS else every for every in (came.relevant, came.worth))
+            people = _teachers(relevant, worth, seed=options.seed)
+            self._visited[cut, mode] = self._asked(cut, mode, came.histories, people, came.at_us, worth)
+        return self._visited[cut, mode]
+
+    def _asked(
+        self, cut: pd.Timestamp, mode: str, histories: Histories, people: np.ndarray, at_us: Any, worth: sparse.csr_matrix
+    ) -> Pairs | None:
+        """The pairs of these rows, thinned, by the sources of this cut-off."""
+        if not people.size:
+            return None
+        parts = pairs(self.retrieval(cut), histories, people, at_us, new_only=mode == NEW_ITEMS, relevant=worth)
+        return _joined([part.thinned(NEGATIVE_SHARE, seed=self.settings.training.seed + n) for n, part in enumerate(parts)])
 
 
 def occasion(frame: pd.DataFrame, items: pd.DataFrame, found: Ranking) -> Occasion:
@@ -132,9 +156,9 @@ def ndcg_of(stages: Stages, moment: Moment, *, k: int) -> float:
 # -- private -----------------------------------------------------------------------------------------------------------
 
 
-def _teachers(moment: Moment, mode: str, *, seed: int) -> np.ndarray:
-    """Who is learned from, ascending: `MOST_PEOPLE` of those who did something, first those who bought."""
-    bought, did = (np.diff(of[mode].indptr) > 0 for of in (moment.relevant, moment.worth))
+def _teachers(relevant: sparse.csr_matrix, worth: sparse.csr_matrix, *, seed: int) -> np.ndarray:
+    """Which rows are learned from, ascending: `MOST_PEOPLE` of those who did something, first those who bought."""
+    bought, did = (np.diff(of.indptr) > 0 for of in (relevant, worth))
     drawn = np.random.default_rng(seed).permutation(np.flatnonzero(did))
     return np.sort(drawn[np.argsort(~bought[drawn], kind="stable")][:MOST_PEOPLE])
 

@@ -103,9 +103,20 @@ def test_what_was_learnt_late_is_not_known_at_the_cutoff(tmp_path):
 
 def test_label_windows_of_the_examples_end_by_the_cutoff(known):
     known.second_stage(AT)
-    used = [cut for cut, mode in known._pairs if mode == ALL_ITEMS]
-    assert used
-    assert all(cut + pd.Timedelta(HORIZON, "D") <= AT for cut in used)
+    for examples, days in ((known._pairs, HORIZON), (known._visited, HORIZON / ranking.STEPS_A_HORIZON)):
+        used = [cut for cut, mode in examples if mode == ALL_ITEMS]
+        assert len(used) > 1
+        assert max(used) + pd.Timedelta(days, "D") == AT
+
+
+def test_the_second_stage_learns_from_those_who_come_back_too(known):
+    """Each is asked as they come, and nobody twice in a window."""
+    known.second_stage(AT)
+    learned = [found for (_, mode), found in known._visited.items() if mode == ALL_ITEMS]
+    assert all(found is not None and (found.label > 0).any() for found in learned)
+    age = learned[0].names.index("customer_touch_age")
+    asked = [np.unique(np.stack([found.customer, found.values[:, age]]), axis=1)[1] for found in learned]
+    assert all(len(np.unique(ages)) > 0.9 * len(ages) for ages in asked)
 
 
 def test_new_items_are_those_never_bought_before(known):
@@ -198,16 +209,15 @@ def test_those_who_bought_teach_before_those_who_only_looked(known, monkeypatch)
     everybody = np.arange(moment.occasion.n_customers)
     relevant = sparse.diags((everybody % 3 == 0).astype(float)) @ moment.relevant[ALL_ITEMS]
     looked = sparse.csr_matrix(np.full((len(everybody), moment.occasion.n_items), 0.1))
-    wider = replace(moment, relevant={ALL_ITEMS: relevant}, worth={ALL_ITEMS: looked})
-    buyers = wider.judged(ALL_ITEMS)[0]
-    assert np.array_equal(ranking._teachers(wider, ALL_ITEMS, seed=0), everybody)
+    buyers = np.flatnonzero(np.diff(relevant.indptr))
+    assert np.array_equal(ranking._teachers(relevant, looked, seed=0), everybody)
     monkeypatch.setattr(ranking, "MOST_PEOPLE", len(buyers) + 2)
-    some = ranking._teachers(wider, ALL_ITEMS, seed=0)
+    some = ranking._teachers(relevant, looked, seed=0)
     assert len(some) == len(buyers) + 2
     assert set(buyers) <= set(some)
-    assert not np.array_equal(some, ranking._teachers(wider, ALL_ITEMS, seed=1))
+    assert not np.array_equal(some, ranking._teachers(relevant, looked, seed=1))
     monkeypatch.setattr(ranking, "MOST_PEOPLE", len(buyers) - 1)
-    assert set(ranking._teachers(wider, ALL_ITEMS, seed=0)) < set(buyers)
+    assert set(ranking._teachers(relevant, looked, seed=0)) < set(buyers)
 
 
 def test_baselines_segments_and_figures_tell_of_the_same_customers(tested, known):
