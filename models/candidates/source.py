@@ -180,8 +180,12 @@ def heaviest(weights: Any, k: int) -> Any:
     if counts.max(initial=0) <= k:
         return weights
     rows = np.repeat(np.arange(len(counts)), counts)
-    order = np.lexsort((weights.indices, -np.abs(weights.data), rows))
-    kept = order[np.arange(len(rows)) - np.repeat(weights.indptr[:-1], counts) < k]
+    long = np.flatnonzero(counts[rows] > k)  # only rows with too many are put in order
+    order = long[np.lexsort((weights.indices[long], -np.abs(weights.data[long]), rows[long]))]
+    sizes = counts[counts > k]
+    place = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    kept = np.ones(len(rows), dtype=bool)
+    kept[order[place >= k]] = False
     return sparse.csr_matrix((weights.data[kept], (rows[kept], weights.indices[kept])), weights.shape)
 
 

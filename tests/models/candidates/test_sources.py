@@ -17,7 +17,7 @@ from models.candidates.factors import Factors
 from models.candidates.neighbours import Neighbours
 from models.candidates.own_history import OwnHistory
 from models.candidates.popularity import Popularity
-from models.candidates.source import Linear, Source
+from models.candidates.source import Linear, Source, heaviest
 from models.candidates.stack import Stack
 
 SOURCES = [
@@ -214,6 +214,19 @@ def _is_in_a_file(array: Any) -> bool:
     while isinstance(array, np.ndarray):
         array = array.base
     return isinstance(array, mmap.mmap)
+
+
+@given(st.integers(0, 1_000), st.integers(1, 6))
+def test_each_row_keeps_its_largest_entries_of_equal_ones_the_first(seed: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = sparse.random(rng.integers(1, 8), 12, density=rng.random(), format="csr", random_state=seed)
+    weights.data = rng.integers(-3, 4, weights.nnz).astype(float)
+    kept = heaviest(weights, k)
+    for row in range(weights.shape[0]):
+        mine = weights[row]
+        best = np.sort(np.lexsort((mine.indices, -np.abs(mine.data)))[:k])
+        assert np.array_equal(kept[row].indices, mine.indices[best])
+        assert np.array_equal(kept[row].data, mine.data[best])
 
 
 def test_of_a_long_history_the_heaviest_items_are_added_up_and_none_that_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
