@@ -25,7 +25,7 @@ from pipelines import labels, tables, tracking
 from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import explanations, listing, truth
+from pipelines.training import explanations, listing, truth, visits
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
@@ -118,8 +118,8 @@ def ranking(frame: pd.DataFrame, items: pd.DataFrame, *, at: datetime, settings:
 
 
 def code_of_stages() -> str:
-    """Names the source of both stages: other code, other version."""
-    modules = (als, candidates, forest, inner_product, lists, ranker, recommender, stages, two_stage)
+    """Names the source of both stages and of what they learn from: other code, other version."""
+    modules = (als, candidates, forest, inner_product, lists, ranker, recommender, stages, two_stage, Moments, visits)
     files = [path for module in modules for path in _sources(Path(inspect.getfile(module)))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
