@@ -110,6 +110,15 @@ def best_lists(scores: np.ndarray, *, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
+def filled(lists: np.ndarray, popular: np.ndarray) -> np.ndarray:
+    """Lists (m, k) with the next popular items (m, k), best first, in their empty places (-1)."""
+    full = lists.copy()
+    for item in popular.T:  # place by place: the next popular item, where there is room and it is not listed yet
+        rows = np.flatnonzero((full == -1).any(axis=1) & (full != item[:, None]).all(axis=1))
+        full[rows, (full[rows] == -1).argmax(axis=1)] = item[rows]
+    return full
+
+
 def share_of_optimum(found: Sheet, shares: np.ndarray, *, k: int) -> float:
     """How far our lists are on the way from popularity to the optimum, by the NDCG@k of each that is expected: free of the noise of labels.
 
@@ -210,11 +219,7 @@ def _own_history(moment: Moment, people: np.ndarray, popular: np.ndarray, *, k: 
     if own.nnz:
         items, scores = OwnHistory().fit(own).recommend(own[people], k)
         lists = np.where(scores > 0, items, -1)
-    for place in range(k):  # place by place: the next popular item, where there is room and it is not listed yet
-        item = popular[:, place]
-        rows = np.flatnonzero((lists == -1).any(axis=1) & (lists != item[:, None]).all(axis=1))
-        lists[rows, (lists[rows] == -1).argmax(axis=1)] = item[rows]
-    return lists
+    return filled(lists, popular)
 
 
 def _mean(values: np.ndarray) -> float:
