@@ -41,7 +41,7 @@ def contributions(overall: pd.DataFrame, parts: pd.DataFrame, features: pd.DataF
             color = value[is_known].astype(float).rank(pct=True, method="average")
             drawn = swarm.scatter(x[is_known], height[is_known], s=4, c=color, cmap="coolwarm", vmin=0, vmax=1, linewidths=0)
     swarm.axvline(0, color="0.8", zorder=0)
-    swarm.set(xlabel=f"contribution in each of {len(parts):,} rows (grey: text, null)")
+    swarm.set(xlabel=f"contribution in each of {len(parts):,} rows (colour: value; grey: text, null)")
     if drawn is not None:
         figure.colorbar(drawn, ax=swarm, ticks=[0, 1], pad=0.01).ax.set_yticklabels(["low", "high"])
     return figure
@@ -160,7 +160,7 @@ def on_diagonal(axes: "Axes", table: pd.DataFrame) -> None:
     beside = [table["observed"] - table["low"], table["high"] - table["observed"]]
     axes.errorbar(table["predicted"], table["observed"], yerr=beside, marker="o", markersize=4, capsize=2)
     axes.axline((0, 0), slope=1, linestyle=":", color="grey")
-    axes.set(xlabel="predicted probability", ylabel="observed rate", ylim=(0, 1))
+    axes.set(xlabel="predicted probability", ylabel="observed rate", ylim=(-0.02, 1.02))
 
 
 # -- private -----------------------------------------------------------------------------------------------------------
