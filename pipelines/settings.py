@@ -166,7 +166,7 @@ class TrainingSettings(_Group):
     cost_false_negative: float = Field(4.0, gt=0, description="cost of missing a customer who did")
     bootstrap_draws: int = Field(500, ge=100, description="draws behind every interval")
     folds: int = Field(2, ge=1, le=8, description="origins that a trial is judged at, the validation rows and as many earlier ones as fit")
-    ranking_cutoffs: int = Field(6, ge=1, le=24, description="earlier cut-offs that the second stage of recommendation learns from")
+    ranking_cutoffs: int = Field(6, ge=1, le=24, description="earlier cut-offs, and visits after them, that the second stage learns from")
     seeds: int = Field(3, ge=1, le=20, description="boosters of the winner's parameters that are averaged into the model")
     when_days: int | None = Field(
         None, ge=1, le=730, description="days ahead that churn also tells when the next order comes, by a hazard model; none: it does not"

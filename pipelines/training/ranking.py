@@ -1,4 +1,4 @@
-"""Interactions -> the second stage of the recommender, learned at earlier cut-offs and judged on the validation window.
+"""Interactions -> the second stage of the recommender, learned from earlier moments and judged on the validation window.
 
 At each earlier cut-off the sources are fitted on what was known then, so that the scores which the ranker learns from are as out of
 sample as those it will meet. Lists are asked for there, for everybody at once, and as customers come back after it, knowing what they did

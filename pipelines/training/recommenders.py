@@ -1,6 +1,6 @@
 """Interactions -> a tuned recommender in two stages, with its test against simple rules, simpler models and the optimum.
 
-The first stage is tuned on what was known at the validation cut-off; the second learns from earlier cut-offs and is used where it is
+The first stage is tuned on what was known at the validation cut-off; the second learns from earlier moments and is used where it is
 ahead on the validation window. Both are tested once on the newest window, then fitted once more on everything known now: people are
 served from today's history, and the figures are those of the tested fit.
 """
