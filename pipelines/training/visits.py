@@ -41,28 +41,32 @@ def between(frame: pd.DataFrame, found: Ranking, *, until: datetime, silence: ti
     frame: columns of tables.INTERACTIONS. Without visits: no rows.
     """
     known = frame[(frame["event_timestamp"] < until) & (frame["created_timestamp"] < until)]
-    known = known.sort_values(["customer_id", "event_timestamp"], kind="stable")
     done, knew = (known[name].to_numpy(dtype="datetime64[us]").astype(np.int64) for name in ("event_timestamp", "created_timestamp"))
-    item, weight = pd.Index(found.items).get_indexer(pd.Index(known["item_id"])).astype(np.int64), known["weight"].to_numpy(dtype=float)
-    customer = pd.factorize(known["customer_id"])[0]
+    customer, names = pd.factorize(known["customer_id"])
+    opens = pd.Timestamp(found.at).value // 1_000
+    kept = np.flatnonzero(np.isin(customer, customer[done >= opens]))
+    kept = kept[np.lexsort((done[kept], customer[kept]))]
+    done, knew, customer = done[kept], knew[kept], customer[kept]
+    item = pd.Index(found.items).get_indexer(pd.Index(known["item_id"].iloc[kept])).astype(np.int64)
+    weight = known["weight"].to_numpy(dtype=float)[kept]
     is_first = np.diff(customer, prepend=-1) != 0
     is_begin = is_first | (np.diff(done, prepend=0) > silence // timedelta(microseconds=1))
-    visit, first = np.cumsum(is_begin), np.flatnonzero(is_first)
-    begin = np.flatnonzero(is_begin & ~is_first & (done >= pd.Timestamp(found.at).value // 1_000))
+    visit, first = np.cumsum(is_begin), np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+    begin = np.flatnonzero(is_begin & ~is_first & (done >= opens))
     if rng is not None:
         drawn = rng.permutation(begin)
         begin = np.sort(drawn[np.unique(customer[drawn], return_index=True)[1]])
-    before, past = _ranges(first[customer[begin]], begin)
+    before, past = _ranges(first[begin], begin)
     knows = (item[past] >= 0) & (np.maximum(done, knew)[past] < done[begin][before])
     before, past = before[knows], past[knows]
     ends = np.searchsorted(visit, visit[begin], side="right")
     after, then = _ranges(begin, ends)
-    kept = item[then] >= 0
+    is_item = item[then] >= 0
     return Visits(
         at_us=done[begin],
-        customers=known["customer_id"].to_numpy()[begin],
+        customers=np.asarray(names)[customer[begin]],
         histories=Histories.of(before, item[past], weight[past], done[past], n_customers=len(begin)),
-        worth=_heaviest(after[kept], item[then[kept]], weight[then[kept]], (len(begin), len(found.items))),
+        worth=_heaviest(after[is_item], item[then[is_item]], weight[then[is_item]], (len(begin), len(found.items))),
     )
 
 
