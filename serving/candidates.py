@@ -298,7 +298,7 @@ class Recommendations:
         (kind, name), at, deadline = case.name, case.at, case.deadline
         with tracing.span("consent"):
             if kind == "customer_id":
-                return self._guard.ask(lambda profiles: profiles.people([name], at=at, deadline=deadline)[0])
+                return self._guard.ask(lambda profiles: profiles.person(name, at=at, deadline=deadline))
             return self._guard.ask(lambda profiles: profiles.owners(kind, [name], at=at, deadline=deadline)[0])
 
     def _remembered(self, case: _Case) -> _Answered:

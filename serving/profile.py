@@ -103,6 +103,12 @@ class Profiles:
         """Look for nobody's consent: whether the store answers at all. Raises StoreFailure."""
         self.source.present(self.views["customer_consent"][0], ["nobody"], deadline)
 
+    def person(self, name: str, *, at: datetime, deadline: Deadline) -> Person:
+        """Who a name is, as `people` says; whose consent is recorded under it is told by one look at the store. Raises StoreFailure."""
+        (((_, row),),) = self.source.fetch_views(self.views["customer_consent"], [name], deadline)  # true until revoked, however long ago
+        flag = row.get(IS_ALLOWED)
+        return self.people([name], at=at, deadline=deadline)[0] if flag is None else Person(name, flag is True)
+
     def people(self, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
         """Who each name is: a customer_id, one of before a merge, or else the shop's own user id. Raises StoreFailure."""
         people = self._customers(names, at=at, deadline=deadline)

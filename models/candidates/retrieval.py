@@ -103,14 +103,15 @@ class Retrieval(Learner):
         found = _distinct(np.concatenate([one.best(self.n_candidates, barred) for one in every]))
         told = np.empty((2 * len(KINDS), len(found)), dtype=np.float32)
         scores, ranks = told[: len(KINDS)], told[len(KINDS) :]
-        scores[self._linear_rows] = sums.of(found)
+        for row, mine in zip(self._linear_rows, sums.of(found), strict=True):
+            scores[row] = mine
         for name, one in said.items():
             scores[_ROW[name]] = one.of(found)
-        if self._absent:
-            scores[self._absent] = np.nan
+        for row in self._absent:
+            scores[row] = np.nan
         ranks[_ROWS, (-scores).argsort(axis=1, kind="stable")] = np.arange(1, len(found) + 1, dtype=np.float32)
-        if self._absent:
-            ranks[self._absent] = np.nan
+        for row in self._absent:
+            ranks[row] = np.nan
         liked = said.get("factors")
         return Candidates(found, told, liked if isinstance(liked, Liked) else None)
 

@@ -42,6 +42,13 @@ def test_one_look_tells_of_a_person_what_several_tell_or_leaves_it_to_them(profi
     assert profiles.permitted(cast.customers[0], "of_another_shop", at=cast.now, deadline=SOON) is None
 
 
+def test_one_person_is_who_people_say_it_is(profiles, cast):
+    for name in (*cast.customers, cast.bare, cast.untrained, "user-3", "nobody"):
+        assert profiles.person(name, at=cast.now, deadline=SOON) == profiles.people([name], at=cast.now, deadline=SOON)[0]
+    assert not profiles.person(cast.denied, at=cast.now, deadline=SOON).is_allowed
+    assert profiles.person(cast.customers[3], at=cast.now, deadline=SOON).is_allowed
+
+
 def test_row_beyond_the_age_limit_counts_as_missing_but_consent_does_not_expire(shop, cast, opened):
     strict = opened(shop, max_age_hours=24 * 10)
     lenient = opened(shop, max_age_hours=24 * 25)
@@ -70,6 +77,7 @@ def test_customer_merged_into_another_is_found_under_both_ids(home, cast, opened
     profiles = opened(home, max_age_hours=24 * 3650)
     known = Person(new, is_allowed=True)
     assert profiles.people([old, new, "nobody"], at=cast.now, deadline=SOON) == [known, known, STRANGER]
+    assert profiles.person(old, at=cast.now, deadline=SOON) == known
     assert profiles.formers(new, deadline=SOON) == [old]
     assert profiles.formers(cast.customers[5], deadline=SOON) == []
 
