@@ -7,6 +7,7 @@ service and its Redis. Changes champions of the home it is given, and nothing of
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import SecretStr
@@ -17,7 +18,7 @@ from serving import process
 from serving.access import Role, read_key
 from serving.bench.relay import TROUBLES, Relay
 from serving.bench.row import Row, row
-from serving.bench.sending import Plan, Sending, Sent, percentile
+from serving.bench.sending import Plan, Sending, percentile
 from serving.load import cpu_s, family
 from serving.process import ServiceError
 
@@ -27,7 +28,43 @@ TAKEN_UP_S = 30.0  # a worker looks at the registry every two seconds, and rehea
 LOOKS = 8  # answers, each on a connection of its own, that must have the new version: there are two workers
 FEW_CONNECTIONS, MANY_CONNECTIONS = 16, 2_000
 OVERLOAD = 10  # times what it can answer
+OVERLOAD_TURNS = 3
 SLACK_MS = 5.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a while of load came to: answers with 200, those of them within the deadline, refusals, and all that was answered, a second;
+    seconds of the server's processor for a second; cores of the sender; answers of another kind.
+    """
+
+    ok: float
+    in_time: float
+    refused: float
+    reached: float
+    cpu_s: float
+    p99_ms: float
+    sender: float
+    other: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Too much load, between two looks at the most that can be answered."""
+
+    before: Load
+    load: Load
+    after: Load
+
+    @property
+    def most(self) -> float:
+        """Answers a second."""
+        return (self.before.in_time + self.after.in_time) / 2
+
+    @property
+    def answer_cpu_s(self) -> float:
+        """Of one answer at the peak."""
+        return (self.before.cpu_s + self.after.cpu_s) / (self.before.ok + self.after.ok)
 
 
 def moving_rows(settings: Settings, bodies: Sequence[str], *, moves: int, model: str = "churn") -> list[Row]:
@@ -56,32 +93,45 @@ def moving_rows(settings: Settings, bodies: Sequence[str], *, moves: int, model:
 
 
 def overload_rows(settings: Settings, bodies: Sequence[str], *, seconds: float) -> list[Row]:
-    """As much as it can answer, then so many times as much offered.
-
-    Answers in time for a second of the server's processor are told beside those for a second of the clock: the sender has the same cores,
-    and needs more of them the more it offers.
+    """As much as it can answer and so many times as much offered, in turns, for a machine's own speed changes: a turn's most is the mean of
+    before and after it.
     """
+    part_s, deadline_ms = max(seconds / 2, 2.0), settings.serving.deadline_ms
     with process.start(settings, 0, is_alone=True) as service:
-        at_peak, peak_cpu_s = _sent(service, _plan(service, bodies, seconds=seconds, connections=FEW_CONNECTIONS))
-        peak = at_peak.part().ok / seconds
-        many = _plan(service, bodies, seconds=seconds, connections=MANY_CONNECTIONS, rate=max(peak, 1.0) * OVERLOAD, drops=True)
-        sent, busy_cpu_s = _sent(service, many)
-    whole, deadline_ms = sent.part(), settings.serving.deadline_ms
-    in_time = sum(ms <= deadline_ms for ms in whole.took_ms)
-    refused = sum(n for status, n in sent.statuses.items() if status in ("429", "503"))
-    other = sum(n for status, n in sent.statuses.items() if status not in ("200", "429", "503"))
-    name = f"{OVERLOAD} times the load"
+        few = _plan(service, bodies, seconds=part_s, connections=FEW_CONNECTIONS)
+        peaks, busy = [_under(service, few, deadline_ms)], []
+        for _ in range(OVERLOAD_TURNS):
+            rate = max(peaks[-1].in_time, 1.0) * OVERLOAD
+            many = _plan(service, bodies, seconds=part_s, connections=MANY_CONNECTIONS, rate=rate, drops=True)
+            busy.append(_under(service, many, deadline_ms))
+            peaks.append(_under(service, few, deadline_ms))
+    return turns_told(peaks, busy, deadline_ms)
+
+
+def turns_told(peaks: Sequence["Load"], busy: Sequence["Load"], deadline_ms: float) -> list[Row]:
+    """The rows: of the middle one of the turns by its share of the most, and that share in the worst. peaks: one more than there are turns.
+
+    Answers for a second of the server's processor are told beside those for a second of the clock: the sender has the same cores, and needs
+    more of them the more it offers. What is left of the server's time after the answers at their price at the peak is the refusals'.
+    """
+    turns = [Turn(before, load, after) for before, load, after in zip(peaks, busy, peaks[1:], strict=False)]
+    turns.sort(key=lambda turn: turn.load.in_time / turn.most)
+    worst, middle = turns[0], turns[len(turns) // 2]
+    load, name = middle.load, f"{OVERLOAD} times the load"
+    refusal_us = 1e6 * max(load.cpu_s - load.ok * middle.answer_cpu_s, 0.0) / max(load.refused, 1)
     return [
-        row(f"{name}: answered within the deadline", in_time / seconds, "answers/s", "the most it can", peak),
+        row(f"{name}: answered within the deadline", load.in_time, "answers/s", "the most it can", middle.most),
+        row(f"{name}: the same in the worst of {len(turns)} turns", worst.load.in_time, "answers/s", "the most it can", worst.most),
         row(
             f"{name}: answered within the deadline, by the server's CPU",
-            in_time / busy_cpu_s, "answers/CPU s", "the most it can", at_peak.part().ok / peak_cpu_s,
+            load.in_time / load.cpu_s, "answers/CPU s", "the most it can", 1 / middle.answer_cpu_s,
         ),
-        row(f"{name}: p99 of what was accepted", percentile(whole.took_ms, 0.99), "ms", "the deadline", deadline_ms),
-        row(f"{name}: refused with 429 or 503", refused, "requests"),
-        row(f"{name}: reached the server", sent.answered / (seconds + many.warm_up_s), "requests/s", "the most it can answer", peak),
-        row(f"{name}: the sender's own processor", sent.cpu_share, "cores", "at the peak", at_peak.cpu_share),
-        row(f"{name}: answered otherwise", other, "requests"),
+        row(f"{name}: p99 of what was accepted", load.p99_ms, "ms", "the deadline", deadline_ms),
+        row(f"{name}: refused with 429 or 503", load.refused, "requests/s"),
+        row(f"{name}: CPU of a refusal", refusal_us, "us", "an answer at the peak", 1e6 * middle.answer_cpu_s),
+        row(f"{name}: reached the server", load.reached, "requests/s", "the most it can answer", middle.most),
+        row(f"{name}: the sender's own processor", load.sender, "cores", "at the peak", middle.before.sender),
+        row(f"{name}: answered otherwise", sum(turn.load.other for turn in turns), "requests"),
     ]  # fmt: skip
 
 
@@ -131,14 +181,27 @@ def _seconds_back(after: Sequence[Any], usual_ms: float) -> float:
     return float(sick[-1]) if sick else 0.0
 
 
-def _sent(service: process.Process, plan: Plan) -> tuple[Sent, float]:
-    """What a plan came to, and the seconds of processor time that it took the service once its connections were there."""
+def _under(service: process.Process, plan: Plan, deadline_ms: float) -> Load:
+    """What a plan came to. The service's processor is looked at once the connections are there."""
     pids = family(service.child.pid)
     sending = Sending(plan)
     sending.wait_started()
     before = cpu_s(pids) or 0.0
     sent = sending.result()
-    return sent, max((cpu_s(pids) or 0.0) - before, 0.01)
+    took_s, whole, seconds = max((cpu_s(pids) or 0.0) - before, 0.01), sent.part(), plan.seconds
+    refused = sum(n for status, n in sent.statuses.items() if status in ("429", "503"))
+    other = sum(n for status, n in sent.statuses.items() if status not in ("200", "429", "503"))
+    all_s = seconds + plan.warm_up_s  # statuses are counted from the first request on
+    return Load(
+        ok=max(whole.ok, 1) / seconds,
+        in_time=sum(ms <= deadline_ms for ms in whole.took_ms) / seconds,
+        refused=refused / all_s,
+        reached=sent.answered / all_s,
+        cpu_s=took_s / seconds,
+        p99_ms=percentile(whole.took_ms, 0.99),
+        sender=sent.cpu_share,
+        other=other,
+    )
 
 
 def _taken_up_s(service: process.Process, body: dict[str, Any], version: str) -> float:

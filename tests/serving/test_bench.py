@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serving.bench import rivals, search, serve
+from serving.bench import rivals, search, serve, trouble
 from serving.bench.relay import FROZEN, SLOW, TROUBLES, Relay
 from serving.bench.sending import Plan, Second, offer, percentile, send
 from serving.bench.serve import Cost
+from serving.bench.trouble import Load
 from serving.fallbacks import Deadline
 from serving.process import ServiceError
 from serving.wire import ScoreRequest
@@ -114,6 +115,24 @@ def test_rows_hold_each_figure_beside_its_rivals():
     assert found["/churn, one customer, no reasons: CPU", "mlflow models serve"] == 0.05
     assert found["/churn, one customer, no reasons: CPU", "the front alone"] == 4
     assert found["/recommend, 10 of all items: CPU", "the goal"] == pytest.approx(200 / serve.RECOMMEND_GOAL_US, abs=1e-4)
+
+
+def test_overload_is_told_of_the_middle_turn_beside_the_most_of_before_and_after_it():
+    """A machine that is half as fast for a while is no better and no worse at it."""
+
+    def load(in_time, *, refused=0.0, cpu_s=1.0, other=0):
+        return Load(in_time, in_time, refused, in_time + refused, cpu_s, 200.0, 0.3, other)
+
+    peaks = [load(1_000.0), load(1_000.0), load(500.0), load(500.0)]
+    busy = [load(800.0, refused=10_000.0), load(300.0, other=2), load(450.0, refused=5_000.0, other=1)]
+    rows = {row["name"].removeprefix("10 times the load: "): row for row in trouble.turns_told(peaks, busy, 250.0)}
+    shares = {name: rows[name]["ratio"] for name in ("answered within the deadline", "the same in the worst of 3 turns")}
+    assert shares == {"answered within the deadline": 0.8, "the same in the worst of 3 turns": 0.4}
+    assert rows["answered within the deadline"]["rival_value"] == 1_000.0
+    assert rows["CPU of a refusal"] | {"value": pytest.approx(20.0)} == rows["CPU of a refusal"]  # a fifth of a second for ten thousand
+    assert rows["CPU of a refusal"]["rival_value"] == 1_000.0
+    assert rows["answered within the deadline, by the server's CPU"]["ratio"] == 0.8
+    assert rows["answered otherwise"]["value"] == 3  # of all turns: it should be none
 
 
 def test_the_relay_passes_on_and_makes_each_trouble(scripted):
