@@ -86,11 +86,11 @@ def logits_of_mixtures(params: Sequence[float], history: Sequence[float], refere
             leaving.append((start, length, k, other, scale + log(s * length / 2) if length > 0.0 else -inf))
     by_horizon, shapes, slowness = np.array(orders).T[:, :, None]
     stays = np.exp(-s * np.log1p(slowness * np.expm1(np.log1p(-by_horizon * ORDER_PLACES) / -shapes))) @ ORDER_WEIGHTS
-    if_alive = (by_horizon[:, 0] * stays * weights).reshape(2, 2, 2, 1, 2).sum(axis=-1)  # by visits, first, orders
+    if_alive = np.add.reduce((by_horizon[:, 0] * stays * weights).reshape(2, 2, 2, 1, 2), axis=-1)  # by visits, first, orders
     starts, lengths, ks, others, scales = np.array(leaving).T[:, :, None]
     w = starts + lengths * _LEAVING_PLACES
     logs = ks * w - others * np.log(np.exp(w) + abs(beta - alpha))
-    top = logs.max(axis=1, keepdims=True)
+    top = np.maximum.reduce(logs, axis=1, keepdims=True)
     left = np.log(np.exp(logs - top) @ _LEAVING_WEIGHTS) + (top + scales)[:, 0]
     odds = np.exp(np.minimum(left, _LARGEST_LOG)).reshape(2, 2, 1, 2)
     found = np.minimum(np.maximum(if_alive / (1.0 + odds), RAREST), 1.0 - RAREST).transpose(0, 2, 1, 3).ravel()

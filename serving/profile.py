@@ -69,12 +69,13 @@ class Profiles:
     def __init__(self, views: Mapping[str, tuple[View, ...]], source: Source, *, pseudonym: Pseudonym) -> None:
         self.views, self.source = views, source
         self.is_provisional = False  # what is read is to be resolved again
+        self._names = {name: tuple(column for view in some for column in view.columns) for name, some in views.items()}
         self._pseudonym = lru_cache(NAMES_REMEMBERED)(pseudonym)
 
     def read(self, name: str, keys: Sequence[Key], *, at: datetime, deadline: Deadline) -> Rows:
         """The columns of a feature service or of one view, for the keys. Raises StoreFailure."""
         views = self.views[name]
-        return _rows(views, self.source.fetch_views(views, keys, deadline), n=len(keys), at=at)
+        return _rows(self._names[name], views, self.source.fetch_views(views, keys, deadline), n=len(keys), at=at)
 
     def permitted(self, name: str, service: str, *, at: datetime, deadline: Deadline) -> tuple[Person, Rows | None] | None:
         """Who a customer_id is and, where that person lets it be used, their columns of a feature service, in one look at the store.
@@ -93,7 +94,8 @@ class Profiles:
         if found is None or flag is None:
             return None
         is_allowed = flag is True
-        return Person(name, is_allowed), _rows(views, [[row] for row in found[1:]], n=1, at=at) if is_allowed else None
+        rows = _rows(self._names[service], views, [[row] for row in found[1:]], n=1, at=at) if is_allowed else None
+        return Person(name, is_allowed), rows
 
     def forget_names(self) -> None:
         """Let go of the names that were asked for, as callers gave them."""
@@ -156,7 +158,7 @@ class Profiles:
         return [any(flags) for flags in zip(*found, strict=True)]
 
 
-def _rows(views: tuple[View, ...], fetched: Sequence[Sequence[Row]], *, n: int, at: datetime) -> Rows:
+def _rows(names: tuple[str, ...], views: Sequence[View], fetched: Sequence[Sequence[Row]], *, n: int, at: datetime) -> Rows:
     """The values of the views' columns; what is too old in its view counts as absent."""
     values: list[list[Value]] = [[] for _ in range(n)]
     changed: list[float | None] = [None] * n
@@ -170,12 +172,7 @@ def _rows(views: tuple[View, ...], fetched: Sequence[Sequence[Row]], *, n: int, 
             values[i] += map(row.get, columns)
             if then > (changed[i] or 0.0):
                 changed[i] = then
-    return Rows(_names(views), values, changed)
-
-
-@lru_cache(100)
-def _names(views: tuple[View, ...]) -> tuple[str, ...]:
-    return tuple(column for view in views for column in view.columns)
+    return Rows(names, values, changed)
 
 
 def _as_former(name: str) -> str | None:

@@ -153,11 +153,20 @@ class Scoring:
         except Unavailable as reason:
             case.step_down(PERSONAL, reason.cause, is_failure=True)
             return {}
-        if any(person.customer_id is None for person in people):
+        customers: dict[int, str] = {}
+        is_unknown = is_denied = False
+        for i, person in enumerate(people):
+            if person.customer_id is None:
+                is_unknown = True
+            elif person.is_allowed:
+                customers[i] = person.customer_id
+            else:
+                is_denied = True
+        if is_unknown:
             case.step_down(PERSONAL, fallbacks.UNKNOWN_CUSTOMER, is_failure=False)
-        if any(person.customer_id is not None and not person.is_allowed for person in people):
+        if is_denied:
             case.step_down(PERSONAL, fallbacks.CONSENT, is_failure=False)
-        return {i: person.customer_id for i, person in enumerate(people) if person.customer_id is not None and person.is_allowed}
+        return customers
 
     def _live(self, case: _Case, customers: Mapping[int, str]) -> dict[int, Prediction]:
         scorer = case.bundle.scorers.get(case.task)
@@ -187,7 +196,7 @@ class Scoring:
         probabilities = foretold.tolist()
         if not all(0 <= probability <= 1 for probability in probabilities):  # NaN is neither
             raise Unavailable(fallbacks.MODEL_FAILED)
-        if self._shadow is not None:
+        if self._shadow is not None and self._shadow.wants(case.task):
             self._shadow.offer(Asked(case.task, service, [ids[j] for j in present], derived, foretold, scorer.version, case.at_us))
         observed = metrics.score(case.task)
         for probability in probabilities:
@@ -228,7 +237,8 @@ class Scoring:
             view, prefix = "task_scores", ""
         keys: list[Key] = list(ids) if prefix else [(customer, case.task) for customer in ids]
         rows = self._guard.ask(lambda profiles: profiles.read(view, keys, at=case.at, deadline=case.deadline), is_batch=case.is_batch)
-        values, versions = (rows.columns[f"{prefix}{what}"] for what in ("probability", "version"))
+        columns = rows.columns
+        values, versions = (columns[f"{prefix}{what}"] for what in ("probability", "version"))
         found = {i: float(value) for i, value in zip(customers, values, strict=True) if isinstance(value, float) and 0 <= value <= 1}
         if found and case.version is None:
             case.version = next((str(version) for version in versions if version is not None), None)
@@ -275,7 +285,7 @@ def _finish(case: _Case) -> Scores:
     return Scores(
         predictions=predictions,
         model_version=case.version,
-        source=next(source for source in (STATIC, STALE, PERSONAL) if source in sources),
+        source=STATIC if STATIC in sources else STALE if STALE in sources else PERSONAL,
         degraded=case.is_degraded,
         causes=case.causes,
         as_of=case.at,

@@ -61,9 +61,13 @@ class Shadow:
             self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
             self._thread.start()
 
+    def wants(self, task: str) -> bool:
+        """Whether the task has a challenger."""
+        return task in self._models.bundle.scorers
+
     def offer(self, asked: Asked) -> None:
         """Let the task's challenger score it too, if there is one and it has time."""
-        if asked.task not in self._models.bundle.scorers:
+        if not self.wants(asked.task):
             return
         try:
             self._queue.put_nowait(asked)
