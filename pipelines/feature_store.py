@@ -29,10 +29,11 @@ from pipelines.engine import literal
 from pipelines.errors import StoreError
 from pipelines.online import schema as online_schema
 from pipelines.online.feast_format import JoinKey, sorted_names, table_of
+from pipelines.online.opening import open_writer
 from pipelines.online.redis_server import feast_connection
 from pipelines.online.redis_writer import RedisWriter
 from pipelines.online.schema import Schema
-from pipelines.online.writer import CONSENT_VIEW, CUSTOMER, IDENTIFIER_VIEW, OnlineWriter, encoded_keys, open_writer
+from pipelines.online.writer import CONSENT_VIEW, CUSTOMER, IDENTIFIER_VIEW, OnlineWriter, encoded_keys
 from pipelines.settings import Settings
 
 if TYPE_CHECKING:

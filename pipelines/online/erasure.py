@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from pipelines.online.outbox import open_stream_writer
+from pipelines.online.opening import open_stream_writer, open_writer
 from pipelines.online.redis_writer import RedisWriter
-from pipelines.online.writer import FORMER, IDENTIFIER_VIEW, OnlineWriter, open_writer
+from pipelines.online.writer import FORMER, IDENTIFIER_VIEW, OnlineWriter
 from pipelines.settings import Settings
 
 

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 from pipelines.online.feast_format import JoinKey, Key
 from pipelines.online.redis_writer import RedisWriter
 from pipelines.online.writer import CUSTOMER, OnlineWriter, Row
-from pipelines.settings import Settings
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, told TEXT NOT NULL);"
 
@@ -80,13 +79,6 @@ class MirroredWriter(OnlineWriter):
 
     def _owe(self, what: str, view: str, join_key: JoinKey, told: list[Any]) -> None:
         self.db.execute("INSERT INTO outbox (told) VALUES (?)", (json.dumps([what, view, join_key, told]),))
-
-
-def open_stream_writer(home: Path, settings: Settings, *, schema: str = "", is_durable: bool = True) -> OnlineWriter:
-    """The writer of the stream: of the home's file, and of the Redis that the settings name."""
-    if settings.online.redis_url is None:
-        return OnlineWriter(home, schema=schema, is_durable=is_durable)
-    return MirroredWriter(home, url=settings.online.redis_url.get_secret_value(), schema=schema, is_durable=is_durable)
 
 
 def _apply(mirror: RedisWriter, told: list[Any]) -> None:

@@ -37,12 +37,9 @@ from pipelines.online.rows import Standing, StandingRows
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pipelines.online.redis_writer import RedisWriter
-    from pipelines.settings import Settings
-
 __all__ = [
     "CONSENT_VIEW", "CUSTOMER", "FORMER", "IDENTIFIER_VIEW", "K", "OnlineWriter", "Row", "as_text", "encoded_keys", "encoded_value",
-    "is_former", "mapped", "open_writer",
+    "is_former", "mapped",
 ]  # fmt: skip
 
 CONSENT_VIEW = "customer_consent"
@@ -236,15 +233,6 @@ class OnlineWriter(OnlineReader):
         self._standing.drop(view, keys)
         statement = f'DELETE FROM "{table_of(view)}" WHERE entity_key = ?'
         return self.db.executemany(statement, [(key,) for key in keys]).rowcount if keys else 0
-
-
-def open_writer(home: Path, settings: "Settings | None" = None) -> "OnlineWriter | RedisWriter":
-    """The writer of the online store that the settings name: Redis, or the home's SQLite file."""
-    if settings is None or settings.online.redis_url is None:
-        return OnlineWriter(home)
-    from pipelines.online.redis_writer import RedisWriter
-
-    return RedisWriter(settings.online.redis_url.get_secret_value())
 
 
 def encoded_keys(batch: "pa.RecordBatch | pa.Table", join_key: JoinKey) -> list[bytes]:

@@ -10,7 +10,8 @@ from contextlib import closing
 from pathlib import Path
 
 from pipelines import feature_store
-from pipelines.online.writer import Row, open_writer
+from pipelines.online.opening import open_writer
+from pipelines.online.writer import Row
 from pipelines.parity import auditing, values
 from pipelines.settings import Settings
 

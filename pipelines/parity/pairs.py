@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from pipelines import feature_store, tables
 from pipelines.online import schema as online_schema
 from pipelines.online.feast_format import key_decoder
-from pipelines.online.writer import CUSTOMER, Row, open_writer
+from pipelines.online.opening import open_writer
+from pipelines.online.writer import CUSTOMER, Row
 from pipelines.parity import values
 from pipelines.parity.auditing import IN_FLIGHT_US
 from pipelines.parity.values import Comparison, Key, Values, View

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from pipelines.errors import StoreError
 from pipelines.log import Logged, Port, Position
-from pipelines.online.outbox import open_stream_writer
+from pipelines.online.opening import open_stream_writer
 from pipelines.online.writer import OnlineWriter, is_former
 from pipelines.settings import Settings
 from pipelines.stream import calls, identities

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pipelines import feature_store
 from pipelines.errors import StoreError
 from pipelines.online.erasure import erase
-from pipelines.online.outbox import MirroredWriter, open_stream_writer
+from pipelines.online.outbox import MirroredWriter
 from pipelines.online.redis_writer import RedisWriter
-from pipelines.online.writer import OnlineWriter, Row
+from pipelines.online.writer import Row
 from pipelines.settings import OnlineSettings, Settings
 
 pytestmark = pytest.mark.server
@@ -122,10 +122,3 @@ def test_transaction_that_is_rolled_back_owes_nothing(fresh):
         write_and_fail(online, Row("c1", {"session_events": 1}, event_us=1))
     write(online, Row("c2", {"session_events": 1}, event_us=1))
     assert shown(online.mirror, KEYS) == {"c2": "1"}
-
-
-def test_without_a_redis_it_is_the_file_alone(home, url):
-    with closing(open_stream_writer(home, Settings(home=home))) as online:
-        assert type(online) is OnlineWriter
-    with closing(open_stream_writer(home, Settings(home=home, online=OnlineSettings(redis_url=url)))) as online:
-        assert type(online) is MirroredWriter
