@@ -315,7 +315,7 @@ def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: 
             return reasons + [[] for _ in range(len(matrix) - len(reasons))]
         began = time.perf_counter()
         parts = scorer.learner.explain_values(matrix[start : start + EXPLAINED_AT_ONCE])
-        strongest = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, : case.n_reasons]
+        strongest = (-np.abs(parts)).argsort(axis=1, kind="stable")[:, : case.n_reasons]
         names = scorer.learner.feature_names_
         for i, (row, chosen) in enumerate(zip(parts, strongest.tolist(), strict=True), start=start):
             reasons.append([Reason(names[c], _shown(derived.value(names[c], i)), float(row[c])) for c in chosen if row[c] != 0])
