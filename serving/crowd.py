@@ -6,6 +6,9 @@ answer took lately, and no limit has to be guessed. Who would wait for more than
 (`admission`), which costs a hundredth of an answer: decisions last, documentation first. What was read and then waited longer than was
 foreseen is refused when its turn comes, once rounds are long; a single long round, as a busy machine has them, turns nobody away who
 can still be answered. Beside it, so many at most may be under way at once. Never refuses events, health or metrics.
+
+While rounds are long, answers leave out what they can do without (`fallbacks.Deadline`): two without reasons cost as much as one with them.
+Source: Klein et al., "Brownout: building more robust cloud applications", 2014.
 """
 
 import asyncio
@@ -63,7 +66,7 @@ class Crowd:
         self._began = 0.0
         self._of: Loop | None = None  # the round that is under way, and the loop that ends it
         self._n, self._last = 0, 0.0  # answers in this round, and when the last one was done
-        self._is_crowded = False
+        self.is_crowded = False  # whether rounds are long
         self._in_line = 0
         self.answer_s = ANSWER_S
         self.under_way = 0
@@ -75,7 +78,7 @@ class Crowd:
 
     def lets_in(self, priority: Priority) -> bool:
         """Whether a request that was just read may stand in line."""
-        return self._in_line < FEW or self._in_line * self.answer_s <= (self._share_s[priority] if self._is_crowded else self._burst_s)
+        return self._in_line < FEW or self._in_line * self.answer_s <= (self._share_s[priority] if self.is_crowded else self._burst_s)
 
     def stand_in_line(self) -> None:
         """One more was read that has its turn once the loop goes to work."""
@@ -100,7 +103,7 @@ class Crowd:
 
     def refuses(self, priority: Priority, waited_s: float) -> bool:
         """Whether one that waited so long is to be sent away."""
-        most_s = min(SLACK * self._share_s[priority], self._patience_s) if self._is_crowded else self._patience_s
+        most_s = min(SLACK * self._share_s[priority], self._patience_s) if self.is_crowded else self._patience_s
         if waited_s <= most_s and self.under_way < AT_ONCE[priority]:
             return False
         self._n -= 1  # it tells nothing of what an answer takes
@@ -120,7 +123,7 @@ class Crowd:
     def _end_round(self) -> None:
         took_s = self._last - self._began
         # one that is long by the clock alone stood still: those who came meanwhile are not more than can be answered
-        self._is_crowded = min(self._clock() - self._began, self._n * self.answer_s) > self._long_s
+        self.is_crowded = min(self._clock() - self._began, self._n * self.answer_s) > self._long_s
         self._of = None
         if self._n >= _MEASURED and took_s > 0:
             self.answer_s += _WEIGHT * (min(took_s / self._n, _MOST_TIMES * self.answer_s) - self.answer_s)

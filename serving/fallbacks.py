@@ -80,14 +80,18 @@ class Outcome(Generic[T]):
 
 @dataclass(frozen=True)
 class Deadline:
-    """An instant of the monotonic clock, passed down so that every step can ask how long it has."""
+    """An instant of the monotonic clock, passed down so that every step can ask how long it has.
+
+    is_crowded: more wait than can be answered in time, so that what an answer can do without is left out of it.
+    """
 
     at: float
+    is_crowded: bool = False
 
     @classmethod
-    def after_ms(cls, milliseconds: float) -> "Deadline":
+    def after_ms(cls, milliseconds: float, *, is_crowded: bool = False) -> "Deadline":
         """The deadline that lies this far ahead of now."""
-        return cls(time.monotonic() + milliseconds / 1000)
+        return cls(time.monotonic() + milliseconds / 1000, is_crowded)
 
     def left_s(self) -> float:
         """Seconds left; negative once it has passed."""

@@ -216,7 +216,8 @@ class Gateway:
         body = await self._body(receive, headers, self.max_body_bytes, is_here=connection is not None)
         try:
             with self.crowd:  # not before the body is here: those who only drip must not keep others out
-                answer = await self.handlers[scope["path"]](body, Deadline.after_ms(self.deadline_ms - 1_000 * waited_s))
+                deadline = Deadline.after_ms(self.deadline_ms - 1_000 * waited_s, is_crowded=self.crowd.is_crowded)
+                answer = await self.handlers[scope["path"]](body, deadline)
         except wire.BadRequest as bad:
             raise Refused(400, bad.code, bad.message, bad.field) from None
         if connection is None or not reply.send_at_once(connection, scope, self._head, answer):

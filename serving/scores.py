@@ -304,13 +304,13 @@ def _micros(at: datetime) -> int:
 
 
 def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Derived) -> list[list[Reason]]:
-    """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for."""
+    """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for, or too many wait."""
     if not case.n_reasons:
         return [[] for _ in range(len(matrix))]
     reasons: list[list[Reason]] = []
     took_s = 0.0
     for start in range(0, len(matrix), EXPLAINED_AT_ONCE):
-        if case.deadline.left_s() < 2 * took_s:  # as much again is kept for the answer
+        if case.deadline.is_crowded or case.deadline.left_s() < 2 * took_s:  # as much again is kept for the answer
             case.step_down(PERSONAL, fallbacks.REASONS, is_failure=True)
             return reasons + [[] for _ in range(len(matrix) - len(reasons))]
         began = time.perf_counter()

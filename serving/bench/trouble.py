@@ -35,10 +35,11 @@ SLACK_MS = 5.0
 @dataclass(frozen=True)
 class Load:
     """What a while of load came to: answers with 200, those of them within the deadline, refusals, and all that was answered, a second;
-    seconds of the server's processor for a second; cores of the sender; answers of another kind.
+    the share of answers marked degraded; seconds of the server's processor for a second; cores of the sender; answers of another kind.
     """
 
     ok: float
+    degraded: float
     in_time: float
     refused: float
     reached: float
@@ -112,13 +113,12 @@ def turns_told(peaks: Sequence["Load"], busy: Sequence["Load"], deadline_ms: flo
     """The rows: of the middle one of the turns by its share of the most, and that share in the worst. peaks: one more than there are turns.
 
     Answers for a second of the server's processor are told beside those for a second of the clock: the sender has the same cores, and needs
-    more of them the more it offers. What is left of the server's time after the answers at their price at the peak is the refusals'.
+    more of them the more it offers.
     """
     turns = [Turn(before, load, after) for before, load, after in zip(peaks, busy, peaks[1:], strict=False)]
     turns.sort(key=lambda turn: turn.load.in_time / turn.most)
     worst, middle = turns[0], turns[len(turns) // 2]
     load, name = middle.load, f"{OVERLOAD} times the load"
-    refusal_us = 1e6 * max(load.cpu_s - load.ok * middle.answer_cpu_s, 0.0) / max(load.refused, 1)
     return [
         row(f"{name}: answered within the deadline", load.in_time, "answers/s", "the most it can", middle.most),
         row(f"{name}: the same in the worst of {len(turns)} turns", worst.load.in_time, "answers/s", "the most it can", worst.most),
@@ -128,7 +128,7 @@ def turns_told(peaks: Sequence["Load"], busy: Sequence["Load"], deadline_ms: flo
         ),
         row(f"{name}: p99 of what was accepted", load.p99_ms, "ms", "the deadline", deadline_ms),
         row(f"{name}: refused with 429 or 503", load.refused, "requests/s"),
-        row(f"{name}: CPU of a refusal", refusal_us, "us", "an answer at the peak", 1e6 * middle.answer_cpu_s),
+        row(f"{name}: answered without reasons, which is said", load.degraded, "share"),
         row(f"{name}: reached the server", load.reached, "requests/s", "the most it can answer", middle.most),
         row(f"{name}: the sender's own processor", load.sender, "cores", "at the peak", middle.before.sender),
         row(f"{name}: answered otherwise", sum(turn.load.other for turn in turns), "requests"),
@@ -194,6 +194,7 @@ def _under(service: process.Process, plan: Plan, deadline_ms: float) -> Load:
     all_s = seconds + plan.warm_up_s  # statuses are counted from the first request on
     return Load(
         ok=max(whole.ok, 1) / seconds,
+        degraded=whole.degraded / max(whole.ok, 1),
         in_time=sum(ms <= deadline_ms for ms in whole.took_ms) / seconds,
         refused=refused / all_s,
         reached=sent.answered / all_s,

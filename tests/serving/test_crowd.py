@@ -164,7 +164,7 @@ def test_loop_that_ended_in_the_middle_of_a_round_leaves_nothing_behind():
 @given(waited=st.floats(0, 1), more=st.floats(0, 1), under_way=st.integers(0, 200), is_crowded=st.booleans())
 def test_who_waited_longer_or_is_less_urgent_is_never_preferred(waited, more, under_way, is_crowded):
     crowd = Crowd(DEADLINE_S)
-    crowd.under_way, crowd._is_crowded = under_way, is_crowded
+    crowd.under_way, crowd.is_crowded = under_way, is_crowded
     refused = [crowd.refuses(priority, waited) for priority in Priority]
     assert refused == sorted(refused, reverse=True)
     later = [crowd.refuses(priority, waited + more) for priority in Priority]

@@ -227,6 +227,16 @@ def test_reasons_give_way_to_the_deadline_and_probabilities_do_not(answers, cast
     assert took_s < 0.35
 
 
+def test_reasons_are_left_out_where_more_wait_than_can_be_answered(answers, cast):
+    crowded = Deadline.after_ms(10_000, is_crowded=True)
+    answer = answers.scoring.answer("churn", ScoreRequest(customer_ids=cast.customers[:3]), crowded)
+    assert said(answer) == ("personal", True, ["reasons_missing"])
+    assert not any(p.reasons for p in answer.predictions)
+    bare = answers.scoring.answer("churn", ScoreRequest(customer_ids=cast.customers[:3], reasons=0), crowded)
+    assert said(bare) == ("personal", False, [])
+    assert [p.probability for p in bare.predictions] == [p.probability for p in answer.predictions]
+
+
 def test_thousand_customers_are_answered_within_the_deadline(answers, cast):
     ids = cast.customers[:20] * 50
     ask(answers, ids)

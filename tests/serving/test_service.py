@@ -344,6 +344,17 @@ def test_too_many_requests_at_once_are_503_and_told_when_to_come_again(world, mo
     assert world.ask("GET", "/healthz").status_code == 200
 
 
+def test_where_rounds_are_long_scores_come_without_reasons_and_say_so(world, cast, monkeypatch):
+    asked = {"customer_ids": cast.customers[:1]}
+    assert world.ask("POST", "/churn", json=asked).json()["predictions"][0]["reasons"]
+    crowd = world.gateway.crowd
+    monkeypatch.setattr(crowd, "_end_round", lambda: setattr(crowd, "_of", None))  # which would look at how long this one was
+    monkeypatch.setattr(crowd, "is_crowded", True)
+    told = world.ask("POST", "/churn", json=asked).json()
+    assert (told["source"], told["degraded"], told["causes"]) == ("personal", True, ["reasons_missing"])
+    assert told["predictions"][0]["reasons"] == []
+
+
 def test_body_that_never_ends_is_408(world, monkeypatch):
     monkeypatch.setattr("serving.gateway.BODY_TIMEOUT_S", 0.05)
 
