@@ -113,7 +113,7 @@ class InnerProducts:
 
     def _reach(self, at_least: float, length: float) -> int:
         """How many items, the longest, can have so large a product with a query of this length."""
-        return len(self.items) if at_least <= 0 else int(np.searchsorted(self.shortness, -at_least / length, side="right"))
+        return len(self.items) if at_least <= 0 else int(self.shortness.searchsorted(-at_least / length, side="right"))
 
     def _weights(self, turned: Floats) -> Singles:
         """What each row of the table counts for in the bounds of a query that was turned (d,)."""

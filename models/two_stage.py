@@ -78,8 +78,8 @@ class TwoStage(Learner):
             raise ValueError(f"TwoStage: it was not trained for {mode!r}, only for {', '.join(self.rankers_)}")
         found, values = described(self.retrieval_, history, at_us, new_only=mode == NEW_ITEMS)
         scores = self.rankers_[mode].score_rows(values)
-        order = np.argsort(-scores, kind="stable")
-        return Order(found.items[order], scores[order], found.liked)
+        order = (-scores).argsort(kind="stable")
+        return Order(found.items.take(order), scores.take(order), found.liked)
 
     def recommend(
         self, histories: Histories, customers: ArrayLike, k: int, exclude: Any = None, *, at_us: int, mode: str = ALL_ITEMS

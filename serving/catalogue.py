@@ -142,7 +142,7 @@ class Catalogue:
     def arrivals(self, at: datetime) -> Places:
         """What was listed within the last days, newest first; none where that is a large part of everything."""
         now = at.timestamp()
-        first, last = np.searchsorted(self.listed, [now - NEW_DAYS * 86_400, now], side="right")
+        first, last = (self.listed.searchsorted(then, side="right") for then in (now - NEW_DAYS * 86_400, now))
         few = last - first <= NEW_SHARE * len(self.item_ids)
         return self.listing[first:last][::-1] if few else self.listing[:0]
 

@@ -106,8 +106,7 @@ def strongest(solved: Solved, factors: Singles, wanted: Places, items: Places, o
     """
     shares = solved.shares(factors)
     shares += (wanted[:, None] == items) * own
-    best = shares.argmax(axis=1)
-    return np.where(shares[np.arange(wanted.size), best] > 0, items[best], -1)
+    return np.where(shares.max(axis=1) > 0, items.take(shares.argmax(axis=1)), -1)
 
 
 def _known(learner: Recommender, rows: Sequence[int]) -> dict[int, float]:

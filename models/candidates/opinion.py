@@ -41,8 +41,8 @@ class Sparse:
         """See `Opinion`."""
         if not len(self.items):
             return np.zeros(len(items), dtype=np.float32)
-        place = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
-        return np.where(self.items[place] == items, self.scores[place], np.float32(0))
+        place = np.minimum(self.items.searchsorted(items), len(self.items) - 1)
+        return np.where(self.items.take(place) == items, self.scores.take(place), np.float32(0))
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,16 @@ class Candidates:
     told: NDArray[np.float32]
     liked: Liked | None
 
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """(c, n_kinds)."""
+        return self.told[: len(KINDS)].T
+
+    @property
+    def ranks(self) -> NDArray[np.float32]:
+        """(c, n_kinds)."""
+        return self.told[len(KINDS) :].T
+
 
 class Retrieval(Learner):
     """The sources, fitted on one moment. n_candidates: the best so many of each source; ease_items: above, EASE is left out.
@@ -96,8 +106,9 @@ class Retrieval(Learner):
         barred = known.history.item[known.history.purchases > 0] if new_only else NOTHING.item
         every_weight = known.weights(self._half_lives)
         is_faded = not every_weight.all()
-        weights = [_counting(known.history.item, some) if is_faded else (known.history.item, some) for some in every_weight]
-        sums = self._stack.asked(known.history.item, every_weight.take(self._linear_reads, axis=0))
+        items = known.history.item
+        weights = [_counting(items, some) if is_faded else (items, some) for some in every_weight]
+        sums = self._stack.asked(items, every_weight.take(self._linear_reads, axis=0))
         said = {name: source.asked(*weights[self._reads[name]]) for name, source in self._alone.items()}
         every: list[Sums | Opinion] = [sums, *said.values()]
         found = _distinct(np.concatenate([one.best(self.n_candidates, barred) for one in every]))

@@ -39,9 +39,9 @@ class Stack:
         for matrix, mine, has in zip(self.matrices, weights, counts, strict=True):
             some, mine = _heaviest(items[has], mine[has])
             begins, ends = matrix.indptr.take(some), matrix.indptr.take(some + 1)
-            rows = [slice(*row) for row in zip(begins.tolist(), ends.tolist(), strict=True)]  # copied whole: cheaper than entry by entry
-            found += [matrix.indices[row] for row in rows]
-            told += [matrix.data[row] for row in rows]
+            rows = list(zip(begins.tolist(), ends.tolist(), strict=True))  # copied whole: cheaper than entry by entry
+            found += [matrix.indices[begin:end] for begin, end in rows]
+            told += [matrix.data[begin:end] for begin, end in rows]
             counting.append(mine.repeat(ends - begins))
         entries, added = np.concatenate(found, dtype=np.intp), np.concatenate(told)
         added *= np.concatenate(counting)

@@ -74,12 +74,12 @@ def test_candidates_are_what_the_sources_find_each_once_with_scores_and_ranks() 
         history = known.customer(customer)
         found, expected = retrieval.candidates(history.at(AT_US), new_only=False), set()
         assert list(retrieval.sources_) == list(KINDS)
-        for row, (name, source) in enumerate(retrieval.sources_.items()):
-            scores, ranks = found.told[row], found.told[len(KINDS) + row]
+        for column, (name, source) in enumerate(retrieval.sources_.items()):
             (weights,) = history.at(AT_US).weights([READS[name]["half_life_days"]])
             dense = source.score(sparse.csr_matrix((weights, (np.zeros(len(weights), dtype=int), history.item)), (1, N_ITEMS)))[0]
-            assert np.allclose(scores, dense[found.items], atol=1e-5), name
-            assert ranks[np.argsort(-scores, kind="stable")].tolist() == list(range(1, len(ranks) + 1))
+            assert np.allclose(found.scores[:, column], dense[found.items], atol=1e-5), name
+            order = np.argsort(-found.scores[:, column], kind="stable")
+            assert found.ranks[order, column].tolist() == list(range(1, len(order) + 1))
             expected |= set(np.flatnonzero((dense > 0) & (dense >= np.sort(dense)[-5])).tolist())
         assert found.items.tolist() == sorted(expected)
 

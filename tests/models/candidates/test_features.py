@@ -65,11 +65,28 @@ def test_what_a_customer_and_an_item_are_like_is_told_for_every_pair() -> None:
     assert np.isnan(at(BOUGHT_AGAIN, 2, 0)["customer_age"])  # somebody of whom nothing is known
 
 
+def test_what_has_no_known_category_counts_in_the_whole_and_in_no_category() -> None:
+    both = occasion([(0, 0, 1.0, 1), (0, 3, 2.0, 1)])
+    assert (at(both, 0, 0)["category_share"], at(both, 0, 0)["category_age"]) == (0.5, 1.0)
+    assert all(np.isnan(at(both, 0, 3)[name]) for name in features.CATEGORY)
+
+
 def test_lines_of_one_day_are_one_order() -> None:
     assert at(occasion([(0, 0, 10.25, 1), (0, 1, 10.125, 1)]), 0, 0)["customer_orders"] == 1
     for lines in ([(0, 0, 10.25, 1), (0, 0, 10.125, 1)], [(0, 0, 10.125, 1), (0, 0, 10.25, 1)]):
         found = at(occasion(lines), 0, 0)
         assert (found["own_age"], found["own_purchases"]) == (10.125, 2)  # in whatever order they are held
+
+
+@given(st.integers(0, 10_000), st.sets(st.integers(0, 3), min_size=1))
+@settings(max_examples=25, deadline=None)
+def test_items_that_are_asked_for_together_are_told_as_each_alone(seed: int, asked: set[int]) -> None:
+    rng, items = np.random.default_rng(seed), np.array(sorted(asked))
+    acts = [(int(rng.integers(3)), int(rng.integers(4)), float(rng.uniform(0.1, 60)), float(rng.choice([1, 0.15]))) for _ in range(6)]
+    now = occasion(acts)
+    known, out = now.histories(), np.zeros((len(features.NAMES), len(items)), dtype=np.float32)
+    features.values(known.customer(0).at(now.at_us), Shelf.of(now, known), items, out)
+    assert np.array_equal(out.T, [list(at(now, 0, item).values()) for item in items], equal_nan=True)
 
 
 @given(st.integers(0, 10_000))
