@@ -158,7 +158,7 @@ def test_whom_an_ingest_dropped_goes_whenever_the_worker_dies_and_though_it_was_
     assert nth > 3
     assert dropped.customer("user_id", "eve") is None
     assert dropped.customer("user_id", "ann")
-    assert dropped.stream.activity.state.names_of([dropped.linker.customer(dropped.vault.pseudonym("user_id", "ann"))])
+    assert dropped.stream.activity.state.spells_of(dropped.linker.customer(dropped.vault.pseudonym("user_id", "ann")))
     held = dropped.stream.activity.state.db.execute("SELECT count(*) FROM rows").fetchone()
     assert held == (1,)
 

@@ -373,7 +373,7 @@ def test_erased_person_is_in_no_byte_of_the_state(world) -> None:
         world.to(3 * DAY)
     assert world.row("customer_activity", customer) == {}
     with closing(State(path_of(world.home))) as state:
-        assert state.names_of([customer]) == []
+        assert state.spells_of(customer) == {}
 
 
 def test_file_of_another_version_is_refused_with_what_to_do(tmp_path) -> None:
