@@ -88,7 +88,7 @@ class Consents:
         if not unknown:
             return set()
         stored = self._stored(unknown) if version else {}
-        held = _read(online, unknown)
+        held = _read(online, unknown) if stored else {}
         newer = {key: word for key, word in stored.items() if key not in held or held[key].said_us < word.since_us}
         _write(online, newer)
         self._looked_at.update(unknown)
