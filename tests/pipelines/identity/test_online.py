@@ -130,6 +130,38 @@ def test_newcomers_whom_a_call_names_alone_are_answered_as_all_at_once_are(onlin
         assert frame([linked for one in alone for linked in other.link([one])]).equals(frame(told))
 
 
+def held(online: Online) -> dict[str, list[tuple[object, ...]]]:
+    """What the file holds, whatever came in which order."""
+    columns = {"sightings": "user_id, email, phone, anonymous_id, time, created, is_stored", "identities": "*", "edges": "*", "desks": "*"}
+    return {table: sorted(online._db.execute(f"SELECT {names} FROM {table}"), key=repr) for table, names in columns.items()}
+
+
+CALL = st.builds(
+    seen,
+    st.sampled_from(["user_id:u", "user_id:v", "anonymous_id:a"]),
+    st.sampled_from(["email:e", "email:f", "anonymous_id:b", "phone:1"]),
+    hour=st.integers(0, 9),
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(st.lists(CALL, max_size=5), st.lists(CALL, max_size=4), st.lists(CALL, max_size=5))
+def test_a_file_that_follows_an_ingest_holds_what_a_new_one_would(
+    tmp_path_factory: pytest.TempPathFactory, first: list[Seen], came: list[Seen], second: list[Seen]
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    publish(home, first)
+    with closing(Online(home)) as online:
+        online.link(came)
+        publish(home, second, joined=edges(("user_id:u", "user_id:v", "link", 3)) if len(second) % 2 else None)
+        drained(home, "1-1")
+        assert online.refresh()
+        other = home / "identity" / "online-1.db"
+        with closing(Online(home, worker=1)) as new:
+            assert other.exists()
+            assert held(online) == held(new)
+
+
 def test_a_merge_tells_everybody_whose_customer_changed(online: Online) -> None:
     online.link([seen("user_id:u", "anonymous_id:a"), seen("user_id:v", "email:e", "anonymous_id:b", hour=1)])
     linked = owners(online.link([seen("user_id:u", "email:e", hour=3)]))
