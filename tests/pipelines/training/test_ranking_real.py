@@ -141,7 +141,8 @@ def lists_on_return(known: Moments, tested: UnderTest) -> pd.DataFrame:
     done, now = histories.rows, np.repeat(at_us, np.diff(histories.indptr))
 
     def told(half_life_days: float, acts: History = done) -> sparse.csr_matrix:
-        faded = Aged(acts, 0, ages(now, acts.seen_us), ages(now, acts.bought_us)).weights([half_life_days])[0]
+        days = np.array((ages(now, acts.seen_us), ages(now, acts.bought_us)))
+        faded = Aged(acts, 0, days).weights([half_life_days])[0]
         return sparse.csr_matrix((faded, acts.item, histories.indptr), (len(rows), n_items))
 
     sources = stage.retrieval_.sources_
