@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines import consent, tables
 from pipelines.engine import literal
 from pipelines.errors import StoreError
-from pipelines.identity import online as linker
+from pipelines.identity import undrained
 from pipelines.log.ranges import Ranges
 from pipelines.stream.state import FOLDER, State
 
@@ -99,7 +99,7 @@ def _held(home: Path) -> _Held:
     if not paths:
         return held
     covered = Ranges.read(text for text in tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text)
-    held.linked = linker.seen_since(home, covered)
+    held.linked = undrained.seen_since(home, covered)
     for path in paths:
         try:
             with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines import identity, tables
 from pipelines.errors import StoreError
-from pipelines.identity.online import Linked, Online, seen_since
-from pipelines.log.ranges import Ranges
+from pipelines.identity.online import Linked, Online
 from pipelines.vault import open_vault
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -313,16 +312,3 @@ def test_an_erased_person_is_not_taken_in_again(tmp_path: Path) -> None:
         vault.entomb([ann], erased_us=1, receipt="r")
         assert {row.identifier for row in online.link([seen(ann, device), seen(device, hour=1)])} == {device}
         assert online.customer(ann) is None
-
-
-def test_seen_since_names_what_no_ingest_has_drained_whoever_saw_it(tmp_path: Path) -> None:
-    publish(tmp_path, [seen("user_id:u1", "anonymous_id:a1")])
-    for worker, position in ((0, 5), (1, 6)):
-        with closing(Online(tmp_path, worker=worker)) as online:
-            online.link([seen("user_id:u1", f"anonymous_id:b{worker}", hour=1, position=position)])
-    assert seen_since(tmp_path, Ranges.read([])) == {"user_id:u1", "anonymous_id:b0", "anonymous_id:b1"}
-    assert seen_since(tmp_path, Ranges.read(["0-5"])) == {"user_id:u1", "anonymous_id:b1"}
-    assert seen_since(tmp_path, Ranges.read(["0-6"])) == set()
-    (tmp_path / "identity" / "online-1.db").write_bytes(b"no database" * 100)
-    with pytest.raises(StoreError, match=r"online-1\.db could not be read.*delete online-1\.db\*"):
-        seen_since(tmp_path, Ranges.read([]))

@@ -128,7 +128,7 @@ def test_a_load_has_whom_an_ingest_alone_joined(world, monkeypatch) -> None:
     world.drain()
     features.build(world.home)
     with monkeypatch.context() as control:
-        control.setattr(untold.linker, "seen_since", lambda home, drained: set(tables.read(home, tables.IDENTITIES)["identifier"]))
+        control.setattr(untold.undrained, "seen_since", lambda home, drained: set(tables.read(home, tables.IDENTITIES)["identifier"]))
         load(world)
         ann = world.customer("user_id", "ann")
         assert shown(world)["customer_item"].keys() < apart["customer_item"].keys(), "control: left to a stream that knows less"
