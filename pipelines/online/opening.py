@@ -1,6 +1,6 @@
 """The writer of the online store that the settings name: of the home's SQLite file, of Redis, or of both.
 
-Redis's client is loaded where a Redis is named alone.
+Redis's client is loaded only where a Redis is named.
 """
 
 from pathlib import Path

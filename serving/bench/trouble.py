@@ -128,7 +128,7 @@ def turns_told(peaks: Sequence["Load"], busy: Sequence["Load"], deadline_ms: flo
         ),
         row(f"{name}: p99 of what was accepted", load.p99_ms, "ms", "the deadline", deadline_ms),
         row(f"{name}: refused with 429 or 503", load.refused, "requests/s"),
-        row(f"{name}: answered without reasons, which is said", load.degraded, "share"),
+        row(f"{name}: answers marked degraded", load.degraded, "share"),
         row(f"{name}: reached the server", load.reached, "requests/s", "the most it can answer", middle.most),
         row(f"{name}: the sender's own processor", load.sender, "cores", "at the peak", middle.before.sender),
         row(f"{name}: answered otherwise", sum(turn.load.other for turn in turns), "requests"),

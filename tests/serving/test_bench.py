@@ -129,7 +129,7 @@ def test_overload_is_told_of_the_middle_turn_beside_the_most_of_before_and_after
     shares = {name: rows[name]["ratio"] for name in ("answered within the deadline", "the same in the worst of 3 turns")}
     assert shares == {"answered within the deadline": 0.8, "the same in the worst of 3 turns": 0.4}
     assert rows["answered within the deadline"]["rival_value"] == 1_000.0
-    assert rows["answered without reasons, which is said"]["value"] == 0.25
+    assert rows["answers marked degraded"]["value"] == 0.25
     assert rows["answered within the deadline, by the server's CPU"]["ratio"] == 0.8
     assert rows["answered otherwise"]["value"] == 3  # of all turns: it should be none
 
