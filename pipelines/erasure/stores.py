@@ -22,6 +22,7 @@ from pipelines import engine, served, tables
 from pipelines.erasure import logged, models, rawfiles, traces
 from pipelines.erasure.people import Person, condition
 from pipelines.errors import StoreError
+from pipelines.identity import online
 from pipelines.ingest.accounts import ERASURE
 from pipelines.ingest.messages import ERASED, halves_sql, message_sql
 from pipelines.log import open_log
@@ -121,13 +122,7 @@ def from_online_store(task: Task) -> Counts:
     counts |= {
         "online store": online_erasure.erase(task.home, identifiers=person.identifiers, customers=person.customers, settings=task.settings)
     }
-    for number, path in enumerate(sorted((task.home / "identity").glob("online*.db"), key=lambda path: (len(path.name), path.name))):
-        from pipelines.identity.online import Online
-
-        removed = _deleted(path, "identities", "customer_id", person.customers)
-        with closing(Online(task.home, vault=task.vault, worker=number)) as online:  # takes the tables over as they are by now
-            counts["identity graph"] = counts.get("identity graph", 0) + removed + online.forget(person.identifiers)
-    return counts
+    return counts | {"identity graph": online.forget(task.home, person.identifiers, person.customers)}
 
 
 def from_stream(task: Task) -> Counts:

@@ -1,108 +1,30 @@
-"""Calls as they come -> whose each identifier is, at once: the same answer as `resolve` over everything, from the touched people alone.
+"""Who is who as calls come: the links of one worker, in a file of the home that is followed by another one after each ingest.
 
-In: who each call names, as pseudonyms. Out: the identifiers whose customer is new or another one. What was seen together is kept in
-`identity/online.db` of the home, seeded from the tables of the last ingest; it can be deleted, and is made again from them.
-Never decides by rules of its own: what is touched by a call goes through `deterministic.people`.
+In: sightings, and what ingests write. Out: the identifiers whose customer is new or another one. The file is in `identity/` of the home;
+it can be deleted, and is made again from the tables of the last ingest.
+
+A new file is made beside the old one (`filling`), which goes on taking calls; in a moment between two calls what came meanwhile is linked
+on top of it, and it takes the old one's place. A worker that ends at any point leaves the old one or the new one. An erasure throws away
+what is being made, for it may have been read before; then it is made again.
 """
 
 import json
 import sqlite3
-from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from datetime import UTC, datetime, timedelta
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, closing
+from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-import numpy as np
-
-from pipelines import tables
 from pipelines.errors import StoreError
-from pipelines.identity import deterministic
-from pipelines.identity.deterministic import Edges, surrogate
-from pipelines.log.port import Position
-from pipelines.log.ranges import Ranges
+from pipelines.identity import files
+from pipelines.identity.filling import AtOnce, Filling, drained_of, version_of
+from pipelines.identity.links import SCHEMA, Linked, Links, Sighting, row_of
 from pipelines.online.file import LONG_WAL_PAGES
-from pipelines.private_file import open_private, sweep, transaction
+from pipelines.private_file import open_private, sweep, sync, transaction
 from pipelines.vault import IDENTIFIERS, Vault
 
-_TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.INGESTS)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_NEVER = np.iinfo(np.int64).max
-_NAMES = ", ".join(IDENTIFIERS)
-_SWEEP = "sweep"
-
-# `is_stored`: whether the tables have it; the others came since. `position`: in the log, where the same was said last. `desks`: addresses
-# and numbers of more user ids than one person has. `versions`: of the tables, and whether removed bytes are still to be swept.
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS sightings (
-    id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT" for name in IDENTIFIERS)},
-    time INTEGER NOT NULL, created INTEGER NOT NULL, is_stored INTEGER NOT NULL, position INTEGER);
-{"".join(f"CREATE INDEX IF NOT EXISTS by_{name} ON sightings ({name}, time, created) WHERE {name} IS NOT NULL;" for name in IDENTIFIERS)}
-CREATE TABLE IF NOT EXISTS edges (one TEXT NOT NULL, other TEXT NOT NULL, state TEXT NOT NULL, time INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS by_one ON edges (one);
-CREATE INDEX IF NOT EXISTS by_other ON edges (other);
-CREATE TABLE IF NOT EXISTS identities (
-    identifier TEXT NOT NULL, time INTEGER NOT NULL, customer_id TEXT NOT NULL, created INTEGER NOT NULL,
-    PRIMARY KEY (identifier, time)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS desks (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-
-class Sighting(Protocol):
-    """Identifiers that one call names together."""
-
-    @property
-    def subjects(self) -> Sequence[str]:
-        """Full pseudonyms, in the order of vault.IDENTIFIERS."""
-
-    @property
-    def event_us(self) -> int:
-        """When it happened: microseconds since 1970, UTC."""
-
-    @property
-    def received_us(self) -> int:
-        """When we knew."""
-
-    @property
-    def position(self) -> Position:
-        """Where it stands in the log."""
-
-
-class Linked(NamedTuple):
-    """An identifier and whose it is since when, as a row of the identities table."""
-
-    identifier: str
-    customer_id: str
-    event_timestamp: datetime
-    created_timestamp: datetime
-
-
-class _Row(NamedTuple):
-    user_id: str | None
-    email: str | None
-    phone: str | None
-    anonymous_id: str | None
-    time: int
-    created: int
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name in self[:4] if name is not None]
-
-    def without(self, some: Container[str]) -> "_Row":
-        user, email, phone, anonymous = (None if name in some else name for name in self[:4])
-        return _Row(user, email, phone, anonymous, self.time, self.created)
-
-
-class _State(NamedTuple):
-    """Of an identifier, from one time on."""
-
-    time: int
-    customer_id: str
-    created: int
+PATIENCE_S = (2.0, 120.0)  # after a file that could not be made, before the next try: at first, and at most
 
 
 class Online:
@@ -111,283 +33,170 @@ class Online:
     A loss of power may take the newest links with it; the next `refresh` after an ingest has them again.
     """
 
-    def __init__(self, home: Path, *, vault: Vault | None = None, worker: int = 0) -> None:
-        """`worker`: each of several that follow one log keeps a file of its own."""
-        self.home, self.vault = home, vault
-        self.path = home / "identity" / (f"online-{worker}.db" if worker else "online.db")
-        # not durable: this file is made again from the tables, whose log is
-        self._db = open_private(self.path, _SCHEMA, room="identity", is_durable=False)
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}")
-        if "position" not in [column[1] for column in self._db.execute("PRAGMA table_info(sightings)")]:  # an older home's file
-            self._db.execute("ALTER TABLE sightings ADD COLUMN position INTEGER")
-        self._desks = self._has_edges = False
-        self.refresh()
+    def __init__(self, home: Path, *, vault: Vault | None = None, worker: int = 0, fill: Callable[..., Filling] = AtOnce) -> None:
+        """Opened, it holds what the tables say.
+
+        `worker`: each of several that follow one log keeps files of its own. `fill`: how those are made that take its place later.
+        """
+        self.home, self.vault, self._worker, self._fill = home, vault, worker, fill
+        self._filling: Filling | None = None
+        self._told: dict[str, None] = {}  # of whom something was told since that was begun
+        self._changed: list[str] = []
+        self._patience_s, self._again_s = PATIENCE_S[0], float("-inf")
+        with files.alone(home):
+            files.tidy(home, worker)
+            self._open(files.newest(home).get(worker) or files.first(home, worker))
+        while self._is_behind():
+            self._begin(AtOnce)
+            while self._filling and not self._switch():  # but for somebody who is at the files
+                time.sleep(0.01)
 
     def close(self) -> None:
         """Let the file go."""
+        self._leave_off()
         self._db.close()
 
-    def link(self, sightings: Iterable[Sighting]) -> list[Linked]:
-        """Take the sightings in; the identifiers whose customer is another one, or that are new.
+    @property
+    def is_reading(self) -> bool:
+        """Whether what an ingest wrote is being read; `refresh` will take it over."""
+        return self._filling is not None
 
-        Of an anonymous id that several people used all its rows, oldest first: the last is whose it is now. They take the place of
-        every earlier row of that identifier. Erased people are not taken in, where the vault that knows them was given.
+    def link(self, sightings: Iterable[Sighting]) -> list[Linked]:
+        """Take the sightings in; the identifiers whose customer is another one, or that are new: see `Links.take`.
+
         Raises StoreError where the disk refuses; nothing of the sightings is kept then.
         """
-        with self._write() as db:
-            return self._taken([(row, sighting.position) for sighting in sightings if (row := _row(sighting)) is not None], db)
+        with self._write():
+            told = self._links.take([(row, sighting.position) for sighting in sightings if (row := row_of(sighting)) is not None])
+        if self.is_reading:
+            self._told |= dict.fromkeys(linked.identifier for linked in told)
+        return told
 
     def customer(self, identifier: str, *, at: datetime | None = None) -> str | None:
         """Whose the identifier was at that time, now where None; None for an identifier that was never seen."""
-        states = self._states(identifier)
-        then = _NEVER if at is None else (at - _EPOCH) // _MICROSECOND
-        return next((state.customer_id for state in reversed(states) if state.time <= then), states[0].customer_id if states else None)
+        return self._links.customer(identifier, at=at)
 
     def identities(self) -> list[Linked]:
         """Everything, sorted by identifier and time."""
-        return [_linked(*row) for row in self._db.execute("SELECT identifier, time, customer_id, created FROM identities ORDER BY 1, 2")]
+        return self._links.identities()
+
+    def changes(self) -> list[Linked]:
+        """All rows of the identifiers of which the last `refresh` made it say something else, each one's by time."""
+        return self._links.of(self._changed)
 
     def known(self, identifiers: Sequence[str]) -> set[str]:
         """Which of these were ever seen."""
-        marks = ",".join("?" * len(identifiers))
-        return {name for (name,) in self._db.execute(f"SELECT identifier FROM identities WHERE identifier IN ({marks})", identifiers)}
+        return self._links.known(identifiers)
 
     @property
     def version(self) -> str:
         """Of the tables that it holds; the same after a restart."""
-        found = self._db.execute("SELECT name, version FROM versions WHERE name <> ? ORDER BY name", [_SWEEP])
-        return json.dumps(dict(found.fetchall()))
+        return json.dumps(self._version)
 
     def refresh(self) -> bool:
-        """Take over what an ingest has written since; returns whether there was anything. Cheap where there was not.
+        """Take over what an ingest has written since, once it is read: whether that was now. Cheap where there was nothing.
 
         What came in meanwhile is linked again on top of it, save what an ingest has drained from the log: it has stored of that what
-        may be stored, and of the rest no byte stays here.
+        may be stored, and of the rest no byte stays here. Raises StoreError where that cannot be; what was held is held.
         """
-        version = {table.name: str(tables.folder(self.home, table).resolve()) for table in _TABLES if tables.exists(self.home, table)}
-        known = dict(self._db.execute("SELECT name, version FROM versions").fetchall())
-        if version == known:
-            self._look()
+        if self._filling is None and (not self._is_behind() or time.monotonic() < self._again_s):
             return False
-        drained = Ranges.read(text for text in tables.read_arrow(self.home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text)
-        with self._write() as db:
-            found = db.execute(f"SELECT {_NAMES}, time, created, position FROM sightings WHERE NOT is_stored").fetchall()
-            came = [(_Row(*row), position) for *row, position in found]
-            since = [(row, position) for row, position in came if position is not None and position not in drained]
-            self._seed(db, version)
-            self._taken(since, db)
-            is_due = _SWEEP in known or any(not self._states(name) for name in {name for row, _ in came for name in row.names})
-            if is_due:
-                db.execute("INSERT INTO versions VALUES (?, 'due')", [_SWEEP])
-        self._sweep(is_whole=is_due)
-        return True
-
-    def forget(self, identifiers: Sequence[str]) -> int:
-        """Remove what was seen of these, the bytes too; returns the rows. For an erasure: whoever is left stays as they are."""
-        with self._write() as db:
-            removed = 0
-            for name in identifiers:
-                for kind in IDENTIFIERS:
-                    db.execute(f"UPDATE sightings SET {kind} = NULL WHERE {kind} = ?", [name])
-                removed += db.execute("DELETE FROM identities WHERE identifier = ?", [name]).rowcount
-                removed += db.execute("DELETE FROM edges WHERE one = ?1 OR other = ?1", [name]).rowcount
-                db.execute("DELETE FROM desks WHERE identifier = ?", [name])
-            removed += db.execute(f"DELETE FROM sightings WHERE coalesce({_NAMES}) IS NULL").rowcount
-        self._sweep(is_whole=True)
-        return removed
-
-    def _sweep(self, *, is_whole: bool) -> None:
-        """Empty the write-ahead log. `is_whole`: leave no byte of what was removed; pages that were split keep copies of what moved."""
         try:
-            if is_whole:
-                sweep(self._db, self.path, room="identity")
-                self._db.execute("DELETE FROM versions WHERE name = ?", [_SWEEP])  # only now: who fails before does it again
-            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(f"identity: {self.path} could not be swept of what was removed ({error}); do it again") from error
+            if self._filling is None:
+                self._begin(self._fill)
+            is_switched = self._switch()
+        except StoreError:
+            self._leave_off()
+            self._again_s, self._patience_s = time.monotonic() + self._patience_s, min(2 * self._patience_s, PATIENCE_S[1])
+            raise
+        self._patience_s = PATIENCE_S[0]
+        return is_switched
 
-    # -- one call after the other
+    # -- one file after the other
 
-    def _taken(self, rows: Sequence[tuple[_Row, Position]], db: sqlite3.Connection) -> list[Linked]:
-        # Inside the transaction: an erasure writes its tombstones before it removes rows, so we see those or it sees ours.
-        dead = self.vault.entombed({name for row, _ in rows for name in row.names}) if self.vault is not None else frozenset()
-        touched: dict[str, None] = {}
-        marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored, position) VALUES (?, ?, ?, ?, ?, ?, 0, ?)"
-        for row, position in rows:
-            if not dead.isdisjoint(row.names):
-                continue
-            if self._says_nothing(row):  # but that it was said again: where the tables lack it, it outlives a drain of what came before
-                db.execute(f"UPDATE sightings SET position = max(position, ?) WHERE NOT is_stored AND {_same(row)}", (position, *row[:4]))
-            else:
-                db.execute(marks, (*row, position))
-                touched |= dict.fromkeys(row.names)
-        return self._resolved(touched, db) if touched else []
+    def _open(self, path: Path) -> None:
+        # not durable: this file is made again from the tables, whose log is
+        db = open_private(path, SCHEMA, room="identity", is_durable=False)
+        db.execute(f"PRAGMA wal_autocheckpoint = {LONG_WAL_PAGES}")
+        if "position" not in [column[1] for column in db.execute("PRAGMA table_info(sightings)")]:  # an older home's file
+            db.execute("ALTER TABLE sightings ADD COLUMN position INTEGER")
+        self._db, self.path, self._links = db, path, Links(db, vault=self.vault)
+        self._version = dict(db.execute("SELECT name, version FROM versions ORDER BY name").fetchall())
 
-    def _says_nothing(self, row: _Row) -> bool:
-        """Whether the same was seen before, and nobody else logged in on the device in between."""
-        first, known = self._db.execute(f"SELECT min(time), min(created) FROM sightings WHERE {_same(row)}", row[:4]).fetchone()
-        if first is None or first > row.time or known > row.created:
+    def _is_behind(self) -> bool:
+        return version_of(self.home) != self._version
+
+    def _begin(self, fill: Callable[..., Filling]) -> None:
+        self._told, self._links.noted = {}, []
+        files.unfinished(self.home, self._worker).touch(mode=0o600)
+        self._filling = fill(self.home, self._worker, before=self.path, vault=self.vault)
+
+    def _leave_off(self) -> None:
+        if self._filling is not None:
+            self._filling.end()
+        files.unfinished(self.home, self._worker).unlink(missing_ok=True)
+        self._filling, self._links.noted = None, None
+
+    def _switch(self) -> bool:
+        """Put the file that was made in its place; whether there is one, of the newest tables, and nobody else is at the files."""
+        if self._filling is None or not self._filling.is_done():
             return False
-        if row.anonymous_id is None or len(row.names) == 1:
-            return True
-        before = f"""SELECT {_NAMES}, time, created FROM sightings
-            WHERE anonymous_id = ? AND time <= ? AND coalesce(user_id, email, phone) IS NOT NULL ORDER BY time DESC, created DESC LIMIT 2"""
-        logins = [_Row(*found) for found in self._db.execute(before, [row.anonymous_id, row.time])]
-        is_tie = len(logins) == 2 and logins[0].time == logins[1].time
-        return bool(logins) and logins[0][:4] == row[:4] and logins[0].created <= row.created and not is_tie
+        with files.alone(self.home, waits=False) as is_alone:
+            if not is_alone:
+                return False
+            made, old = files.unfinished(self.home, self._worker), self._db
+            changed = self._finished(made) if made.exists() else None  # or somebody was erased meanwhile, whom it may know
+            if changed is not None:
+                sync(made)
+                self._open(made.rename(files.following(self.home, self._worker)))
+                self._changed = list(self._told | changed)
+                files.tidy(self.home, self._worker)
+                old.close()
+            self._leave_off()
+            return changed is not None
 
-    def _resolved(self, touched: dict[str, None], db: sqlite3.Connection) -> list[Linked]:
-        lone = {name: state for name in touched if (state := self._newcomer(name)) is not None}
-        told = [linked for name, state in lone.items() for linked in self._kept(name, [], [state], db)]
-        others = {name: None for name in touched if name not in lone}
-        return told + self._joined(others, db) if others else told
-
-    def _newcomer(self, name: str) -> _State | None:
-        """What `people` would say of an identifier of whom nothing is known but one call that names nobody else: most are such at first."""
-        rows = list(self._rows_of(name, {}).values())
-        if len(rows) > 1 or len(rows[0].names) > 1:
-            return None
-        if self._is_desk(name) or self._states(name) or (self._has_edges and self._edges_of(name)):
-            return None
-        return _State(rows[0].time, surrogate(name), rows[0].created)
-
-    def _joined(self, touched: dict[str, None], db: sqlite3.Connection) -> list[Linked]:
-        rows, edges, names = self._reached(touched)
-        number = {name: place for place, name in enumerate(names)}
-        codes = np.array([[number.get(name, -1) for name in row[:4]] for row in rows], np.int64).T  # type: ignore[arg-type]
-        times = np.array([row[4:] for row in rows], np.int64)
-        seen = deterministic.arranged(np.array(list(names), dtype=object), codes, times[:, 0], times[:, 1])
-        before = {name: self._states(name) for name in names}
-        known = {name: [state.created for state in states if state.customer_id == surrogate(name)] for name, states in before.items()}
-        anchors = np.array([min(created, default=_NEVER) for created in known.values()], np.int64)
-        found = deterministic.people(seen, _numbered(edges, number), anchors)
-        ids = {root: surrogate(seen.name[root]) for root in set(found.root.tolist())}
-        after = defaultdict(list)
-        for place, root, time, created in zip(*(part.tolist() for part in found), strict=True):
-            after[seen.name[place]].append(_State(time, ids[root], created))
-        self._mark_desks(seen, db)
-        return [linked for name in names for linked in self._kept(name, before[name], sorted(after[name]), db)]
-
-    def _reached(self, touched: dict[str, None]) -> tuple[list[_Row], list[tuple[str, str, str, int]], dict[str, None]]:
-        """All that the answer for these identifiers can depend on: rows, edges, and the identifiers in both.
-
-        A desk's address connects nobody, so it is not followed; it is a customer of its own.
-        """
-        names, waiting = dict(touched), list(touched)
-        rows: dict[int, _Row] = {}
-        edges: dict[tuple[str, str, str, int], None] = {}
-        lone: list[_Row] = []
-        desks = {name for name in waiting if self._is_desk(name)}
-        while waiting:
-            name = waiting.pop()
-            if name in desks:
-                lone += self._alone(name)
-                continue
-            fresh = self._rows_of(name, rows)
-            desks |= {other for row in fresh.values() for other in row.names if other not in names and self._is_desk(other)}
-            rows |= fresh
-            joined = self._edges_of(name) if self._has_edges else []
-            edges |= dict.fromkeys(joined)
-            others = [other for row in fresh.values() for other in row.names] + [end for edge in joined for end in edge[:2]]
-            new = [other for other in dict.fromkeys(others) if other not in names and other not in desks]
-            names |= dict.fromkeys(new)
-            waiting += new
-        plain = [*(row.without(desks) for row in rows.values()), *lone]
-        return plain, list(edges), dict.fromkeys(name for row in plain for name in row.names)  # an edge may lead to somebody never seen
-
-    def _rows_of(self, name: str, known: dict[int, _Row]) -> dict[int, _Row]:
-        kinds = ("user_id", "email") if name.startswith("email:") else ("user_id", "phone") if name.startswith("phone:") else None
-        found = {}
-        for kind in kinds or (name.split(":", 1)[0],):
-            for row in self._db.execute(f"SELECT id, {_NAMES}, time, created FROM sightings WHERE {kind} = ?", [name]):
-                if row[0] not in known:
-                    found[row[0]] = _Row(*row[1:])
-        return found
-
-    def _edges_of(self, name: str) -> list[tuple[str, str, str, int]]:
-        return self._db.execute("SELECT one, other, state, time FROM edges WHERE one = ?1 OR other = ?1", [name]).fetchall()
-
-    def _alone(self, name: str) -> list[_Row]:
-        rows = self._rows_of(name, {}).values()
-        return [_Row(name, None, None, None, min(row.time for row in rows), min(row.created for row in rows))]
-
-    def _states(self, name: str) -> list[_State]:
-        found = self._db.execute("SELECT time, customer_id, created FROM identities WHERE identifier = ? ORDER BY time", [name])
-        return [_State(*row) for row in found]
-
-    def _kept(self, name: str, before: list[_State], after: list[_State], db: sqlite3.Connection) -> Iterator[Linked]:
-        """Write the identifier's new states; tell them where another customer comes of them, or when the link was known."""
-        if before == after:
-            return
-        db.execute("DELETE FROM identities WHERE identifier = ?", [name])
-        db.executemany("INSERT INTO identities VALUES (?, ?, ?, ?)", [(name, *state) for state in after])
-        if [state[1:] for state in before] != [state[1:] for state in after] or before[1:] != after[1:]:
-            yield from (_linked(name, *state) for state in after)
-
-    def _is_desk(self, name: str) -> bool:
-        return self._desks and self._db.execute("SELECT 1 FROM desks WHERE identifier = ?", [name]).fetchone() is not None
-
-    def _mark_desks(self, seen: deterministic.Sightings, db: sqlite3.Connection) -> None:
-        found = seen.name[deterministic.are_shared(seen)] if len(seen.name) > deterministic.MAX_USERS else []
-        if len(found):
-            db.executemany("INSERT OR IGNORE INTO desks VALUES (?)", [(name,) for name in found])
-            self._desks = True
-
-    # -- from the tables
-
-    def _seed(self, db: sqlite3.Connection, version: Mapping[str, str]) -> None:
-        """Replace everything by what the tables hold."""
-        for name in ("sightings", "edges", "identities", "desks", "versions"):
-            db.execute(f"DELETE FROM {name}")
-        db.executemany("INSERT INTO versions VALUES (?, ?)", version.items())
-        links = tables.read(self.home, tables.IDENTITY_LINKS)
-        if len(links):
-            seen = deterministic.sightings(links)
-            ends = [[None if place < 0 else seen.name[place] for place in role.tolist()] for role in seen.roles]
-            marks = f"INSERT INTO sightings ({_NAMES}, time, created, is_stored) VALUES (?, ?, ?, ?, ?, ?, 1)"
-            db.executemany(marks, zip(*ends, seen.time.tolist(), seen.created.tolist(), strict=True))
-            self._mark_desks(seen, db)
-        edges = tables.read(self.home, tables.IDENTITY_EDGES)
-        edges = edges[edges["state"].isin(["link", "cut"])]
-        known = deterministic.micros(edges["created_timestamp"]).tolist()
-        db.executemany("INSERT INTO edges VALUES (?, ?, ?, ?)", zip(edges["left"], edges["right"], edges["state"], known, strict=True))
-        held = tables.read(self.home, tables.IDENTITIES)
-        time, created = (deterministic.micros(held[column]).tolist() for column in ("event_timestamp", "created_timestamp"))
-        db.executemany(
-            "INSERT INTO identities VALUES (?, ?, ?, ?)", zip(held["identifier"], time, held["customer_id"], created, strict=True)
-        )
-        self._look()
-
-    def _look(self) -> None:
-        self._has_edges = self._db.execute("SELECT 1 FROM edges LIMIT 1").fetchone() is not None
-        self._desks = self._db.execute("SELECT 1 FROM desks LIMIT 1").fetchone() is not None
+    def _finished(self, made: Path) -> dict[str, None] | None:
+        """Link what came since it was begun on top; of whom it says something else. None where the tables are others by now."""
+        try:
+            with closing(sqlite3.connect(f"{made.resolve().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
+                for pragma in ("journal_mode = OFF", "synchronous = OFF", "secure_delete = ON"):  # what is not whole is thrown away
+                    db.execute(f"PRAGMA {pragma}").fetchall()
+                if dict(db.execute("SELECT name, version FROM versions")) != version_of(self.home):
+                    return None
+                drained = drained_of(self.home)
+                came = [(row, position) for row, position in self._links.noted or () if position is not None and position not in drained]
+                with transaction(db, made, room="identity"):
+                    told = Links(db, vault=self.vault).take(came)
+                    changed = [name for (name,) in db.execute("SELECT identifier FROM changed")]
+                    db.execute("DROP TABLE changed")
+        except sqlite3.Error as error:
+            raise StoreError(f"identity: {made} could not be finished ({error}); free space on its disk or mend its rights") from error
+        return dict.fromkeys([*changed, *(linked.identifier for linked in told)])
 
     def _write(self) -> AbstractContextManager[sqlite3.Connection]:
         return transaction(self._db, self.path, room="identity")
 
 
-def _same(row: _Row) -> str:
-    """SQL: whether a sighting names just the same; to be given the four names."""
-    return " AND ".join(f"{name} IS ?" if value is None else f"{name} = ?" for name, value in zip(IDENTIFIERS, row, strict=False))
+def forget(home: Path, identifiers: Sequence[str], customers: Sequence[str] = ()) -> int:
+    """Remove what every worker of the home saw of these, the bytes too; returns the rows. Whoever is left stays as they are.
 
-
-def _row(sighting: Sighting) -> _Row | None:
-    """The first identifier of each kind, as an ingest reads them; an address given as user id stands in for one beside another."""
-    by_kind = defaultdict(list)
-    for name in sighting.subjects:
-        by_kind[name.split(":", 1)[0]].append(name)
-    emails = by_kind["email"]
-    if not by_kind["user_id"] and len(emails) > 1:
-        by_kind["user_id"], by_kind["email"] = emails[:1], emails[1:]
-    user, email, phone, anonymous = (next(iter(by_kind[kind]), None) for kind in IDENTIFIERS)
-    return _Row(user, email, phone, anonymous, sighting.event_us, sighting.received_us) if sighting.subjects else None
-
-
-def _numbered(edges: Sequence[tuple[str, str, str, int]], number: dict[str, int]) -> Edges:
-    known = [(number[one], number[other], state, time) for one, other, state, time in edges if one in number and other in number]
-    ends = {which: np.array([edge[:2] for edge in known if edge[2] == which], np.int64).reshape(-1, 2) for which in ("cut", "link")}
-    return Edges(ends["cut"], ends["link"], np.array([edge[3] for edge in known if edge[2] == "link"], np.int64))
-
-
-def _linked(name: str, time: int, customer: str, created: int) -> Linked:
-    return Linked(name, customer, _EPOCH + time * _MICROSECOND, _EPOCH + created * _MICROSECOND)
+    For an erasure, when the tables hold nothing of the person any more: what is being made of them meanwhile is thrown away, for it may
+    have been read before. Raises StoreError where a file is in use or the disk refuses: do it again.
+    """
+    removed = 0
+    with files.alone(home):
+        for worker, path in files.newest(home).items():
+            files.tidy(home, worker)
+            with closing(open_private(path, SCHEMA, room="identity", is_durable=False)) as db:
+                with transaction(db, path, room="identity"):
+                    for name in identifiers:
+                        for kind in IDENTIFIERS:
+                            db.execute(f"UPDATE sightings SET {kind} = NULL WHERE {kind} = ?", [name])
+                        removed += db.execute("DELETE FROM identities WHERE identifier = ?", [name]).rowcount
+                        removed += db.execute("DELETE FROM edges WHERE one = ?1 OR other = ?1", [name]).rowcount
+                        db.execute("DELETE FROM desks WHERE identifier = ?", [name])
+                    for customer in customers:
+                        removed += db.execute("DELETE FROM identities WHERE customer_id = ?", [customer]).rowcount
+                    removed += db.execute(f"DELETE FROM sightings WHERE coalesce({', '.join(IDENTIFIERS)}) IS NULL").rowcount
+                sweep(db, path, room="identity")
+    return removed

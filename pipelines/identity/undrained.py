@@ -8,8 +8,10 @@ from contextlib import closing
 from pathlib import Path
 
 from pipelines.errors import StoreError
+from pipelines.identity import files
+from pipelines.identity.links import fresh
+from pipelines.log.port import Position
 from pipelines.log.ranges import Ranges
-from pipelines.vault import IDENTIFIERS
 
 
 def seen_since(home: Path, drained: Ranges) -> set[str]:
@@ -17,15 +19,24 @@ def seen_since(home: Path, drained: Ranges) -> set[str]:
 
     Raises StoreError where a file cannot be read.
     """
-    found: set[str] = set()
-    for path in sorted((home / "identity").glob("online*.db")):
+    while True:
+        paths = files.newest(home)
         try:
-            with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
-                rows = db.execute(f"SELECT {', '.join(IDENTIFIERS)}, position FROM sightings WHERE NOT is_stored").fetchall()
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"identity: {path} could not be read ({error}); it tells who was seen together since the last ingest; mend its rights, or "
-                f"run `rapport ingest` and delete {path.name}* in {path.parent}"
-            ) from error
-        found.update(name for *names, position in rows if position is None or position not in drained for name in names if name is not None)
-    return found
+            rows = [row for path in paths.values() for row in _came(path)]
+        except StoreError:
+            if files.newest(home) == paths:
+                raise
+            continue
+        if files.newest(home) == paths:  # else another one took its place meanwhile, and holds what came since
+            return {name for names, position in rows if position is None or position not in drained for name in names}
+
+
+def _came(path: Path) -> list[tuple[list[str], Position]]:
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
+            return [(row.names, position) for row, position in fresh(db)]
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"identity: {path} could not be read ({error}); it tells who was seen together since the last ingest; mend its rights, or "
+            f"run `rapport ingest` and delete {path.name}* in {path.parent}"
+        ) from error

@@ -79,6 +79,7 @@ def run_beside(settings: Settings, stop: threading.Event, number: int) -> None:
 
 
 def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int) -> None:
+    from pipelines.identity.filling import Beside
     from pipelines.identity.online import Online
     from pipelines.log import open_log
     from pipelines.stream.state import path_of
@@ -88,9 +89,9 @@ def _work(settings: Settings, stop: threading.Event, vault: "Vault", number: int
     home, consumer = settings.home, f"stream-{number}" if number else "stream"
     with (
         closing(open_log(home, settings=settings, vault=vault, consumer=consumer, connect=connect)) as events,
-        closing(Online(home, vault=vault, worker=number)) as linker,
+        closing(Online(home, vault=vault, worker=number, fill=Beside)) as linker,
         closing(Stream(home, settings=settings, vault=vault, log=events, linker=linker, share=(number, settings.stream.workers))) as stream,
-        checkpoints([stream.online.path, path_of(home, stream.share), linker.path, home / "log" / "log.db"], stream.writing),
+        checkpoints(lambda: [stream.online.path, path_of(home, stream.share), linker.path, home / "log" / "log.db"], stream.writing),
         closing(Garbage()) as garbage,
     ):
         log.info("the stream is at work")

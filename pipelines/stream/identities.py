@@ -54,7 +54,14 @@ class Linker(Protocol):
         """Of what an ingest wrote, as it is held."""
 
     def refresh(self) -> bool:
-        """Take over what an ingest wrote; whether there was anything."""
+        """Take over what an ingest wrote, once it is read; whether that was now."""
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether what an ingest wrote is being read."""
+
+    def changes(self) -> Sequence[Linked]:
+        """Of the identifiers of which the last `refresh` made it say something else, all rows."""
 
 
 class Owner(NamedTuple):

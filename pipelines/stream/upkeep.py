@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Lock
@@ -29,10 +29,10 @@ _THRESHOLDS = (1_000, 10, 1_000_000)  # of Python's collector: young objects in 
 
 
 @contextmanager
-def checkpoints(paths: Sequence[Path], writing: Lock) -> Iterator[None]:
+def checkpoints(paths: Callable[[], Sequence[Path]], writing: Lock) -> Iterator[None]:
     """Move what is committed to these files out of their write-ahead logs while the block runs; who writes them goes on meanwhile.
 
-    `writing`: what the writer holds while it writes.
+    `paths`: asked each time, for one file may be followed by another. `writing`: what the writer holds while it writes.
     """
     stop = threading.Event()
     thread = threading.Thread(target=_run, args=(paths, writing, stop), name="checkpoints", daemon=True)
@@ -82,10 +82,10 @@ def yield_to_others() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
-def _run(paths: Sequence[Path], writing: Lock, stop: threading.Event) -> None:
+def _run(paths: Callable[[], Sequence[Path]], writing: Lock, stop: threading.Event) -> None:
     yield_to_others()
     while not stop.wait(CHECKPOINT_S):
-        for path in paths:
+        for path in paths():
             checkpoint(path, writing)
 
 

@@ -45,6 +45,7 @@ log = logging.getLogger("rapport.stream")
 GROUP = "online"
 FAILED = "tries_used_up"  # of events.REASONS
 REFRESH_S = 2.0  # between two looks whether an ingest wrote something
+READING_S = 0.1  # the same, while that is being read
 BATCH_EVENTS = 64  # of one transaction at most, however many wait: more at once are hardly cheaper
 PACE_S = 0.008  # between the beginnings of two steps, where calls come one after the other: those that come meanwhile share a transaction
 SLICE_IDENTIFIERS = 100
@@ -118,7 +119,8 @@ class Stream:
         The log is told now and then, beside it; at once where nothing came and nobody waits. Raises StoreError where log or store refuse:
         step again.
         """
-        if self._leaving is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > REFRESH_S):
+        look_s = READING_S if self.linker.is_reading else REFRESH_S
+        if self._leaving is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > look_s):
             with self.writing:
                 self._reconcile()
         if not self._is_reconciled and not (wait_s and self._has_begun):
@@ -272,12 +274,15 @@ class Stream:
         if self._clock is not None:
             self._clock.refresh()
         if self._is_reconciled and not is_fresh:
-            self.activity.follow_tables()
+            if not self.linker.is_reading:  # whose identifiers are comes before what they did
+                self.activity.follow_tables()
             return
+        is_known = self._is_reconciled and not self._owed  # what the linker told before is written
+        links = self.linker.changes() if is_known else self.linker.identities()
         self._is_reconciled = False
         self._owed = {}
         self.activity.settle()
-        self.backlog, self._leaving = Backlog(self.linker.identities()), self._let_others_go()
+        self.backlog, self._leaving = Backlog(links), self._let_others_go()
 
     def _take_over(self, *, end_s: float) -> None:
         """Take over what the linker knows of some people, until the time has come or all is taken over, and then the tables."""

@@ -1,11 +1,13 @@
 """Links one by one against the same links at once."""
 
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pandas as pd
@@ -16,7 +18,10 @@ from hypothesis import strategies as st
 
 from pipelines import identity, tables
 from pipelines.errors import StoreError
-from pipelines.identity.online import Linked, Online
+from pipelines.identity import files
+from pipelines.identity.filling import AtOnce, Beside
+from pipelines.identity.links import Linked, Links
+from pipelines.identity.online import Online, forget
 from pipelines.vault import open_vault
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -125,7 +130,7 @@ def test_newcomers_whom_a_call_names_alone_are_answered_as_all_at_once_are(onlin
     told = [linked for one in alone for linked in online.link([one])]
     assert_same(online, frame(told))
     assert_same(online, publish(tmp_path, alone))
-    with patch.object(Online, "_newcomer", return_value=None), closing(Online(tmp_path / "other")) as other:
+    with patch.object(Links, "_newcomer", return_value=None), closing(Online(tmp_path / "other")) as other:
         assert frame([linked for one in alone for linked in other.link([one])]).equals(frame(told))
 
 
@@ -155,9 +160,8 @@ def test_a_file_that_follows_an_ingest_holds_what_a_new_one_would(
         publish(home, second, joined=edges(("user_id:u", "user_id:v", "link", 3)) if len(second) % 2 else None)
         drained(home, "1-1")
         assert online.refresh()
-        other = home / "identity" / "online-1.db"
         with closing(Online(home, worker=1)) as new:
-            assert other.exists()
+            assert new.path != online.path
             assert held(online) == held(new)
 
 
@@ -257,7 +261,7 @@ def test_forgotten_people_leave_no_byte(tmp_path: Path) -> None:
     with closing(Online(tmp_path)) as online:
         online.link([seen("user_id:secretuser", "anonymous_id:a"), seen("user_id:v", "anonymous_id:b", hour=1)])
         assert b"secretuser" in bytes_of(tmp_path)
-        assert online.forget(["user_id:secretuser", "anonymous_id:a"]) > 0
+        assert forget(tmp_path, ["user_id:secretuser", "anonymous_id:a"]) > 0
         assert b"secretuser" not in bytes_of(tmp_path)
         assert online.customer("user_id:v") is not None
 
@@ -276,30 +280,224 @@ def test_of_what_a_drain_did_not_store_no_byte_stays_and_what_came_since_is_link
         assert b"device41" not in bytes_of(tmp_path)
 
 
-def test_a_sweep_that_failed_is_made_up_for_at_the_next_look(tmp_path: Path) -> None:
+class Held(AtOnce):
+    """A file that is made at once and said to be done when `is_let_go`."""
+
+    is_let_go = False
+
+    def is_done(self) -> bool:
+        return self.is_let_go
+
+
+class Failing(AtOnce):
+    def is_done(self) -> bool:
+        raise StoreError("its process ended with 1")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_let_go() -> Iterator[None]:
+    yield
+    Held.is_let_go = False
+
+
+def let_go(online: Online) -> bool:
+    Held.is_let_go = True
+    found = online.refresh()
+    Held.is_let_go = False
+    return found
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    while not is_so():
+        time.sleep(0.02)
+
+
+def by_name(rows: Iterable[Linked]) -> dict[str, list[tuple[object, ...]]]:
+    """What the stream needs to know: not since when an identifier is its first owner's."""
+    found: dict[str, list[tuple[object, ...]]] = {}
+    for row in sorted(rows, key=lambda row: (row.identifier, row.event_timestamp)):
+        states = found.setdefault(row.identifier, [])
+        states.append((row.event_timestamp if states else None, row.customer_id, row.created_timestamp))
+    return found
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(*[st.lists(CALL, max_size=size) for size in (5, 4, 4, 5)], st.sampled_from(["1-1", "1-2", "1-3", "2-2", "3-3"]))
+def test_calls_that_come_while_tables_are_read_count_as_they_would_afterwards_and_all_that_changes_is_told(
+    tmp_path_factory: pytest.TempPathFactory, first: list[Seen], came: list[Seen], late: list[Seen], second: list[Seen], positions: str
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    first = list(dict.fromkeys(first))
+    publish(home, first)
+    late += [replace(call, hour=call.hour + 1, known=call.known + 1) for call in came[:2]]  # said again
+    came, late = ([replace(call, position=position) for call in calls] for position, calls in ((2, came), (3, late)))
+    with closing(Online(home, fill=Held)) as online:
+        told = by_name(online.identities()) | by_name(online.link(came))
+        publish(home, [*first, *(replace(call, hour=call.hour + 20, known=call.known + 20) for call in second)])  # no login between theirs
+        drained(home, positions)
+        assert not online.refresh()
+        assert online.is_reading
+        for call in late:
+            told |= by_name(online.link([call]))
+        assert let_go(online)
+        assert not online.refresh()
+        with closing(Online(home, worker=1)) as afterwards:
+            for calls in (came, late):
+                afterwards.link([call for call in calls if str(call.position) not in positions and positions != "1-3"])
+            assert held(online) == held(afterwards)
+        told |= by_name(online.changes())
+        now = by_name(online.identities())
+        assert {name: told[name] for name in now} == now
+
+
+def test_whom_a_call_moves_by_what_the_tables_say_alone_is_told(tmp_path: Path) -> None:
+    first = [seen("user_id:u"), seen("user_id:v", hour=2), seen("email:e", hour=3)]
+    publish(tmp_path, first)
+    with closing(Online(tmp_path, fill=Held)) as online:
+        publish(tmp_path, [*first, seen("user_id:v", "email:e", hour=5)])
+        online.refresh()
+        assert set(owners(online.link([seen("user_id:u", "email:e", hour=4, position=3)]))) == {"email:e"}
+        assert let_go(online)
+        assert owners(online.changes())["user_id:v"] == online.customer("user_id:u")
+
+
+def test_a_person_erased_while_tables_are_read_leaves_no_byte_and_does_not_come_back(tmp_path: Path) -> None:
+    others = [seen("user_id:v", "anonymous_id:b", hour=1)]
+    with closing(open_vault(tmp_path)) as vault, closing(Online(tmp_path, vault=vault, fill=Held)) as online:
+        ann, device = vault.pseudonym("user_id", "ann"), vault.pseudonym("anonymous_id", "d")
+        publish(tmp_path, [seen(ann, device), *others])
+        assert not online.refresh()
+        online.link([seen(ann, "email:e", position=7)])
+        assert ann.encode() in files.unfinished(tmp_path, 0).read_bytes(), "the control"
+        vault.entomb([ann, device, "email:e"], erased_us=1, receipt="r")
+        publish(tmp_path, others)
+        forget(tmp_path, [ann, device, "email:e"])
+        gone = [name.split(":", 1)[1].encode() for name in (ann, device)]
+        assert not any(name in bytes_of(tmp_path) for name in gone)
+        assert not let_go(online), "what was being made is thrown away"
+        assert not online.refresh()
+        assert let_go(online)
+        assert {row.identifier for row in online.identities()} == {"user_id:v", "anonymous_id:b"}
+        assert not any(name in bytes_of(tmp_path) for name in gone)
+
+
+def test_what_was_made_of_tables_that_are_others_by_now_is_not_taken(tmp_path: Path) -> None:
+    with closing(Online(tmp_path, fill=Held)) as online:
+        publish(tmp_path, [seen("user_id:u")])
+        online.refresh()
+        publish(tmp_path, [seen("user_id:v")])
+        assert not let_go(online)
+        assert online.identities() == []
+        online.refresh()
+        assert let_go(online)
+        assert [row.identifier for row in online.identities()] == ["user_id:v"]
+
+
+def test_while_somebody_is_at_the_files_none_takes_the_others_place(tmp_path: Path) -> None:
+    publish(tmp_path, [seen("user_id:u")])
     with closing(Online(tmp_path)) as online:
-        online.link([seen("user_id:quiet")])
-        drained(tmp_path, "1-1 p0")
-        reader = sqlite3.connect(online.path, isolation_level=None)
-        reader.execute("BEGIN IMMEDIATE")  # another process: the file cannot be written
-        online._db.execute("PRAGMA busy_timeout = 1")
-        with pytest.raises(StoreError):
+        publish(tmp_path, [seen("user_id:v")])
+        with files.alone(tmp_path):
+            assert not online.refresh()
+            assert online.is_reading
+        assert online.refresh()
+        assert not online.is_reading
+
+
+@pytest.mark.parametrize("where", ["made", "placed"])
+def test_a_worker_that_ends_while_files_change_leaves_the_old_or_the_new(tmp_path: Path, where: str) -> None:
+    publish(tmp_path, [seen("user_id:u", "anonymous_id:a")])
+    online = Online(tmp_path, fill=Held if where == "made" else AtOnce)
+    online.link([seen("user_id:u", "email:1", position=5)])
+    publish(tmp_path, [seen("user_id:u", "anonymous_id:a"), seen("user_id:w", hour=1)])
+    if where == "made":
+        online.refresh()
+        assert files.unfinished(tmp_path, 0).exists()
+    else:
+        with patch.object(files, "tidy", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
             online.refresh()
-        reader.close()
-        assert online.refresh() is True
-        online.link([seen("user_id:quiet", position=2)])
-        drained(tmp_path, "2-2 p0")
-        with patch.object(online, "_sweep", side_effect=StoreError("in use")), pytest.raises(StoreError):
+        assert len(list((tmp_path / "identity").glob("online*.db"))) == 2
+    with closing(Online(tmp_path)) as again:
+        assert {row.identifier for row in again.identities()} == {"user_id:u", "anonymous_id:a", "user_id:w", "email:1"}
+        assert {path.name for path in (tmp_path / "identity").iterdir()} == {
+            "online.lock", *(again.path.name + suffix for suffix in ("", "-wal", "-shm"))
+        }  # fmt: skip
+    online._db.close()
+
+
+def test_a_file_that_cannot_be_made_costs_no_link_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Online(tmp_path, fill=Failing)) as online:
+        online.link([seen("user_id:u", position=5)])
+        publish(tmp_path, [seen("user_id:w", hour=1)])
+        with pytest.raises(StoreError, match="ended with 1"):
             online.refresh()
-        assert online.refresh() is True
-        assert b"quiet" not in bytes_of(tmp_path)
-        assert online.refresh() is False
+        assert not files.unfinished(tmp_path, 0).exists()
+        assert [row.identifier for row in online.identities()] == ["user_id:u"]
+        assert not online.refresh(), "not at once: it costs a processor"
+        monkeypatch.setattr(online, "_fill", AtOnce)
+        monkeypatch.setattr(online, "_again_s", 0.0)
+        assert online.refresh()
+        assert {row.identifier for row in online.identities()} == {"user_id:u", "user_id:w"}
+
+
+def test_a_process_of_its_own_makes_the_same_file(tmp_path: Path) -> None:
+    with closing(open_vault(tmp_path)) as vault, closing(Online(tmp_path, vault=vault, fill=Beside)) as online:
+        ann = vault.pseudonym("user_id", "ann")
+        online.link([seen("user_id:u", "email:1", position=5), seen(ann, position=6)])
+        vault.entomb([ann], erased_us=1, receipt="r")
+        publish(tmp_path, [seen("user_id:u", "anonymous_id:a"), seen("user_id:w", hour=1)])
+        assert not online.refresh()
+        until(online.refresh)
+        assert {row.identifier for row in online.identities()} == {"user_id:u", "anonymous_id:a", "user_id:w", "email:1"}
+        assert online.customer("email:1") == online.customer("anonymous_id:a")
+
+
+def test_a_process_that_fails_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(Online(tmp_path, fill=Beside)) as online:
+        publish(tmp_path, [seen("user_id:u")])
+        with patch.object(Path, "touch"):  # as if it were thrown away before the process looks
+            online.refresh()
+        with pytest.raises(StoreError, match="was not made"):
+            until(online.refresh)
+        assert "could not be made" in capfd.readouterr().err
+
+
+def switching(home: Path, monkeypatch: pytest.MonkeyPatch, n: int, *, is_all: bool = False) -> int:
+    """Steps of SQLite's machine that a worker of n people makes when the tables say something else of two, or of all."""
+    stored = [seen(f"user_id:u{person}", f"anonymous_id:d{person}") for person in range(n)]
+    publish(home, stored)
+    with closing(Online(home, fill=Held)) as online:
+        joined = [seen(f"user_id:u{person}", f"email:e{person}", hour=1) for person in range(n if is_all else 2)]
+        publish(home, [*stored, *joined])
+        online.refresh()
+        online.link([seen("user_id:u0", "phone:1", hour=2)])
+        steps, connect = [0], sqlite3.connect
+
+        def count() -> None:
+            steps[0] += 1
+
+        def counted(*args: Any, **options: Any) -> sqlite3.Connection:
+            db = connect(*args, **options)
+            db.set_progress_handler(count, 1)
+            return db
+
+        with monkeypatch.context() as patched:
+            patched.setattr(sqlite3, "connect", counted)
+            assert let_go(online)
+        assert len(online.changes()) == (n if is_all else 2) + 1
+        return steps[0]
+
+
+def test_what_calls_wait_for_does_not_grow_with_how_many_people_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many = (switching(tmp_path / str(n), monkeypatch, n) for n in (10, 200))
+    assert 0 < many < 1.2 * few
+    assert switching(tmp_path / "all", monkeypatch, 200, is_all=True) > 1.2 * few, "the control: it grows with how many change"
 
 
 def test_a_file_of_an_older_home_is_taken_over(tmp_path: Path) -> None:
     publish(tmp_path, [seen("user_id:u", "anonymous_id:a")])
     Online(tmp_path).close()
-    with closing(sqlite3.connect(tmp_path / "identity" / "online.db")) as db, db:
+    with closing(sqlite3.connect(tmp_path / "identity" / "online.1.db")) as db, db:
         db.execute("ALTER TABLE sightings DROP COLUMN position")
     with closing(Online(tmp_path)) as online:
         online.link([seen("user_id:u", "anonymous_id:b")])

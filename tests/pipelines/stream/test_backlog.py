@@ -7,7 +7,7 @@ import pytest
 
 from pipelines import identity, ingest
 from pipelines.identity import graph
-from pipelines.identity.online import Linked
+from pipelines.identity.links import Linked
 from pipelines.stream import worker
 from pipelines.stream.backlog import Backlog
 from pipelines.stream.state import State
@@ -31,18 +31,20 @@ def test_people_come_whole_and_each_once() -> None:
 
 @pytest.fixture
 def parted(world, monkeypatch):
-    """Ann, a visitor who was taken for her, and others; an ingest has just taken that back, and people are taken over one by one."""
+    """Ann, a visitor who was taken for her, and others like them; an ingest has just taken that back; people are taken over one by one."""
     for n in range(6):
         world.say(n * 3_000, device="d1", product_id=f"i{n % 2}", price=n)
         world.say(n * 3_000 + 5, user="bob" if n % 2 else "ann", product_id="i1")
     for n in range(8):  # more than the calls of a test name, whoever comes first
+        world.say(18_000 + n, device=f"e{n}", product_id="i2")
         world.say(19_000 + n, user=f"u{n}", device=f"e{n}", product_id="i2")
     world.say(20_000, "identify", device="d1", user="ann")
     world.step()
     world.drain()
     world.follow()
-    link = identity.link_id(*(world.vault.pseudonym(kind, name) for kind, name in (("user_id", "ann"), ("anonymous_id", "d1"))))
-    graph.unmerge(world.home, link, by="eve")
+    for user, device in [("ann", "d1"), *((f"u{n}", f"e{n}") for n in range(2, 8))]:
+        link = identity.link_id(world.vault.pseudonym("user_id", user), world.vault.pseudonym("anonymous_id", device))
+        graph.unmerge(world.home, link, by="eve")
     ingest.reassign(world.home, settings=world.settings)
     monkeypatch.setattr(worker, "SLICE_S", 0.0)
     monkeypatch.setattr(worker, "SLICE_IDENTIFIERS", 1)

@@ -76,7 +76,7 @@ def test_the_thread_moves_the_log_and_ends_with_its_block(written, monkeypatch) 
     moved = threading.Event()
     monkeypatch.setattr(upkeep, "CHECKPOINT_S", 0.01)
     monkeypatch.setattr(upkeep, "checkpoint", lambda path, writing: moved.set())
-    with checkpoints([path], threading.Lock()):
+    with checkpoints(lambda: [path], threading.Lock()):
         assert moved.wait(10)
     assert "checkpoints" not in [thread.name for thread in threading.enumerate()]
 
@@ -91,7 +91,7 @@ def test_the_thread_takes_what_processor_time_the_others_leave(tmp_path, monkeyp
 
     monkeypatch.setattr(upkeep, "CHECKPOINT_S", 0.01)
     monkeypatch.setattr(upkeep, "checkpoint", look)
-    with checkpoints([tmp_path / "some.db"], threading.Lock()):
+    with checkpoints(lambda: [tmp_path / "some.db"], threading.Lock()):
         assert own.wait(10)
     assert (told[0], os.getpriority(os.PRIO_PROCESS, 0)) == (max(there, upkeep.NICENESS), there)
 
