@@ -38,7 +38,7 @@ ENDPOINTS = ("/churn", "/recommend")
 BROKEN = "churn"  # whose artifact is damaged
 # What a service does not read: the path to the models, and what it makes anew.
 _LEFT_OUT = shutil.ignore_patterns(
-    "raw", "log", "mlflow", "optuna", "flow", "stream", "requests", "reports", "serving", "served", "drill-*"
+    "raw", "log", "identity", "mlflow", "optuna", "flow", "stream", "requests", "reports", "serving", "served", "drill-*"
 )
 _SQLITE = b"SQLite format 3\x00"
 

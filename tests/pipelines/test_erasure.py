@@ -24,6 +24,7 @@ from pipelines import audit, erasure, feature_store, identity, ingest, registry,
 from pipelines.engine import connect
 from pipelines.erasure import people, process, rawfiles, receipts, stores
 from pipelines.errors import InputError, PipelineError, StoreError
+from pipelines.identity import files
 from pipelines.identity.online import Online
 from pipelines.ingest.accounts import ledger
 from pipelines.ingest.messages import halves_sql, message_sql
@@ -237,6 +238,7 @@ def write_online(home, vault, ids, mine):
         online.write("identifier_customer", names, join_key="identifier")
     with closing(Online(home, vault=vault)) as graph:
         graph.link([SimpleNamespace(subjects=list(some.values()), event_us=5, received_us=6, position=0) for some in mine])
+    shutil.copy(home / "identity" / "online.1.db", files.unfinished(home, 0))  # as if an ingest were being followed just then
 
 
 def call(person, message_id, vault, **more):
@@ -359,8 +361,8 @@ def test_erased_person_is_in_no_byte_of_the_home(built, shop):
     before = found_in(shop.home, forms)
     stores_of_every_kind = (
         "raw/events.jsonl", "raw/truth.parquet", "models/recommender/1/customer_ids.npy", "models/recommender/2/customer_ids.npy",
-        "mlflow/artifacts/run/artifacts/model-2/customer_ids.npy", "feature_store/online.db", "identity/online.db", "vault/vault.db",
-        "log/segments/00000001.db", "flow/incoming/tables/half.bin", "serving/service.log", "reports/drift.html",
+        "mlflow/artifacts/run/artifacts/model-2/customer_ids.npy", "feature_store/online.db", "identity/online.1.db",
+        "identity/online.part", "vault/vault.db", "log/segments/00000001.db", "flow/incoming/tables/half.bin", "serving/service.log", "reports/drift.html",
     )  # fmt: skip
     for store in stores_of_every_kind:
         assert store in before  # control: the search sees into every kind of file

@@ -1,7 +1,9 @@
 """The worker on a real log and a real online store."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -54,9 +56,7 @@ class World:
 
     def restart(self):
         """As after a crash: what was read and not committed comes again."""
-        self.stream.close()
-        self.linker.close()
-        self.log.release(GROUP)
+        self.end()
         self.start()
 
     def name(self, kind, value):
@@ -101,6 +101,11 @@ class World:
             online.identifiers_of([])
             statement = 'SELECT entity_key, feature_name, value_text FROM "rapport_{}" ORDER BY 1, 2'
             return [online.db.execute(statement.format(view)).fetchall() for view in ("identifier_customer", "customer_consent")]
+
+    def end(self):
+        self.stream.close()
+        self.linker.close()
+        self.log.release(GROUP)
 
     def close(self):
         self.stream.close()
@@ -173,13 +178,49 @@ def test_what_an_ingest_decided_is_followed(world):
     assert [world.is_allowed(world.owner("user_id", user)) for user in ("ann", "bob")] == [True, False]
 
 
+def test_a_worker_of_its_own_follows_what_an_ingest_decides_while_it_runs(world):
+    world.tell(user="ann", consent=ALLOW)
+    world.tell(user="bob", consent=ALLOW, after_s=1)
+    world.end()
+    names = [world.name("user_id", user) for user in ("ann", "bob")]
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")}
+    with (world.home / "worker.log").open("wb") as out:
+        command = [sys.executable, "-m", "pipelines.stream"]
+        process = subprocess.Popen(command, env=variables | {"RAPPORT_HOME": str(world.home)}, stdout=out, stderr=out)
+    try:
+        wait_for(world, "at work", process)
+        write_edge(world, names, "link")
+        until_s = time.monotonic() + 60
+        while world.owner("user_id", "ann") != world.owner("user_id", "bob"):
+            assert time.monotonic() < until_s, (world.home / "worker.log").read_text()
+            time.sleep(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert not list((world.home / "identity").glob("*.part"))
+    assert len(list((world.home / "identity").glob("online*.db"))) == 1
+    world.start()
+
+
+def wait_for(world, words, process):
+    until_s = time.monotonic() + 60
+    while words not in (said := (world.home / "worker.log").read_text()):
+        assert time.monotonic() < until_s, said
+        assert process.poll() is None, said
+        time.sleep(0.05)
+
+
 def decide(world, names, state):
+    write_edge(world, names, state)
+    world.stream._refreshed_s = 0.0  # as if the time between two looks had passed
+    world.step()
+
+
+def write_edge(world, names, state):
     left, right = sorted(names)
     edge = {"link_id": "l", "left": left, "right": right, "kind": "manual", "state": state, "created_timestamp": NOW}
     schema = tables.IDENTITY_EDGES.schema
     tables.write(world.home, tables.IDENTITY_EDGES, pa.Table.from_pylist([dict.fromkeys(schema.names) | edge], schema))
-    world.stream._refreshed_s = 0.0  # as if the time between two looks had passed
-    world.step()
 
 
 # -- consent -----------------------------------------------------------------------------------------------------------
