@@ -362,7 +362,8 @@ def test_erased_person_is_in_no_byte_of_the_home(built, shop):
     stores_of_every_kind = (
         "raw/events.jsonl", "raw/truth.parquet", "models/recommender/1/customer_ids.npy", "models/recommender/2/customer_ids.npy",
         "mlflow/artifacts/run/artifacts/model-2/customer_ids.npy", "feature_store/online.db", "identity/online.1.db",
-        "identity/online.part", "vault/vault.db", "log/segments/00000001.db", "flow/incoming/tables/half.bin", "serving/service.log", "reports/drift.html",
+        "identity/online.part", "vault/vault.db", "log/segments/00000001.db", "flow/incoming/tables/half.bin", "serving/service.log",
+        "reports/drift.html",
     )  # fmt: skip
     for store in stores_of_every_kind:
         assert store in before  # control: the search sees into every kind of file
