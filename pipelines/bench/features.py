@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.bench.building import build_rows
+from pipelines.bench.following import following_rows
 from pipelines.bench.freshness import freshness_rows
 from pipelines.bench.joins import join_rows
 from pipelines.bench.loading import load_rows
@@ -32,12 +33,16 @@ class Sizes:
     customers: int
     per_s: int = 500  # events, while it is watched when they are seen
     seconds: float = 8.0
+    people: int = 10_000  # of whom an ingest is followed
+    following_s: float = 15.0
 
 
-TINY = Sizes(2_000, 10_000, 1_000, 5_000, (2_000,), 2_000, 200, per_s=100, seconds=1.0)
+TINY = Sizes(2_000, 10_000, 1_000, 5_000, (2_000,), 2_000, 200, per_s=100, seconds=1.0, people=200, following_s=10.0)
 QUICK = Sizes(100_000, 500_000, 100_000, 500_000, (200_000,), 100_000, 10_000)
 USUAL = Sizes(1_000_000, 5_000_000, 100_000, 1_000_000, (1_000_000,), 500_000, 100_000)
-FULL = Sizes(1_000_000, 5_000_000, 1_000_000, 5_000_000, (1_000_000, 5_000_000, 10_000_000), 500_000, 100_000)
+FULL = Sizes(
+    1_000_000, 5_000_000, 1_000_000, 5_000_000, (1_000_000, 5_000_000, 10_000_000), 500_000, 100_000, people=50_000, following_s=40.0
+)
 
 
 def feature_rows(folder: Path, *, sizes: Sizes = USUAL, redis_url: str | None = None) -> list[BenchRow]:
@@ -48,7 +53,10 @@ def feature_rows(folder: Path, *, sizes: Sizes = USUAL, redis_url: str | None = 
     shutil.rmtree(folder / "build")
     loaded = load_rows(folder / "load", customers=sizes.customers, redis_url=redis_url)
     shutil.rmtree(folder / "load")
-    return joined + built + loaded + freshness_rows(folder / "fresh", per_s=sizes.per_s, seconds=sizes.seconds)
+    fresh = freshness_rows(folder / "fresh", per_s=sizes.per_s, seconds=sizes.seconds)
+    shutil.rmtree(folder / "fresh")
+    followed = following_rows(folder / "followed", people=sizes.people, per_s=sizes.per_s, seconds=sizes.following_s)
+    return joined + built + loaded + fresh + followed
 
 
 @contextlib.contextmanager

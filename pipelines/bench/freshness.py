@@ -30,7 +30,8 @@ from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 
 VIEW, FEATURE = "customer_activity", "events_total"
-_EVERY = 20  # of the events, one is watched
+BARE = "a bare row by another process"
+EVERY = 20  # of the events, one is watched
 _PEOPLE = 2_000
 _WAIT_S = 30.0
 
@@ -38,17 +39,17 @@ _WAIT_S = 30.0
 def freshness_rows(home: Path, *, per_s: int = 500, seconds: float = 8.0) -> list[BenchRow]:
     """Milliseconds from the log's answer to the value in the store, p50 and p99, at so many events a second."""
     feature_store.apply(home)
-    watched = [f"watched-{n}" for n in range(int(per_s * seconds) // _EVERY)]
+    watched = [f"watched-{n}" for n in range(int(per_s * seconds) // EVERY)]
     settings = Settings(home=home)
-    with closing(open_vault(home)) as vault, closing(open_log(home, settings=settings, vault=vault)) as log, _stream(home):
+    with closing(open_vault(home)) as vault, closing(open_log(home, settings=settings, vault=vault)) as log, running(home):
         writer = Writer(log, group_events=settings.collect.group_events, queue_events=settings.collect.queue_events)
         with closing(writer), closing(OnlineWriter(home)) as online:
-            writer.submit([_event(vault, f"first-{name}", name) for name in watched]).result()
-            customers = _known(online, [vault.pseudonym("user_id", name) for name in watched])
+            writer.submit([event_of(vault, f"first-{name}", name) for name in watched]).result()
+            customers = known(online, [vault.pseudonym("user_id", name) for name in watched])
             gc.freeze()  # or a collection among Feast's modules would be measured
             try:
                 with bare(home) as machine:
-                    took = _watch(writer, online, vault, dict(zip(watched, customers, strict=True)), machine, per_s=per_s)
+                    took = watch(writer, online, vault, dict(zip(watched, customers, strict=True)), machine, per_s=per_s)
             finally:
                 gc.unfreeze()
     name, feast = f"acked event to readable feature at {per_s} events/s", _by_feast(home)
@@ -56,18 +57,25 @@ def freshness_rows(home: Path, *, per_s: int = 500, seconds: float = 8.0) -> lis
         line
         for share in (50, 99)
         for line in (
-            row(f"{name}: p{share}", _at(took, share), "ms", "Feast's write of one row", _at(feast, share)),
-            row(f"{name}, and the machine: p{share}", _at(took, share), "ms", "a bare row by another process", _at(machine.took, share)),
+            row(f"{name}: p{share}", at_share(took, share), "ms", "Feast's write of one row", at_share(feast, share)),
+            row(
+                f"{name}, and the machine: p{share}",
+                at_share(took, share),
+                "ms",
+                "a bare row by another process",
+                at_share(machine.took, share),
+            ),
         )
     ]
 
 
-def _at(took: Sequence[float], share: int) -> float:
+def at_share(took: Sequence[float], share: int) -> float:
+    """The smallest that this share of them, in percent, does not exceed."""
     return sorted(took)[min(len(took) - 1, len(took) * share // 100)]
 
 
 @contextmanager
-def _stream(home: Path) -> Iterator[None]:
+def running(home: Path) -> Iterator[None]:
     """The worker, as the service starts it."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("RAPPORT_")}
     with (home / "stream.log").open("wb") as out:
@@ -86,7 +94,8 @@ def _stream(home: Path) -> Iterator[None]:
             worker.wait()
 
 
-def _event(vault: Vault, message: str, user: str) -> Incoming:
+def event_of(vault: Vault, message: str, user: str) -> Incoming:
+    """A view of a product by this user, who allows it to be used, at this moment."""
     now = datetime.now(UTC)
     call = {
         "type": "track",
@@ -101,20 +110,24 @@ def _event(vault: Vault, message: str, user: str) -> Incoming:
     return Incoming("bench", message, (vault.pseudonym("user_id", user),), json.dumps(call).encode(), int(now.timestamp() * 1e6))
 
 
-def _known(online: OnlineWriter, identifiers: Sequence[str]) -> list[str]:
-    """Whose the identifiers are, once the worker has seen all of them and shows their first event."""
+def known(online: OnlineWriter, identifiers: Sequence[str], *, number: int = 1) -> list[str]:
+    """Whose the identifiers are, once the worker has seen all of them and shows that `number` of their events."""
     until = time.monotonic() + _WAIT_S
     while time.monotonic() < until:
         owners = online.read(IDENTIFIER_VIEW, "customer_id", identifiers, join_key="identifier")
         customers = [str(owners[name][0]) for name in identifiers if name in owners]
-        if len(customers) == len(identifiers) and len(online.read(VIEW, FEATURE, customers)) == len(customers):
-            return customers
+        if len(customers) == len(identifiers):
+            shown = online.read(VIEW, FEATURE, customers)
+            if len(shown) == len(customers) and all(text == str(number) for text, _ in shown.values()):
+                return customers
         time.sleep(0.1)
     raise StoreError(f"bench: the stream did not show {len(identifiers)} people within {_WAIT_S:g} s; its log says why")
 
 
-def _watch(writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str, str], machine: Bare, *, per_s: int) -> list[float]:
-    """Milliseconds of each watched event. Sends at the rate, and between two sends looks for those that wait."""
+def watch(
+    writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str, str], machine: Bare, *, per_s: int, number: int = 2
+) -> list[float]:
+    """Milliseconds of each watched event, everybody's so-manieth. Sends at the rate, and between two sends looks for those that wait."""
     others = [f"other-{n}" for n in range(_PEOPLE)]
     durable: deque[tuple[str, float]] = deque()  # customer, and when their event was: told by the writer's thread, so nothing waits here
     waiting: dict[str, float] = {}
@@ -124,9 +137,9 @@ def _watch(writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str
     while len(took) < len(watched) or not machine.is_idle:
         due = int((time.perf_counter() - started) * per_s)
         while left and sent < due:
-            is_watched = sent % _EVERY == 0
+            is_watched = sent % EVERY == 0
             user, customer = left.pop() if is_watched else (others[sent * 7919 % _PEOPLE], "")
-            future = writer.submit([_event(vault, f"m-{sent}", user)])
+            future = writer.submit([event_of(vault, f"m-{sent}", user)])
             sent += 1
             if is_watched:
                 future.add_done_callback(partial(_note, durable, customer))
@@ -138,9 +151,9 @@ def _watch(writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str
         shown = online.read(VIEW, FEATURE, list(waiting)) if waiting else {}
         now = time.perf_counter()
         for customer, (text, _) in shown.items():
-            if text == "2":
+            if text == str(number):
                 took.append((now - waiting.pop(customer)) * 1e3)
-        if now - started > len(watched) * _EVERY / per_s + _WAIT_S:
+        if now - started > len(watched) * EVERY / per_s + _WAIT_S:
             raise StoreError(
                 f"bench: {len(watched) - len(took)} events were not readable within {_WAIT_S:g} s; the stream does not keep up"
             )
