@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from models.shop.catalogue import EMPTY, Catalogue
 from pipelines.settings import Settings
 from pipelines.vault import Vault, open_vault
 from serving import access, breaker, candidates, catalogue, fallbacks, metrics, store_guard
 from serving.candidates import Recommendations
-from serving.catalogue import Catalogue
 from serving.champions import RECOMMENDER, TASKS, Champions, Rehearse
 from serving.clock import Clock
 from serving.fallbacks import Deadline, trace
@@ -52,7 +52,7 @@ class Answers:
         self.clock = Clock(settings)
         self.guard = Guard()
         self.champions = Champions(settings.home, rehearse=rehearse)
-        self.catalogue: Catalogue = catalogue.EMPTY
+        self.catalogue: Catalogue = EMPTY
         self._open_store = open_store
         self._stamps: dict[str, object] = {}
         self._told: dict[str, str] = {}  # the version of each model, as the metrics have it

@@ -19,17 +19,17 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from models.shop.catalogue import Catalogue, Criteria, Offers
+from models.shop.interest import Interest
+from models.shop.selection import capped
 from serving import arrivals, fallbacks, likeness, metrics, ranking, recent, tracing
-from serving.catalogue import Catalogue, Criteria, Offers
 from serving.champions import RECOMMENDER, Bundle, Recommending
 from serving.clock import Clock
 from serving.fallbacks import Deadline, Declined, Rung, Unanswered, Unavailable, descend
-from serving.interest import Interest
 from serving.profile import STRANGER, Person, Profiles
 from serving.ranking import Ranking
 from serving.recent import Act
 from serving.remembered import Remembered
-from serving.selection import capped, first_of
 from serving.store_guard import Guard
 from serving.taste import Taste
 from serving.wire import Item, Recommendation, RecommendRequest, ranked
@@ -256,10 +256,7 @@ class Recommendations:
     # -- parts of them
 
     def _listed(self, case: _Case, interest: Interest, reason: str) -> Picks:
-        offers = case.catalogue.offers
-        allowed = offers.allowed(case.criteria, case.at)
-        most = case.request.max_per_category
-        best = first_of(interest.order, allowed, case.request.k, category=offers.category, most=most)
+        best = case.catalogue.leading(interest, case.criteria, case.request.k, at=case.at, most=case.request.max_per_category)
         if not best.size:
             raise Declined(fallbacks.NO_MATCH)
         names = [str(name) for name in case.catalogue.item_ids[best]]

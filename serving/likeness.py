@@ -4,9 +4,9 @@ from datetime import datetime
 
 import numpy as np
 
-from serving.catalogue import Catalogue, Criteria, Offers
+from models.shop.catalogue import Catalogue, Criteria, Offers
+from models.shop.selection import best_of, capped
 from serving.champions import Recommending
-from serving.selection import best_of, capped
 from serving.wire import Item, ranked
 
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from models.candidates.factors import Liked
 from models.candidates.history import NOTHING, History
+from models.shop.selection import LOOKED_AT, Allows, Places, capped
 from models.stages import LEAD
 from models.two_stage import ALL_ITEMS, NEW_ITEMS, Order
 from serving.champions import Recommending
 from serving.recent import Act
-from serving.selection import LOOKED_AT, Allows, Places, capped
 from serving.taste import LONGEST, Taste, strongest
 
 Singles = NDArray[np.float32]

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from models.shop.interest import OF_LIFECYCLE
 from pipelines.events import WEIGHTS
 from pipelines.online.feast_format import Value
 from serving.fallbacks import Deadline
-from serving.interest import OF_LIFECYCLE
 from serving.profile import Profiles
 
 VIEW = "customer_item"

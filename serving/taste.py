@@ -16,9 +16,9 @@ from scipy import sparse
 
 from models.als import Solved
 from models.recommender import Recommender
+from models.shop.selection import Allows, best_of
 from serving.champions import Recommending
 from serving.recent import Act
-from serving.selection import Allows, best_of
 
 LONGEST = 1_000  # items of a history that reasons are looked for in
 

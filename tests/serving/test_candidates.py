@@ -223,7 +223,7 @@ def test_passed_deadline_is_answered_from_memory(answers, cast):
 
 def test_static_list_answers_when_everything_else_fails(answers, cast, monkeypatch):
     popular = names(ask(answers, customer_id="nobody", k=5, exclude=["item-02"], category=["shoes", "books"]))
-    monkeypatch.setattr("serving.catalogue.Offers.allowed", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("models.shop.catalogue.Offers.allowed", lambda *_, **__: 1 / 0)
     answer = ask(answers, customer_id="nobody", k=5, exclude=["item-02"], category=["shoes", "books"])
     assert said(answer) == ("static", True, ["unknown_customer", "model_failed"])
     assert names(answer) == popular
@@ -433,7 +433,7 @@ def test_whatever_is_asked_and_broken_the_answer_keeps_to_the_request(steady, ca
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steady.champions, "bundle", replace(bundle, recommender=None) if is_broken == "model" else bundle)
         if is_broken == "catalogue":
-            patch.setattr("serving.catalogue.Offers.allowed", lambda *_: 1 / 0)
+            patch.setattr("models.shop.catalogue.Offers.allowed", lambda *_: 1 / 0)
         answer = steady.recommendations.answer(RecommendRequest(customer_id=customer, filters=filters, **wanted), deadline)
     assert is_well_formed(answer, k)
     found = [int(name[-2:]) for name in names(answer)]

@@ -3,9 +3,9 @@ from datetime import timedelta
 import numpy as np
 import pandas as pd
 
+from models.shop.catalogue import Criteria, Shelf, Shelved
 from pipelines import tables
 from serving import arrivals, catalogue
-from serving.catalogue import Criteria, Shelf, Shelved
 from serving.likeness import is_known, like
 from serving.wire import ranked
 

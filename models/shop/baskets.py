@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from serving.interest import Acts
+from models.shop.interest import Acts
 
 MOST_LINES = 1_000_000  # of purchases, the newest: bounds the time it takes to load
 LARGEST_BASKET = 30  # items; a larger one is a dealer's, and says little about what goes together

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.selection import best_of, capped, first_of
+from models.shop.selection import best_of, capped, first_of
 
 LISTS = st.integers(1, 150).flatmap(
     lambda n: st.tuples(

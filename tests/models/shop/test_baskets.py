@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.baskets import COMPANIONS, LARGEST_BASKET, SHRINKAGE, together
-from serving.interest import Acts
+from models.shop.baskets import COMPANIONS, LARGEST_BASKET, SHRINKAGE, together
+from models.shop.interest import Acts
 
 DAY_US = 86_400_000_000
 N = 6
