@@ -108,6 +108,17 @@ class Recommender(Learner):
         self.customer_factors_, self.history_, self.largest_ = self.customer_factors_[kept], self.history_[kept], self.largest_[kept]
         return self
 
+    def folded(self, interactions: Any) -> Self:
+        """The same items for other customers, csr (m, n_items) of weights >= 0: their factors are solved for, as training would have.
+
+        Raises ValueError on weights that are negative or not finite, or of other items.
+        """
+        self._check_fitted("item_factors_")
+        weights = checked(interactions, len(self.item_factors_))
+        factors = als.fold_in(weights, self.objective_, self.item_factors_, gram=self._gram, num_threads=self.num_threads)
+        other = type(self)(**self.get_params())
+        return other._learned(self.objective_, factors, self.item_factors_, self.popularity_, _over_largest(weights), _largest(weights))
+
     def score(self, customers: ArrayLike, items: ArrayLike) -> Singles:
         """The score of each pair (m,) of customer and item; -1 is an unknown customer. Comparable within a customer only.
 

@@ -1,10 +1,7 @@
 """/recommend: a request -> ranked items, from the best rung of the ladder that can answer.
 
-    personal    what suits the customer; `folded_in` where what they did since the training, or all that they ever did, was solved for
-    folded_in   with `item_id`: items like it and items bought together with it, the same for everybody
-    stale       the last good answer to this customer
-    segment     what is popular among customers like them
-    popular     what is popular in the shop;  static: a list that was prepared beforehand and needs nothing
+The rungs are those of `models.ladder`; with `item_id` the first is `folded_in`: items like it and items bought together with it, the same
+for everybody.
 
 A customer without consent, or whom nobody knows, gets no answer that behaviour went into: that is a cause, not a degradation. Never
 reads behaviour before consent.
@@ -19,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from models.ladder import ANSWERED_S, FOLDED_IN, PERSONAL, POPULAR, SEGMENT, STALE, STATIC
 from models.shop.catalogue import Catalogue, Criteria, Offers
 from models.shop.interest import Interest
 from models.shop.selection import capped
@@ -35,9 +33,8 @@ from serving.taste import Taste
 from serving.wire import Item, Recommendation, RecommendRequest, ranked
 
 ENDPOINT = "/recommend"
-PERSONAL, FOLDED_IN, STALE, SEGMENT, POPULAR, STATIC = "personal", "folded_in", "stale", "segment", "popular", "static"
 KEPT = 50  # items of an answer that is remembered: what is left of them once the next request has filtered
-MOST_ANSWERED, ANSWERED_S = 10_000, 3_600.0  # customers whose last answer is remembered, some 10 MB, and for how long
+MOST_ANSWERED = 10_000  # customers whose last answer is remembered: some 10 MB
 MOST_RANKED = 500  # customers whose order of items is remembered: some 10 MB
 
 IN_SHOP, SUITS, SUITED = "popular in this shop", "suits what you did", "suited what you did when last looked at"

@@ -167,7 +167,7 @@ def catalogue(items: pd.DataFrame, acts: Acts, segments: pd.DataFrame, *, at: da
     offers = _offers(items, ids, index, seen)
     popularity = acts.totals(index)
     order = np.argsort(-popularity, kind="stable")
-    listed = items["event_timestamp"].astype("int64").to_numpy() / 1e6
+    listed = _seconds(items["event_timestamp"])
     listing = np.argsort(listed, kind="stable")
     return Catalogue(
         np.array(ids, dtype=object),
@@ -189,11 +189,16 @@ def _offers(items: pd.DataFrame, ids: Sequence[str], index: Mapping[str, int], s
     codes, names = pd.factorize(items["category"], use_na_sentinel=True)
     category, price, since = np.full(n, -1, dtype=np.int64), np.full(n, np.nan), np.full(n, -np.inf)
     category[:count], price[:count] = codes, items["price_cents"].to_numpy(dtype=float, na_value=np.nan)
-    since[:count] = items["event_timestamp"].astype("int64").to_numpy() / 1e6
+    since[:count] = _seconds(items["event_timestamp"])
     since[seen] = -np.inf  # somebody had it: whatever the listing says, it is there
     sold_out = np.zeros(n, dtype=bool)
     sold_out[:count] = items["in_stock"].to_numpy(dtype=object, na_value=True) == False  # noqa: E712  (null: nobody said)
     return Offers(index, since, category, price, sold_out, {str(name): code for code, name in enumerate(names)})
+
+
+def _seconds(times: pd.Series) -> NDArray[np.float64]:
+    """Since 1970, whatever unit a frame keeps them in."""
+    return times.to_numpy(dtype="datetime64[us]").astype(np.int64) / 1e6
 
 
 def _shelf(ids: Sequence[str], offers: Offers, order: Places) -> Shelf:

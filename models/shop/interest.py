@@ -52,12 +52,11 @@ class Acts:
 
     def by_segment(self, index: Mapping[str, int], segments: pd.DataFrame) -> dict[str, Interest]:
         """What is popular in each group; segments: customer_id, event_timestamp, segment, lifecycle. A customer's newest row counts."""
-        newest = segments.sort_values("event_timestamp", kind="stable").drop_duplicates("customer_id", keep="last")
-        newest = newest.dropna(subset=["segment", "lifecycle"], how="all")
-        if newest.empty or not self.customer_ids:
+        groups = groups_of(segments)
+        if groups.empty or not self.customer_ids:
             return {}
-        code, names = pd.factorize(newest["segment"].fillna(newest["lifecycle"] + OF_LIFECYCLE), sort=True)
-        place = pd.Index(newest["customer_id"]).get_indexer(pd.Index(self.customer_ids))
+        code, names = pd.factorize(groups, sort=True)
+        place = groups.index.get_indexer(pd.Index(self.customer_ids))
         segment_of = np.where(place >= 0, code[place], -1)
         people = np.bincount(segment_of[segment_of >= 0], minlength=len(names))
         mine, item = segment_of[self.customer], self.placed(index)
@@ -66,6 +65,16 @@ class Acts:
             for number, name in enumerate(names)
             if people[number] >= FEWEST
         }
+
+
+def groups_of(segments: pd.DataFrame) -> "pd.Series[str]":
+    """By customer the segment that they are in; else the group of their state of life cycle. A customer's newest row counts.
+
+    segments: customer_id, event_timestamp, segment, lifecycle. Whoever has neither is not among them.
+    """
+    newest = segments.sort_values("event_timestamp", kind="stable").drop_duplicates("customer_id", keep="last")
+    newest = newest.dropna(subset=["segment", "lifecycle"], how="all").set_index("customer_id")
+    return newest["segment"].fillna(newest["lifecycle"] + OF_LIFECYCLE)
 
 
 def _interest(item: Places, weight: NDArray[np.float64], n_items: int) -> Interest:

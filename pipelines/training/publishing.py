@@ -189,7 +189,7 @@ def finite(value: float | None) -> float | None:
 
 # -- private -----------------------------------------------------------------------------------------------------------
 
-_TOLD = ("cutoffs", "rows", "suspect_features", "fit", "search", "segments", "when", "value")  # of a manifest, in the report
+_TOLD = ("cutoffs", "rows", "suspect_features", "fit", "search", "segments", "ladder", "when", "value")  # of a manifest, in the report
 
 
 def _of_the_same_model(home: Path, fitted: Fitted, stored: Champion) -> Decision | None:

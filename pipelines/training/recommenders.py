@@ -8,7 +8,7 @@ served from today's history, and the figures are those of the tested fit.
 import hashlib
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pandas as pd
 
 from models import als, candidates, evaluation, forest, inner_product, lists, ranker, recommender, stages, two_stage
 from models.candidates.factors import Factors
+from models.ladder import SEGMENT
 from models.recommender import Recommender
 from models.stages import SECOND_STAGE, Stages
 from models.two_stage import ALL_ITEMS, NEW_ITEMS
@@ -25,13 +26,14 @@ from pipelines import labels, tables, tracking
 from pipelines.labels import Ranking
 from pipelines.registry import Champion
 from pipelines.settings import Settings
-from pipelines.training import explanations, listing, truth, visits
+from pipelines.training import explanations, listing, rungs, truth, visits
 from pipelines.training.fingerprint import fingerprint
 from pipelines.training.gate import Verdict
 from pipelines.training.listing import UnderTest
 from pipelines.training.publishing import Fitted, Quality, code_hash, consent_record
 from pipelines.training.ranking import Moment, Moments, ndcg_of
 from pipelines.training.rows import PROTECTED, with_protected
+from pipelines.training.rungs import Earlier, Known
 from pipelines.training.study import storage_of
 from pipelines.training.tasks import LABELLED_FROM
 from pipelines.training.tuning import search_name, tune
@@ -47,10 +49,11 @@ _TICK = pd.Timedelta(1, "us")
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether the second stage is used, and the sentence that says why."""
+    """Whether the second stage is used, the sentence that says why, and the stages so chosen, as they were on the validation window."""
 
     is_used: bool
     why: str
+    stages: Stages
 
 
 def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[int, int], None]) -> tuple[Fitted, tracking.Run]:
@@ -83,12 +86,16 @@ def fit(home: Path, *, settings: Settings, as_of: datetime, progress: Callable[[
     choice = _validated(moments, middle.at, params, settings=settings)
     tested, served = (_both_stages(moments, at, params, is_used=choice.is_used) for at in (newest.at, now))
     params = {**params, SECOND_STAGE: choice.is_used, CODE: code_of_stages()}
+    known = rungs.known_at(home, frame, items, at=newest.at, as_of=as_of, settings=settings)
+    ladder = _ladder(tested, known, Earlier(moments.at(middle.at).ranking, choice.stages), settings=settings)
     quality, segments = _quality(tested, home, settings=settings)
+    quality = replace(quality, others={**quality.others, **rungs.metrics(ladder, k=options.k)})
     explanations.save_lists(run, tested, trials=finished)
     agreed = consent_record(home, pd.Series(serving.customers), settings=settings)
     how = "fitted again on everything known at as_of; the metrics are those of the fit on what was known at the test cut-off"
     describe = {
         "cutoffs": cutoffs, "rows": _sizes(validation, test, serving), "consent": agreed, "segments": segments,
+        "ladder": ladder,
         "fit": f"{how}; {choice.why}",
     }  # fmt: skip
 
@@ -141,13 +148,14 @@ def _moments(frame: pd.DataFrame, items: pd.DataFrame, params: dict[str, Any], *
 def _validated(moments: Moments, at: datetime, params: dict[str, Any], *, settings: Settings) -> Choice:
     """The second stage is used where, learned from what was known then, it was not behind the first on the validation window."""
     stage = moments.second_stage(at, modes=(ALL_ITEMS,))
-    if stage is None:
-        return Choice(False, "no second stage: too few customers bought something after earlier cut-offs")
     moment, k = moments.at(at), settings.training.k
-    first = Recommender(**params).fit(moment.ranking.history)
-    one, two = (ndcg_of(Stages(first, used, moment.histories), moment, k=k) for used in (None, stage))
+    alone = Stages(Recommender(**params).fit(moment.ranking.history), None, moment.histories)
+    if stage is None:
+        return Choice(False, "no second stage: too few customers bought something after earlier cut-offs", alone)
+    both = replace(alone, second=stage)
+    one, two = (ndcg_of(stages, moment, k=k) for stages in (alone, both))
     compared = f"ndcg@{k} {two:.4f} with a second stage and {one:.4f} without on the validation window"
-    return Choice(two >= one, compared if two >= one else f"{compared}: it is not used")
+    return Choice(True, compared, both) if two >= one else Choice(False, f"{compared}: it is not used", alone)
 
 
 def _both_stages(moments: Moments, at: datetime, params: dict[str, Any], *, is_used: bool) -> UnderTest:
@@ -187,6 +195,13 @@ def _quality(tested: UnderTest, home: Path, *, settings: Settings) -> tuple[Qual
         baselines=tuple(rivals),
     )
     return quality, listing.by_segment(every, moment, settings=settings)
+
+
+def _ladder(tested: UnderTest, known: Known, earlier: Earlier, *, settings: Settings) -> list[dict[str, Any]]:
+    """How good the list of each rung was on the test window."""
+    k, (people, wanted) = settings.training.k, tested.moment.judged(ALL_ITEMS)
+    found = rungs.lists(tested, tested.recommend(people, k), known, earlier, k=k, half_life_days=HALF_LIFE_DAYS)
+    return rungs.qualities(found, wanted, people, why={SEGMENT: known.why}, settings=settings)
 
 
 def _refitted(champion: Champion, moments: Moments, tested: UnderTest, params: dict[str, Any], *, settings: Settings) -> UnderTest | None:

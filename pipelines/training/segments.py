@@ -108,6 +108,26 @@ def read_rows(home: Path, *, settings: Settings, as_of: datetime) -> pd.DataFram
     return feature_store.training_frame(home, allowed, service=FEATURE_SERVICE) if len(allowed) else allowed
 
 
+def found_at(home: Path, *, settings: Settings, at: datetime, as_of: datetime) -> pd.DataFrame:
+    """Everybody's segment and state of life cycle as they would have been found at `at`, of those who allow it then and at `as_of`.
+
+    Columns customer_id, event_timestamp, segment, lifecycle; the segment is null where customers did not fall into groups then. Raises
+    StoreError without features, InputError where they are of other code.
+    """
+    frame = read_rows(home, settings=settings, as_of=at)
+    if frame.empty:
+        return pd.DataFrame(columns=[*_KEYS, "segment", "lifecycle"])
+    now = frame[_KEYS].assign(event_timestamp=pd.Timestamp(as_of))
+    is_allowed = consent.state_at(tables.read(home, tables.CONSENTS), now, purpose=settings.consent.purpose)
+    frame = frame[np.asarray(is_allowed, dtype=bool)].reset_index(drop=True)
+    segment = np.full(len(frame), None, dtype=object)
+    if len(frame) >= 2 * MIN_CUSTOMERS:
+        rows = _behaviour(frame)
+        with suppress(WeakStructure, ValueError):  # no groups to be found, or all customers alike
+            segment = Segmenter(random_state=settings.training.seed).fit(rows).predict(rows)
+    return pd.DataFrame({**{name: frame[name] for name in _KEYS}, "segment": segment, "lifecycle": lifecycle(frame)})
+
+
 def rfm_tiers(frame: pd.DataFrame) -> np.ndarray:
     """The tier (n,) of each row of features, by edges of these rows: days since the last purchase, orders and cents of all time."""
     if frame.empty:

@@ -240,3 +240,17 @@ def test_weights_of_a_row_are_those_of_the_training_also_when_loaded_or_kept(bef
     assert np.allclose((kept.history_[1] * kept.largest_[1]).toarray(), weights[4].toarray())
     (tmp_path / "largest.npy").unlink()  # as versions of before were written
     assert np.isnan(Recommender.load(tmp_path).largest_).all()
+
+
+def test_customers_folded_in_are_those_of_the_training_and_leave_it_as_it_was(before: sparse.csr_matrix) -> None:
+    learner = Recommender(n_factors=8, repeat_weight=0.7, random_state=3).fit(before)
+    rows = np.array([9, 4, 200])
+    other = learner.folded(before[rows])
+    assert np.allclose(other.customer_factors_, learner.customer_factors_[rows], atol=1e-3)
+    assert np.array_equal(other.recommend([0, 1, 2, -1], 5)[0], learner.recommend([*rows, -1], 5)[0])
+    assert len(learner.customer_factors_) == before.shape[0]
+    assert other.get_params() == learner.get_params()
+    nobody = learner.folded(sparse.csr_matrix((1, before.shape[1])))
+    assert np.array_equal(nobody.recommend([0], 5)[0], learner.recommend([-1], 5)[0])
+    with pytest.raises(ValueError, match="items as in fit"):
+        learner.folded(before[:, :-1])

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from models.segments import Segmenter, structure
+from models.segments import Segmenter, behaviour, structure
 from models.segments.naming import Names
-from pipelines import feature_store, registry, tables, tracking, training
+from pipelines import feature_store, features, registry, tables, tracking, training
+from pipelines.training import segments
 from pipelines.windows import NOT_BEHAVIOUR
 
 pytestmark = pytest.mark.slow
@@ -212,3 +213,22 @@ def test_the_segment_is_served_from_the_online_store(segmented):
 def test_an_erasure_reaches_the_table():
     assert tables.CUSTOMER_SEGMENTS in tables.TABLES
     assert "customer_id" in tables.CUSTOMER_SEGMENTS.schema.names
+
+
+def test_segments_of_an_earlier_moment_are_those_that_would_have_been_found_then(spoilt):
+    home, settings, as_of = spoilt
+    at = as_of - pd.Timedelta(14, "D")
+    withdraw(home, ["c001", "c003"], at + pd.Timedelta(1, "D"))  # they allowed it then, and no more
+    found = segments.found_at(home, settings=settings, at=at, as_of=as_of).set_index("customer_id")
+    events = tables.read(home, tables.EVENTS)
+    tables.write(home, tables.EVENTS, events[(events["event_timestamp"] <= at) & ~events["customer_id"].isin(["c001", "c003"])])
+    features.build(home)
+    feature_store.apply(home)
+    rows = segments.read_rows(home, settings=settings, as_of=at)
+    assert found.index.tolist() == rows["customer_id"].tolist()
+    assert found["lifecycle"].tolist() == segments.lifecycle(rows).tolist()
+    assert (
+        found["segment"].tolist() == Segmenter(random_state=settings.training.seed).fit(behaviour(rows)).predict(behaviour(rows)).tolist()
+    )
+    assert found["segment"].nunique() > 1
+    assert found["lifecycle"].tolist() != members(home).reindex(found.index)["lifecycle"].tolist()  # control: today's are others
