@@ -172,7 +172,10 @@ def monitor_drill(
     if as_json:
         print(json.dumps({"drill": [asdict(row) for row in rows]}))  # noqa: T201
     else:
-        told = [{name: json.dumps(cell) if isinstance(cell, dict) else cell for name, cell in asdict(row).items()} for row in rows]
+        told = [
+            {name: (json.dumps(cell) if cell else "") if isinstance(cell, dict) else cell for name, cell in asdict(row).items()}
+            for row in rows
+        ]
         terminal.show_rows(told, as_json=False)
     if failed := [f"{row.fault} at {row.endpoint}" for row in rows if not row.is_passed]:
         terminal.err.print(f"[red]rapport:[/red] drill: not as promised: {', '.join(failed)}", soft_wrap=True, highlight=False)

@@ -41,12 +41,13 @@ def said(home: Path, name: str, version: int) -> str:
 
 
 def overview(home: Path) -> list[dict[str, Any]]:
-    """One row for each stored version, newest last: model, version, role, metric, value, as_of, gate, checks; a damaged one says so.
+    """One row for each stored version, newest last: model, version, role, metric, value, as_of, ladder, gate, checks; a damaged
+    one says so.
 
     A model without any version has one row that says why.
     """
     rows: list[dict[str, Any]] = []
-    nothing: dict[str, Any] = {"version": None, "role": "none", "metric": None, "value": None, "as_of": None, "checks": []}
+    nothing: dict[str, Any] = {"version": None, "role": "none", "metric": None, "value": None, "as_of": None, "ladder": [], "checks": []}
     for name, entry in sorted(registry.champions(home).items()):
         numbers = registry.versions(home, name)
         if not numbers:
@@ -56,7 +57,7 @@ def overview(home: Path) -> list[dict[str, Any]]:
             try:
                 manifest = registry.load_version(home, name, version).manifest
                 metric = manifest.get("metric")
-                row |= {"metric": metric, "as_of": manifest.get("as_of")}
+                row |= {"metric": metric, "as_of": manifest.get("as_of"), "ladder": manifest.get("ladder", [])}
                 row["value"] = manifest.get("metrics", {}).get(str(metric).replace("@", "_at_"))
             except RegistryError as error:
                 row["role"] = f"damaged: {error}"

@@ -7,6 +7,7 @@ registry becomes unreadable. Never touches the home itself, nor its Redis.
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sqlite3
@@ -20,13 +21,17 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from pipelines import tables
+from pipelines import registry, tables
+from pipelines.errors import RegistryError
 from pipelines.settings import Settings
 from serving import process
 from serving.access import Role, read_key
 from serving.bench.relay import FROZEN, KILLED, RESETTING, SLOW, Relay
 from serving.bench.sending import Plan, Sending, Sent, percentile
+from serving.champions import RECOMMENDER
 from serving.process import Process, ServiceError
+
+log = logging.getLogger("rapport.serving")
 
 HEALTHY = "nothing broken"
 SECONDS = 10
@@ -34,7 +39,8 @@ BACK_S = 5  # that a phase goes on after its fault has ended
 RATE = 50.0
 CONNECTIONS = 16
 N_CUSTOMERS = 200
-ENDPOINTS = ("/churn", "/recommend")
+RECOMMEND = "/recommend"
+ENDPOINTS = ("/churn", RECOMMEND)
 BROKEN = "churn"  # whose artifact is damaged
 # What a service does not read: the path to the models, and what it makes anew.
 _LEFT_OUT = shutil.ignore_patterns(
@@ -47,7 +53,10 @@ Fault = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Row:
-    """What one endpoint answered while `fault` lasted, and after. `healthy_after_s`: None where it was not, `BACK_S` after the end."""
+    """What one endpoint answered while `fault` lasted, and after. `healthy_after_s`: None where it was not, `BACK_S` after the end.
+
+    quality: how good the lists of the sources were when the champion was tested, NDCG@k; nothing where that was not measured.
+    """
 
     fault: str
     endpoint: str
@@ -59,6 +68,7 @@ class Row:
     p99_ms: float
     healthy_after_s: float | None
     versions: Mapping[str, int]
+    quality: Mapping[str, float]
 
     @property
     def is_passed(self) -> bool:
@@ -86,7 +96,8 @@ def drill(settings: Settings, *, seconds: int = SECONDS, rate: float = RATE, onl
         service = stack.enter_context(process.start(own, 0, is_alone=True))
         bodies = {endpoint: _sound(service, endpoint, some) for endpoint, some in bodies.items()}
         asked = {name: fault for name, fault in found.items() if name in (only or found)}
-        return [row for name, fault in asked.items() for row in _phase(service, name, fault, bodies, seconds, rate)]
+        measured = qualities(own.home)
+        return [row for name, fault in asked.items() for row in _phase(service, name, fault, bodies, seconds, rate, measured)]
 
 
 def faults(home: Path, relay: Relay | None) -> dict[str, Fault]:
@@ -102,6 +113,16 @@ def faults(home: Path, relay: Relay | None) -> dict[str, Fault]:
         "model damaged": lambda: _damaged(home, BROKEN),
         "registry unreadable": lambda: _replaced(champions, b"{"),
     }
+
+
+def qualities(home: Path) -> dict[str, float]:
+    """By source how good the lists of the recommender's champion were on its test window; none where it does not tell, or is none."""
+    try:
+        told = registry.load_champion(home, RECOMMENDER).manifest.get("ladder", [])
+    except RegistryError as error:
+        log.warning("drill: how good the lists of each rung are is not known: %s", error)
+        return {}
+    return {row["rung"]: row["ndcg"] for row in told if row.get("ndcg") is not None}
 
 
 def copy_home(home: Path, to: Path) -> None:
@@ -132,17 +153,21 @@ def _is_sqlite(path: str) -> bool:
         return file.read(len(_SQLITE)) == _SQLITE
 
 
-def _phase(service: Process, name: str, fault: Fault, bodies: Mapping[str, Sequence[str]], seconds: int, rate: float) -> list[Row]:
+def _phase(
+    service: Process, name: str, fault: Fault, bodies: Mapping[str, Sequence[str]], seconds: int, rate: float, measured: Mapping[str, float]
+) -> list[Row]:
     """The fault lasts for the first `seconds` of the load."""
     sendings = {endpoint: Sending(_plan(service, endpoint, bodies[endpoint], seconds + BACK_S, rate)) for endpoint in ENDPOINTS}
     for sending in sendings.values():
         sending.wait_started()
     with fault():
         time.sleep(seconds)
-    return [_row(name, endpoint, sending.result(), seconds) for endpoint, sending in sendings.items()]
+    return [
+        _row(name, endpoint, sending.result(), seconds, measured if endpoint == RECOMMEND else {}) for endpoint, sending in sendings.items()
+    ]
 
 
-def _row(name: str, endpoint: str, sent: Sent, seconds: int) -> Row:
+def _row(name: str, endpoint: str, sent: Sent, seconds: int, measured: Mapping[str, float]) -> Row:
     during, after = sent.part(0, seconds), sent.seconds[seconds:]
     sick = [n for n, second in enumerate(after, start=1) if second.degraded]
     is_back = bool(after) and after[-1].ok > 0 and not after[-1].degraded
@@ -150,7 +175,7 @@ def _row(name: str, endpoint: str, sent: Sent, seconds: int) -> Row:
     return Row(
         name, endpoint, sum(statuses.values()), statuses, sent.sources, round(during.degraded / max(during.ok, 1), 3),
         percentile(during.took_ms, 0.5), percentile(during.took_ms, 0.99), (float(sick[-1]) if sick else 0.0) if is_back else None,
-        sent.versions,
+        sent.versions, {source: round(measured[source], 4) for source in sent.sources if source in measured},
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """How models stand against their rivals, as a table."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from models.ladder import FOLDED_IN, PERSONAL
 from pipelines.commands import terminal
 
 if TYPE_CHECKING:
@@ -31,6 +32,32 @@ def show_models(models: dict[str, Any], as_json: bool) -> None:
         remark = _remark(report)
         for line in ([remark] if remark else []) + _beside(report):
             terminal.out.print(f"  {name}: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def ladder(rows: Sequence[Mapping[str, Any]], metric: str, value: float | None) -> list[str]:
+    """How good the list of each rung was, and where a rung is not shown to be better than the one below it, a sentence each.
+
+    rows: of `training.rungs.qualities`, none for a version of before they were measured; value: of the model's own list.
+    """
+    if not rows:
+        return []
+    told = [
+        f"{row['rung']} {row['ndcg']:.4f} ({row['customers']:,})" if row["customers"] else f"{row['rung']} not measured: {row['why']}"
+        for row in rows
+    ]
+    own, served = value, next((row.get("ndcg") for row in rows if row["rung"] == PERSONAL), None)
+    moved = own is not None and served is not None and abs(own - served) >= 0.00005
+    found = [
+        f"{metric} of what each rung answers (customers): {', '.join(told)}"
+        + (f"; without the places of new arrivals personal is {own:.4f}" if moved else "")
+    ]
+    for row in rows:
+        if row["rung"].startswith(FOLDED_IN) or row.get("low") is None or row["low"] > 0:
+            continue
+        how = "measured worse than" if row["high"] < 0 else "is not shown to be better than"
+        lead = f"{row['lead']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) of {row['compared']:,} customers"
+        found.append(f"{row['above']} {how} {row['rung']}, which stands below it: {lead}")
+    return found
 
 
 def show_challenge(found: "Comparison") -> None:
@@ -113,7 +140,8 @@ def _remark(report: dict[str, Any]) -> str:
 
 def _beside(report: dict[str, Any]) -> list[str]:
     """How good what a model tells beside its probability is, a sentence each."""
-    details, told = report["details"], []
+    details = report["details"]
+    told = ladder(details.get("ladder", ()), report["metric"], report["value"])
     if when := details.get("when"):
         last = when["judged"][-1]
         quality = f"auc {last['auc'] or 0:.4f}, calibration error {last['ece'] or 0:.4f}"

@@ -73,6 +73,8 @@ def models_list(as_json: AsJson = False) -> None:
         for check in row["checks"]:
             found = f"    {'holds' if check['holds'] else 'FAILS'}  {check['name']}: {check['found']}"
             terminal.out.print(found, highlight=False, markup=False, soft_wrap=True)
+        for line in comparison.ladder(row["ladder"], row["metric"], row["value"]):
+            terminal.out.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _version_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -64,7 +64,16 @@ def test_copy_shares_no_file_that_is_written_in_place(home, tmp_path):
 )
 def test_row_passes_where_everybody_was_answered_and_all_is_as_before(statuses, after, is_passed):
     seconds = [Second(ok=2, degraded=2, took_ms=[1.0, 2.0]), *(Second(ok=2, degraded=n, took_ms=[1.0]) for n in after)]
-    row = drill._row("fault", "/churn", Sent(statuses, {"1": 5}, 0, seconds, {"stale": 2}), 1)
+    row = drill._row("fault", "/churn", Sent(statuses, {"1": 5}, 0, seconds, {"stale": 2, "static": 1}), 1, {"stale": 0.25, "popular": 0.1})
     assert row.is_passed is is_passed
     assert row.degraded == 1.0
     assert row.p99_ms == 2.0
+    assert row.quality == {"stale": 0.25}  # of what answered, where it was measured
+
+
+def test_quality_of_each_source_is_the_champions_and_none_where_it_does_not_tell(home, cast, tmp_path):
+    assert drill.qualities(home) == {}  # it was trained before they were measured
+    told = [{"rung": "personal", "customers": 9, "ndcg": 0.5}, {"rung": "segment", "customers": 0, "why": "no groups"}]
+    cast.promote_recommender(home, seed=4, ladder=told)
+    assert drill.qualities(home) == {"personal": 0.5}
+    assert drill.qualities(tmp_path / "nothing") == {}

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from models.evaluation import Interval
-from pipelines.commands.comparison import show_challenge
+from pipelines.commands.comparison import ladder, show_challenge
 from pipelines.comparison import Comparison, Foresight
 
 EITHER = {"champion": 0.5, "challenger": 0.25}
@@ -32,3 +32,37 @@ def test_figures_and_what_they_do_not_say_are_shown(capsys, is_known):
 def test_scores_that_cannot_be_ranked_are_said_to_be_so(capsys):
     show_challenge(replace(FOUND, rank_correlation=None))
     assert "rank correlation not to be told" in capsys.readouterr().out
+
+
+def rung(name, ndcg, customers=50, **lead):
+    return {"rung": name, "customers": customers, "ndcg": ndcg, "recall": 0.5, **lead}
+
+
+def over(above, lead, low, high):
+    return {"above": above, "compared": 40, "lead": lead, "low": low, "high": high}
+
+
+def test_each_rung_is_told_and_one_that_is_not_better_than_the_one_below_it_plainly():
+    rows = [
+        rung("personal", 0.3),
+        rung("folded_in", 0.32, 40, **over("personal", -0.01, -0.02, -0.005)),
+        rung("stale", 0.31, 40, **over("personal", -0.01, -0.02, -0.005)),
+        {"rung": "segment", "customers": 0, "why": "there are no features"},
+        rung("popular", 0.1, **over("stale", 0.2, 0.1, 0.3)),
+        rung("static", 0.1, **over("popular", 0.0, -0.01, 0.01)),
+    ]
+    first, *others = ladder(rows, "ndcg@20", 0.305)
+    assert first == (
+        "ndcg@20 of what each rung answers (customers): personal 0.3000 (50), folded_in 0.3200 (40), stale 0.3100 (40), "
+        "segment not measured: there are no features, popular 0.1000 (50), static 0.1000 (50); without the places of new arrivals "
+        "personal is 0.3050"
+    )
+    assert others == [
+        "personal measured worse than stale, which stands below it: -0.0100 (-0.0200 to -0.0050) of 40 customers",
+        "popular is not shown to be better than static, which stands below it: +0.0000 (-0.0100 to +0.0100) of 40 customers",
+    ]
+    assert "arrivals" not in ladder(rows, "ndcg@20", 0.3)[0]
+
+
+def test_version_of_before_rungs_were_measured_says_nothing_of_them():
+    assert ladder([], "ndcg@20", 0.3) == []
