@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from models.ladder import ANSWERED_S, FOLDED_IN, PERSONAL, POPULAR, SEGMENT, STALE, STATIC
+from models.ladder import ANSWERED_S, FOLDED_IN, KEPT, PERSONAL, POPULAR, SEGMENT, STALE, STATIC
 from models.shop.catalogue import Catalogue, Criteria, Offers
 from models.shop.interest import Interest
 from models.shop.selection import capped
@@ -33,7 +33,6 @@ from serving.taste import Taste
 from serving.wire import Item, Recommendation, RecommendRequest, ranked
 
 ENDPOINT = "/recommend"
-KEPT = 50  # items of an answer that is remembered: what is left of them once the next request has filtered
 MOST_ANSWERED = 10_000  # customers whose last answer is remembered: some 10 MB
 MOST_RANKED = 500  # customers whose order of items is remembered: some 10 MB
 

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from models import evaluation
 from models.candidates.history import DAY_US, Histories
-from models.ladder import ANSWERED_S, FOLDED_IN, PERSONAL, POPULAR, SEGMENT, STALE, STATIC
+from models.ladder import ANSWERED_S, FOLDED_IN, KEPT, PERSONAL, POPULAR, SEGMENT, STALE, STATIC
 from models.shop import arrivals
 from models.shop.catalogue import Catalogue, Criteria, catalogue
 from models.shop.interest import FEWEST, Acts, Interest, groups_of
@@ -88,11 +88,10 @@ def lists(tested: UnderTest, personal: np.ndarray, known: Known, earlier: Earlie
     moment = tested.moment
     people, names = moment.judged(ALL_ITEMS)[0], moment.ranking.items
     customers = moment.ranking.customers[people]
-    place = pd.Index(names).get_indexer(pd.Index(known.catalogue.item_ids))
+    place, back = pd.Index(names).get_indexer(pd.Index(known.catalogue.item_ids)), known.catalogue.positions(names)
 
     def shown(found: np.ndarray) -> np.ndarray:
         """With the new arrivals of the catalogue."""
-        back = known.catalogue.positions(names)
         return _each(found, lambda row: _joined(back[row[row >= 0]], known.catalogue, place, moment), k)
 
     def listed(interest: Interest) -> np.ndarray:
@@ -109,7 +108,7 @@ def lists(tested: UnderTest, personal: np.ndarray, known: Known, earlier: Earlie
         PERSONAL: shown(personal),
         FOLDED_IN: (new := shown(folded)),
         NEWCOMERS: np.where(is_newcomer[:, None], new, -1),
-        STALE: log.stale(tested, k=k, half_life_days=half_life_days),
+        STALE: log.stale(tested, since_us=1e6 * known.catalogue.offers.since[back], k=k, half_life_days=half_life_days),
         SEGMENT: _filled([by_group.get(name) for name in group], k),
         POPULAR: _filled([listed(known.catalogue.popular)] * len(people), k),
         STATIC: _filled([place[shelf]] * len(people), k),
@@ -181,8 +180,11 @@ class _Log:
         found[came] = stages.recommend(came, k, at_us=moment.occasion.at_us)[0]
         return np.where(found >= 0, place[found], -1)
 
-    def stale(self, tested: UnderTest, *, k: int, half_life_days: float) -> np.ndarray:
-        """The lists (m, k) of an hour before each one's last act; none of those of whom nothing was known then."""
+    def stale(self, tested: UnderTest, *, since_us: np.ndarray, k: int, half_life_days: float) -> np.ndarray:
+        """The lists (m, k) of an hour before each one's last act; none of those of whom nothing was known then.
+
+        since_us: (n_items,) from when an item could be had: the stages are of the cut-off, and know some that came after that hour.
+        """
         last = np.full(self.n_customers, np.iinfo(np.int64).min)
         np.maximum.at(last, self.customer, self.knew_us)
         until = last - _ANSWERED_US
@@ -190,7 +192,9 @@ class _Log:
         found = np.full((self.n_customers, k), -1, dtype=np.int64)
         assert stages.histories is not None
         for row in np.flatnonzero(np.diff(stages.histories.indptr)).tolist():  # each at an instant of their own
-            found[row] = stages.recommend([row], k, at_us=int(until[row]))[0][0]
+            kept = stages.recommend([row], max(k, KEPT), at_us=int(until[row]))[0][0]
+            kept = kept[(kept >= 0) & (since_us[kept] <= until[row])][:k]
+            found[row, : len(kept)] = kept
         return found
 
     def _known_to(self, stages: Stages, names: np.ndarray, until_us: np.ndarray, *, half_life_days: float) -> tuple[Stages, np.ndarray]:
