@@ -164,7 +164,11 @@ STEPS: tuple[Step, ...] = (
         writes=("models/champions.json",), settings=_MODELS, code=_TRAINING,
     ),
     Step(
-        "train recommender", _train("recommender"), reads=(tables.INTERACTIONS, tables.ITEMS, "clock.json"),
+        "train recommender", _train("recommender"),
+        reads=(
+            tables.INTERACTIONS, tables.ITEMS, tables.CUSTOMER_ACTIVITY, tables.CUSTOMER_PROFILE, tables.EVENTS, tables.CONSENTS,
+            "clock.json",
+        ),
         writes=("models/champions.json",), settings=_MODELS, code=_TRAINING,
     ),
     Step(

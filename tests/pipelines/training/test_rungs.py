@@ -123,6 +123,24 @@ def test_nothing_that_comes_after_the_cut_off_or_was_known_after_it_is_in_a_list
     assert {name for name in before if not np.array_equal(before[name], after[name])} == set()
 
 
+def test_what_is_listed_after_the_cut_off_makes_no_arrival_rarer(tmp_path):
+    fresh, since = (
+        pd.concat([ITEMS.iloc[:1].assign(item_id=f"{name}{i}", event_timestamp=when) for i in range(n)])
+        for name, n, when in (("new", 8, AT - pd.Timedelta(2, "D")), ("later", 60, AT + pd.Timedelta(2, "D")))
+    )
+    frame, items = log(shop_of_tastes()), pd.concat([ITEMS, fresh], ignore_index=True)
+    tested, earlier, _ = under_test(frame, tmp_path, items)
+    made = [lists(tested, Known.of(frame, some, groups(), at=AT), earlier, k=10) for some in (items, pd.concat([items, since]))]
+    assert {name for name in made[0] if not np.array_equal(made[0][name], made[1][name])} == set()
+
+
+def test_newcomers_are_those_whom_the_earlier_model_never_met(tmp_path):
+    _, made, found = measured(shop_of_tastes(), tmp_path)
+    told = {name: found.people[made[name][:, 0] >= 0] for name in ("folded_in", "folded_in_newcomers")}
+    assert set(told["folded_in_newcomers"] % 10) == {0}  # all hundred are known at the cut-off, so their places are their numbers
+    assert set(told["folded_in"][told["folded_in"] % 10 == 0]) == set(told["folded_in_newcomers"])
+
+
 def test_stale_list_knows_nothing_of_the_last_hour_and_is_nobodys_who_came_within_it(tmp_path):
     rows = [*shop_of_tastes(), act("c003", "i01", 79.5), act("new", "i02", 79.5), act("new", "i03", 85.0)]
     frame = log(rows)
