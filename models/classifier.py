@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from models import boosters, evaluation
 from models.calibration import cheapest_threshold, platt, sigmoid
+from models.contributions import Contributions
 from models.encoding import check_columns, check_label, check_training, codes_of, encoded, learn_categories
 from models.learner import Learner, read_json, write_json
 from models.silence import ROLES, Silence
-from models.single_row import CONTRIBUTIONS, RAW_SCORE, SingleRow
+from models.single_row import RAW_SCORE, SingleRow
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -215,7 +216,7 @@ class Classifier(Learner):
 
     def explain_row(self, row: Floats) -> Floats:
         """The same for one encoded row (d,): (d,), but for the last digits of a history's columns."""
-        parts = self._contributions(row)[:-1]
+        parts = self._contributions(row)
         if self.silence_ is not None:
             places = self._history_places
             found = self.silence_.contributions_of([row.item(place) for place in places])
@@ -333,7 +334,7 @@ class Classifier(Learner):
     ) -> Self:
         self.booster_, self.silence_, self.feature_names_, self.categories_ = booster, silence, names, categories
         self.calibration_, self.threshold_, self.classes_ = calibration, threshold, np.array([0, 1])
-        self._score, self._contributions = SingleRow(booster, RAW_SCORE), SingleRow(booster, CONTRIBUTIONS)
+        self._score, self._contributions = SingleRow(booster, RAW_SCORE), Contributions(booster)
         self._history_places = self._places(names) if silence is not None else []
         start = np.asarray(booster.predict(np.full((1, len(names)), np.nan), pred_contrib=True, num_threads=1))[0, -1]
         start += 0.0 if silence is None else silence.base()

@@ -248,8 +248,11 @@ def golden(learner: Classifier | Stages, manifest: Mapping[str, Any]) -> Golden:
         told = manifest.get("golden", {"features": {name: [] for name in learner.feature_names_}, "probability": []})
         known = learner.encode(told["features"])
         edges = np.repeat([[np.nan], [0.0], [1.0], [1e6]], known.shape[1], axis=1)
-        values, explained = (call(np.vstack([known, edges])) for call in (learner.predict_values, learner.explain_values))
+        asked = np.vstack([known, edges])
+        values, explained = learner.predict_values(asked), learner.explain_values(asked)
+        alone = np.array([learner.explain_row(row) for row in asked])  # the way of a single customer, which is another one
         is_sound = bool(((values >= 0) & (values <= 1)).all() and np.isfinite(explained).all())
+        is_sound &= bool(np.allclose(alone, explained, rtol=1e-4, atol=1e-4))
         is_sound &= bool(np.allclose(values[: len(known)], told["probability"], rtol=1e-6, atol=1e-9))
     if not is_sound:
         raise ValueError("golden predictions are not what they were at training, or not finite probabilities")

@@ -182,6 +182,15 @@ def test_model_that_no_longer_says_what_it_said_at_training_is_refused(loaded, h
     assert ("churn", version) in loaded.refused
 
 
+def test_model_that_explains_one_customer_otherwise_than_several_is_refused(loaded, home, cast, monkeypatch):
+    real = Classifier.explain_row
+    monkeypatch.setattr(Classifier, "explain_row", lambda self, row: 2 * real(self, row))
+    refused = _second(home, cast, "churn")
+    loaded.refresh()
+    assert versions(loaded)["churn"] == "1"
+    assert ("churn", refused) in loaded.refused
+
+
 def test_rehearsal_that_differs_from_the_loaded_model_is_refused(loaded, home, cast):
     loaded._rehearse = lambda pending: {name: (0.5,) for name, _ in pending}
     _second(home, cast, "churn")
