@@ -225,6 +225,10 @@ class Classifier(Learner):
         parts *= self.calibration_[0]
         return parts
 
+    def probability_of(self, parts: Floats) -> Floats:
+        """Probability of label 1 (n,) of rows whose contributions (n, d) are known: that of `predict_values` but for the last digits."""
+        return sigmoid((1.0, self.base_), parts.sum(axis=1))
+
     def loss(self, validation: Labelled) -> float:
         """Log-loss of the calibrated probabilities on rows (features, label): what tuning minimises."""
         features, label = validation

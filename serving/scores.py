@@ -2,7 +2,8 @@
 
 Live features through the champion ("personal"), the last batch score ("stale"), the base rate ("static"). Customers of one
 request may stand on different rungs; the answer names the lowest. Without consent, or a state of it, it is the base rate and
-no behaviour is read. Within the deadline probabilities come first; reasons are left out when time runs short.
+no behaviour is read. Within the deadline probabilities come first, and reasons are left out when time runs short; one customer's
+probability follows from their reasons, where these are wanted.
 """
 
 import time
@@ -14,9 +15,8 @@ from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.classifier import Classifier
+from models.classifier import Classifier, Floats
 from pipelines.online.feast_format import Key
 from pipelines.windows import NUMBERS, Derived, Plan, derived_names, serving_plan
 from serving import fallbacks, metrics, tracing
@@ -192,7 +192,7 @@ class Scoring:
         derived, matrix = self._derived(scorer.learner, rows, present, case)
         case.deadline.check()
         with tracing.span("model"):
-            foretold = scorer.learner.predict_values(matrix)
+            foretold, parts = _foretold(case, scorer.learner, matrix)
         probabilities = foretold.tolist()
         if not all(0 <= probability <= 1 for probability in probabilities):  # NaN is neither
             raise Unavailable(fallbacks.MODEL_FAILED)
@@ -202,7 +202,7 @@ class Scoring:
         for probability in probabilities:
             observed.observe(probability)
         with tracing.span("reasons"):
-            reasons = _reasons(case, scorer, matrix, derived)
+            reasons = _reasons(case, scorer, matrix, derived, parts)
         case.oldest = min(then for then in rows.changed_at if then is not None)
         places = list(customers)
         return {
@@ -210,7 +210,7 @@ class Scoring:
             for j, probability, why in zip(present, probabilities, reasons, strict=True)
         }
 
-    def _derived(self, learner: Classifier, rows: Rows, present: Sequence[int], case: _Case) -> tuple[Derived, NDArray[np.float64]]:
+    def _derived(self, learner: Classifier, rows: Rows, present: Sequence[int], case: _Case) -> tuple[Derived, Floats]:
         """The features of the rows that exist as seen at the moment of the request, and as the matrix that the learner reads."""
         key = (id(learner), id(rows.names))
         known = self._encodings.get(key)
@@ -303,10 +303,23 @@ def _micros(at: datetime) -> int:
     return round(at.timestamp() * 1_000_000)
 
 
-def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: Derived) -> list[list[Reason]]:
-    """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for, or too many wait."""
+def _foretold(case: _Case, learner: Classifier, matrix: Floats) -> tuple[Floats, Floats | None]:
+    """Probabilities (n,). Those of a single row that is to be explained follow from its contributions (1, d), which come with it."""
+    if len(matrix) > 1 or not case.n_reasons or case.deadline.is_crowded:
+        return learner.predict_values(matrix), None
+    parts = learner.explain_values(matrix)
+    return learner.probability_of(parts), parts
+
+
+def _reasons(case: _Case, scorer: Scorer, matrix: Floats, derived: Derived, parts: Floats | None) -> list[list[Reason]]:
+    """For each row the features that moved the logit most, strongest first; empty for rows that there was no time for, or too many wait.
+    parts: the contributions, where they are known.
+    """
     if not case.n_reasons:
         return [[] for _ in range(len(matrix))]
+    names = scorer.learner.feature_names_
+    if parts is not None:
+        return _strongest(parts, case.n_reasons, names, derived, first=0)
     reasons: list[list[Reason]] = []
     took_s = 0.0
     for start in range(0, len(matrix), EXPLAINED_AT_ONCE):
@@ -315,12 +328,18 @@ def _reasons(case: _Case, scorer: Scorer, matrix: NDArray[np.float64], derived: 
             return reasons + [[] for _ in range(len(matrix) - len(reasons))]
         began = time.perf_counter()
         parts = scorer.learner.explain_values(matrix[start : start + EXPLAINED_AT_ONCE])
-        strongest = (-np.abs(parts)).argsort(axis=1, kind="stable")[:, : case.n_reasons]
-        names = scorer.learner.feature_names_
-        for i, (row, chosen) in enumerate(zip(parts, strongest.tolist(), strict=True), start=start):
-            reasons.append([Reason(names[c], _shown(derived.value(names[c], i)), float(row[c])) for c in chosen if row[c] != 0])
+        reasons += _strongest(parts, case.n_reasons, names, derived, first=start)
         took_s = time.perf_counter() - began
     return reasons
+
+
+def _strongest(parts: Floats, n: int, names: Sequence[str], derived: Derived, *, first: int) -> list[list[Reason]]:
+    """Of each row of contributions the n largest in either direction; first: the place of the first of these rows in `derived`."""
+    strongest = (-np.abs(parts)).argsort(axis=1, kind="stable")[:, :n]
+    return [
+        [Reason(names[c], _shown(derived.value(names[c], i)), float(row[c])) for c in chosen if row[c] != 0]
+        for i, (row, chosen) in enumerate(zip(parts, strongest.tolist(), strict=True), start=first)
+    ]
 
 
 def _shown(value: object) -> float | str | None:

@@ -106,6 +106,7 @@ def test_contributions_and_base_add_up_to_the_logit_of_the_calibrated_probabilit
     assert fitted.calibration_ != (1.0, 0.0)  # otherwise the sum would hold without the calibration in it
     assert (parts[["constant", "empty"]] == 0).all(axis=None)
     assert np.array_equal(parts.to_numpy(), fitted.explain_values(fitted.encode(some)))
+    assert fitted.probability_of(parts.to_numpy()) == pytest.approx(positive, rel=1e-12)
 
 
 def test_unseen_text_and_null_are_missing_and_known_text_is_not(fitted: Classifier, test_rows: World) -> None:

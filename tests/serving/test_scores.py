@@ -44,10 +44,11 @@ def test_live_probability_is_the_models_on_what_feast_says(answers, home, cast, 
 
 def test_what_a_request_tells_goes_through_the_function_that_training_uses(answers, cast, monkeypatch):
     """Bit for bit what `windows.derive` makes of the same rows for a training frame; without a context it is unknown, not missing."""
-    seen = []
-    fed, real = [], Classifier.predict_values
+    seen, fed = [], []
+    for way in ("predict_values", "explain_values"):
+        real = getattr(Classifier, way)
+        monkeypatch.setattr(Classifier, way, lambda self, matrix, real=real: fed.append(matrix) or real(self, matrix))
     monkeypatch.setattr(scores, "Derived", lambda *given, **told: seen.append((given, windows.Derived(*given, **told))) or seen[-1][1])
-    monkeypatch.setattr("models.classifier.Classifier.predict_values", lambda self, matrix: fed.append(matrix) or real(self, matrix))
     several = {"request_price_cents": 1_250, "request_cart_cents": 99.5}
     for ids, context in ((cast.customers[:5], several), (cast.customers[:5], {}), (cast.customers[:1], several), (cast.customers[:1], {})):
         request = ScoreRequest(customer_ids=ids, context=context)
@@ -56,9 +57,13 @@ def test_what_a_request_tells_goes_through_the_function_that_training_uses(answe
         frame = pd.DataFrame(rows, columns=plan.columns[: -len(windows.REQUEST)])
         labelled = pd.DataFrame({name: context.get(name) for name in windows.REQUEST}, index=frame.index, dtype=float)
         trained = windows.derive(frame, pd.Timestamp(at, unit="us", tz="UTC"), request=labelled)
+        matrices = fed.copy()
         seen.clear()
+        fed.clear()
         pd.testing.assert_frame_equal(pd.DataFrame(dict(served)), trained, check_exact=True)
-        np.testing.assert_array_equal(fed.pop(), learner.encode(trained))
+        assert matrices
+        for matrix in matrices:
+            np.testing.assert_array_equal(matrix, learner.encode(trained))
         np.testing.assert_array_equal(learner.encode(served), learner.encode(trained))
         assert trained["request_price_cents"].isna().all() == (not context)
     with pytest.raises(ValueError, match="request_price_cents"):
@@ -82,6 +87,21 @@ def test_reasons_are_the_three_strongest_contributions_with_their_values(answers
     assert abs(first.contribution) == pytest.approx(explained.abs().max())
 
 
+def test_one_customer_is_told_the_same_with_reasons_and_without_in_company_and_in_a_crowd(answers, cast):
+    several = ask(answers, cast.customers[:5])
+    for name, among in zip(cast.customers[:5], several.predictions, strict=True):
+        (alone,) = ask(answers, [name]).predictions
+        (bare,) = answers.scoring.answer("churn", ScoreRequest(customer_ids=[name], reasons=0), Deadline.after_ms(10_000)).predictions
+        crowded = answers.scoring.answer("churn", ScoreRequest(customer_ids=[name]), Deadline.after_ms(10_000, is_crowded=True))
+        assert said(crowded) == ("personal", True, ["reasons_missing"])
+        told = [one.probability for one in (alone, bare, crowded.predictions[0])]
+        assert told == pytest.approx([among.probability] * 3, rel=1e-12)
+        assert [reason.feature for reason in alone.reasons] == [reason.feature for reason in among.reasons]
+        contributions = [[reason.contribution for reason in one.reasons] for one in (alone, among)]
+        assert contributions[0] == pytest.approx(contributions[1], rel=1e-9)
+    assert len({one.probability for one in several.predictions}) > 1  # control: it is not one answer for all
+
+
 def test_band_follows_the_cuts(answers, cast):
     medium, high = answers.champions.bundle.scorers["churn"].cuts
     for prediction in ask(answers, cast.customers[:20]).predictions:
@@ -97,7 +117,7 @@ def test_customers_on_different_rungs_are_told_apart(answers, cast):
     prior = answers.champions.bundle.scorers["churn"].prior
     assert {p.probability for p in answer.predictions[1:4]} == {prior}
     assert answer.predictions[4].customer_id == "user-1"
-    assert answer.predictions[4].probability == ask(answers, cast.customers[1:2]).predictions[0].probability
+    assert answer.predictions[4].probability == pytest.approx(ask(answers, cast.customers[1:2]).predictions[0].probability, rel=1e-12)
 
 
 def test_behaviour_of_those_without_consent_is_not_read(answers, cast, monkeypatch):
@@ -197,10 +217,13 @@ def test_without_a_store_everybody_gets_the_base_rate(answers, home, cast):
 
 @pytest.mark.parametrize("broken", [lambda *_: 1 / 0, lambda _, rows: np.full(len(rows), np.nan), lambda _, rows: np.full(len(rows), 1.5)])
 def test_model_that_fails_or_talks_nonsense_costs_the_rung_and_not_the_answer(answers, home, cast, monkeypatch, broken):
-    monkeypatch.setattr("models.classifier.Classifier.predict_values", broken)
-    answer = ask(answers, cast.customers[:3])
-    assert said(answer) == ("stale", True, ["model_failed"])
-    assert [p.probability for p in answer.predictions] == stored_scores(home, cast, "churn_probability")
+    for way in ("predict_values", "probability_of"):  # of several, and of one that is explained
+        monkeypatch.setattr(f"models.classifier.Classifier.{way}", broken)
+    stored = stored_scores(home, cast, "churn_probability")
+    for n in (3, 1):
+        answer = ask(answers, cast.customers[:n])
+        assert said(answer) == ("stale", True, ["model_failed"])
+        assert [p.probability for p in answer.predictions] == stored[:n]
 
 
 def test_passed_deadline_is_the_base_rate(answers, cast):
