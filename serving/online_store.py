@@ -9,7 +9,7 @@ import functools
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,12 +34,12 @@ MAX_BOUND = 500  # keys in one statement
 BUSY_MS = 20  # how long a read waits for a writer's lock
 TRUE = encode_value(True)  # a truth value as the store has it
 
-# When it changed, seconds since 1970, and its values, of further columns too; (None, {}) where there is none.
-Row = tuple[float | None, Mapping[str, Value]]
+# When it changed, seconds since 1970, and its values in the order of the view's columns.
+Row = tuple[float | None, Sequence[Value]]
+NO_ROW: Row = (None, ())
 
 # A row's cells as one: handing over each for itself costs more than finding it. Values in hexadecimal digits, for JSON has no bytes.
 _ROW = "json_group_object(feature_name, hex(value)), max(event_ts)"
-_cells = msgspec.json.Decoder(dict[str, str])
 
 
 class StoreFailure(Exception):
@@ -60,12 +60,22 @@ class View:
     columns: tuple[str, ...]
     max_age_s: float
 
+    def value(self, row: Row, column: str) -> Value:
+        """One value of a row of this view; None where there is no row."""
+        return row[1][self.columns.index(column)] if row[1] else None
+
+    @functools.cached_property
+    def cells(self) -> Callable[[str], Any]:
+        """How the cells of a row (`_ROW`) are taken apart, into an object with the digits of each column in their order."""
+        fields = [(f"column_{i}", str, msgspec.field(name=column, default="")) for i, column in enumerate(self.columns)]
+        return msgspec.json.Decoder(msgspec.defstruct("Cells", fields, gc=False)).decode
+
 
 class Source(Protocol):
     """How the rows of one view are fetched."""
 
     def fetch(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[Row]:
-        """For each key the row's time and its values; (None, {}) where there is no row. Raises StoreFailure."""
+        """For each key its row; `NO_ROW` where there is none. Raises StoreFailure."""
 
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
         """The same for several views, each a list of rows. Raises StoreFailure."""
@@ -110,23 +120,22 @@ class SqliteSource:
             some = encoded[start : start + MAX_BOUND]
             marks = ",".join("?" * len(some))
             statement = f'SELECT entity_key, {_ROW} FROM "{view.table}" WHERE entity_key IN ({marks}) GROUP BY entity_key'
-            found.update((key, self._row(cells, then)) for key, cells, then in self._execute(statement, some, deadline))
-        nothing: Row = (None, {})
-        return [found.get(key, nothing) for key in encoded]
+            found.update((key, self._row(view, cells, then)) for key, cells, then in self._execute(statement, some, deadline))
+        return [found.get(key, NO_ROW) for key in encoded]
 
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
         """See Source. One key is one statement over all views; of many each view has its own."""
         if len(keys) != 1 or len({view.join_key for view in views}) != 1:
             return [self.fetch(view, keys, deadline) for view in views]
         key = key_encoder(views[0].join_key)(keys[0])
-        return [[row] for row in self._rows(_of_one(tuple([view.table for view in views])), key, deadline)]
+        return [[row] for row in self._rows(views, _of_one(tuple([view.table for view in views])), key, deadline)]
 
     def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
         """See Source. One statement."""
         if any(view.join_key != permit.join_key for view in views):
             return None
-        statement = _of_one((permit.table, *[view.table for view in views]), column)
-        return self._rows(statement, key_encoder(permit.join_key)(key), deadline)
+        asked = [permit, *views]
+        return self._rows(asked, _of_one(tuple([view.table for view in asked]), column), key_encoder(permit.join_key)(key), deadline)
 
     def present(self, view: View, keys: Sequence[Key], deadline: Deadline) -> list[bool]:
         """See Source."""
@@ -163,16 +172,13 @@ class SqliteSource:
         statement = f'SELECT entity_key FROM "{view.table}" GROUP BY entity_key LIMIT {int(n)}'
         return [key for (key,) in self._execute(statement, (), Deadline.after_ms(1_000))]
 
-    def _rows(self, statement: str, key: bytes, deadline: Deadline) -> list[Row]:
-        """The key's row in each view of the statement, which numbers them."""
-        return [self._row(cells, then) for _, cells, then in sorted(self._execute(statement, [key], deadline))]
+    def _rows(self, views: Sequence[View], statement: str, key: bytes, deadline: Deadline) -> list[Row]:
+        """The key's row in each of these views, for which the statement numbers them."""
+        found = sorted(self._execute(statement, [key], deadline))
+        return [self._row(view, cells, then) for view, (_, cells, then) in zip(views, found, strict=True)]
 
-    def _row(self, cells: str, then: int | float | str | None) -> Row:
-        """A row of its cells (`_ROW`)."""
-        if then is None:
-            return None, {}
-        stored = _cells.decode(cells)
-        return read_seconds(then), dict(zip(stored, map(self._decode, stored.values()), strict=True))
+    def _row(self, view: View, cells: str, then: int | float | str | None) -> Row:
+        return NO_ROW if then is None else (read_seconds(then), [*map(self._decode, msgspec.structs.astuple(view.cells(cells)))])
 
     def _execute(self, statement: str, values: Sequence[bytes | str | int], deadline: Deadline) -> list[Any]:
         deadline.check()
@@ -239,8 +245,8 @@ class FeastSource:
         except Exception as error:
             raise StoreFailure(f"online store through Feast: {type(error).__name__}") from error
         times = [max(found[f"{column}__ts"][i] for column in view.columns) for i in range(len(keys))]
-        rows = [{column: found[column][i] for column in view.columns} for i in range(len(keys))]
-        return [(float(then), row) if then else (None, {}) for then, row in zip(times, rows, strict=True)]
+        rows = zip(*(found[column] for column in view.columns), strict=True)
+        return [(float(then), row) if then else NO_ROW for then, row in zip(times, rows, strict=True)]
 
     def fetch_views(self, views: Sequence[View], keys: Sequence[Key], deadline: Deadline) -> list[list[Row]]:
         """See Source."""
@@ -273,7 +279,7 @@ def difference(fast: Source, slow: Source, view: View, keys: Sequence[Key]) -> s
     for mine, theirs in zip(fast.fetch(view, keys, deadline), slow.fetch(view, keys, deadline), strict=True):
         if mine[0] != theirs[0]:
             return f"{view.name}: a row's time is {mine[0]} read directly and {theirs[0]} through Feast"
-        odd = [name for name in view.columns if _shown(mine[1].get(name)) != _shown(theirs[1].get(name))]
+        odd = [name for name in view.columns if _shown(view.value(mine, name)) != _shown(view.value(theirs, name))]
         if odd:
             return f"{view.name}: {odd[0]} is not what Feast reads"
     present, deadline = fast.present(view, keys, deadline), deadline

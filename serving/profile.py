@@ -90,7 +90,7 @@ class Profiles:
             found = self.source.fetch_permitted(consent, IS_ALLOWED, views, name, deadline)
         except EncodingChanged:  # of which part is not said
             return None
-        flag = found[0][1].get(IS_ALLOWED) if found else None
+        flag = consent.value(found[0], IS_ALLOWED) if found else None
         if found is None or flag is None:
             return None
         is_allowed = flag is True
@@ -107,8 +107,9 @@ class Profiles:
 
     def person(self, name: str, *, at: datetime, deadline: Deadline) -> Person:
         """Who a name is, as `people` says; whose consent is recorded under it is told by one look at the store. Raises StoreFailure."""
-        (((_, row),),) = self.source.fetch_views(self.views["customer_consent"], [name], deadline)  # true until revoked, however long ago
-        flag = row.get(IS_ALLOWED)
+        (consent,) = views = self.views["customer_consent"]
+        ((row,),) = self.source.fetch_views(views, [name], deadline)
+        flag = consent.value(row, IS_ALLOWED)  # true until revoked, however long ago
         return self.people([name], at=at, deadline=deadline)[0] if flag is None else Person(name, flag is True)
 
     def people(self, names: Sequence[str], *, at: datetime, deadline: Deadline) -> list[Person]:
@@ -164,12 +165,12 @@ def _rows(names: tuple[str, ...], views: Sequence[View], fetched: Sequence[Seque
     changed: list[float | None] = [None] * n
     now_s = at.timestamp()
     for view, found in zip(views, fetched, strict=True):
-        oldest, columns = now_s - view.max_age_s, view.columns
+        oldest = now_s - view.max_age_s
         for i, (then, row) in enumerate(found):
             if then is None or then < oldest:
-                values[i] += [None] * len(columns)
+                values[i] += [None] * len(view.columns)
                 continue
-            values[i] += map(row.get, columns)
+            values[i] += row
             if then > (changed[i] or 0.0):
                 changed[i] = then
     return Rows(names, values, changed)

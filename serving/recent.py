@@ -62,9 +62,10 @@ def acts(profiles: Profiles, customer: str, *, since_us: int, half_life_days: fl
     keys = profiles.source.keys_under(view, customer, _SEEN, deadline, since_s=since_us / 1e6, limit=MOST)
     if not keys:
         return keys if keys is None else []
-    rows = zip(keys, profiles.source.fetch(view, keys, deadline), strict=True)
+    fetched = profiles.source.fetch(view, keys, deadline)
+    rows = [(key[1], dict(zip(view.columns, values, strict=True))) for key, (_, values) in zip(keys, fetched, strict=True) if values]
     now_us = at.timestamp() * 1e6
-    found = [(_whole(row, _SEEN), _act(key[1], row, now_us, half_life_days)) for key, (_, row) in rows if since_us < _whole(row, _SEEN)]
+    found = [(_whole(row, _SEEN), _act(item, row, now_us, half_life_days)) for item, row in rows if since_us < _whole(row, _SEEN)]
     return [act for _, act in sorted(found, key=lambda one: -one[0]) if act.weight > 0]
 
 

@@ -27,7 +27,7 @@ from pipelines.online.feast_format import (
     redis_time_field,
 )
 from serving.fallbacks import Deadline
-from serving.online_store import Decoder, EncodingChanged, Row, StoreFailure, View
+from serving.online_store import NO_ROW, Decoder, EncodingChanged, Row, StoreFailure, View
 
 CONNECT_S = 0.1  # for each step of it: a server that hangs costs a request no more than its deadline
 LOOK_EVERY = 16  # replies between two looks at the deadline
@@ -58,7 +58,7 @@ class RedisSource:
         for view in views:
             at, places[view.join_key] = places[view.join_key], places[view.join_key] + 1 + len(view.columns)
             start = entities.index(view.join_key) * len(keys)
-            found.append([_row(view, reply[at : at + 1 + len(view.columns)], decode) for reply in replies[start : start + len(keys)]])
+            found.append([_row(reply[at : at + 1 + len(view.columns)], decode) for reply in replies[start : start + len(keys)]])
         return found
 
     def fetch_permitted(self, permit: View, column: str, views: Sequence[View], key: Key, deadline: Deadline) -> list[Row] | None:
@@ -76,7 +76,7 @@ class RedisSource:
         decode = key_decoder(view.join_key)
         (column,) = view.columns
         names = sorted(str(decode(entity_of(key))) for key in noted)
-        return [name for name, (_, row) in zip(names, self.fetch(view, names, deadline), strict=True) if row.get(column) == text]
+        return [name for name, row in zip(names, self.fetch(view, names, deadline), strict=True) if view.value(row, column) == text]
 
     def keys_under(self, view: View, first: str, column: str, deadline: Deadline, *, since_s: float, limit: int) -> list[Key] | None:
         """See Source. The writer notes by customer the keys of what is about them and something else."""
@@ -155,11 +155,9 @@ def _fields(view: View) -> list[bytes]:
     return [redis_time_field(view.name), *(redis_field(view.name, name) for name in view.columns)]
 
 
-def _row(view: View, reply: Sequence[bytes | None], decode: Callable[[bytes], Value]) -> Row:
+def _row(reply: Sequence[bytes | None], decode: Callable[[bytes], Value]) -> Row:
     then, *values = reply
-    if then is None:
-        return None, {}
-    return _seconds(then), {name: decode(value) for name, value in zip(view.columns, values, strict=True) if value is not None}
+    return NO_ROW if then is None else (_seconds(then), [None if value is None else decode(value) for value in values])
 
 
 def _seconds(then: bytes) -> float:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.online.writer import OnlineWriter, Row
 from pipelines.vault import open_vault
 from serving.fallbacks import DEADLINE, Deadline, Unavailable
-from serving.online_store import Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference
+from serving.online_store import NO_ROW, Decoder, EncodingChanged, FeastSource, SqliteSource, StoreFailure, View, difference
 from serving.profile import _resolve, feature_store, self_check
 
 SOON = Deadline.after_ms(3_600_000)
@@ -52,8 +52,8 @@ def test_direct_read_equals_feast_for_every_view_and_key(shop, feast, views, cas
     for view in views.values():
         keys = names if isinstance(view.join_key, str) else [(name, "return_risk") for name in names]
         assert difference(direct(shop), FeastSource(feast), view, keys) is None
-    rows = direct(shop).fetch(views["customer_profile"], cast.customers, SOON)
-    assert {row.get("region") for _, row in rows} == {None, "north", "süd 🛒"}
+    profile = views["customer_profile"]
+    assert {profile.value(row, "region") for row in direct(shop).fetch(profile, cast.customers, SOON)} == {None, "north", "süd 🛒"}
 
 
 def test_one_key_over_several_views_reads_as_each_view_alone(shop, views, cast):
@@ -63,6 +63,19 @@ def test_one_key_over_several_views_reads_as_each_view_alone(shop, views, cast):
     for key in (*cast.customers, "nobody"):
         assert source.fetch_views(group, [key], SOON) == [source.fetch(view, [key], SOON) for view in group]
     assert any(row for ((_, row),) in source.fetch_views(group, cast.customers[:1], SOON))
+
+
+def test_a_cell_that_is_missing_is_null_and_one_that_is_further_changes_nothing(home, online, views, cast):
+    source, view, key = direct(home), views["customer_activity"], cast.customers[0]
+    ((then, before),) = source.fetch(view, [key], SOON)
+    place = next(place for place, value in enumerate(before) if value)
+    with closing(sqlite3.connect(online)) as writer, writer:
+        writer.execute(
+            f'UPDATE "{view.table}" SET feature_name = ? WHERE feature_name = ?', ('a "further" \\ feature', view.columns[place])
+        )
+    expected = (then, [None if i == place else value for i, value in enumerate(before)])
+    assert source.fetch(view, [key], SOON) == [expected]
+    assert source.fetch_views([view], [key], SOON) == [[expected]]
 
 
 def test_features_come_with_the_consent_and_only_where_it_is_given(home, online, views, cast):
@@ -75,7 +88,7 @@ def test_features_come_with_the_consent_and_only_where_it_is_given(home, online,
         return rows
 
     behaviour = {key: [source.fetch(view, [key], SOON)[0] for view in group] for key in (*cast.customers, cast.denied, cast.silent)}
-    nothing = [(None, {})] * len(group)
+    nothing = [NO_ROW] * len(group)
     assert any(row for _, row in behaviour[cast.denied]), "the control: there is something that must not be read"
     assert any(row for _, row in behaviour[cast.silent])
     for key in cast.customers:
@@ -117,12 +130,12 @@ def test_decoder_refuses_what_feast_cannot_have_written():
 
 def test_new_rows_of_a_writer_are_seen_while_it_has_the_file_open(home, online, views, cast):
     source, view = direct(home), views["customer_consent"]
-    assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": True}
+    assert source.fetch(view, [cast.bare], SOON)[0][1] == [True]
     with sqlite3.connect(online) as writer:
         writer.execute(f'UPDATE "{view.table}" SET value = ?', (b"\x38\x00",))
-        assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": True}  # not committed yet
+        assert source.fetch(view, [cast.bare], SOON)[0][1] == [True]  # not committed yet
         writer.commit()
-        assert source.fetch(view, [cast.bare], SOON)[0][1] == {"is_personalization_allowed": False}
+        assert source.fetch(view, [cast.bare], SOON)[0][1] == [False]
 
 
 def test_file_that_was_replaced_is_followed(home, online, views, tmp_path, cast):
@@ -136,7 +149,7 @@ def test_file_that_was_replaced_is_followed(home, online, views, tmp_path, cast)
     for leftover in ("-wal", "-shm"):
         Path(f"{online}{leftover}").unlink(missing_ok=True)
     other.replace(online)
-    assert source.fetch(view, [cast.bare], SOON) == [(None, {})]
+    assert source.fetch(view, [cast.bare], SOON) == [NO_ROW]
 
 
 def test_missing_store_is_a_failure_until_it_is_back(home, online, views, cast):
