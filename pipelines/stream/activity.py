@@ -16,8 +16,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.online.feast_format import JoinKey, key_decoder
-from pipelines.online.writer import CUSTOMER, OnlineWriter, Row
 from pipelines.settings import Settings
 from pipelines.stream import live, seeding
 from pipelines.stream.calls import Call
@@ -27,6 +25,7 @@ from pipelines.stream.items import Items
 from pipelines.stream.live import Live
 from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.permits import Permits
+from pipelines.stream.shown import Shown
 from pipelines.stream.state import Held, Owned, Said, State, held, owner_at, path_of
 from pipelines.stream.timetable import UNKNOWN, Due
 
@@ -37,9 +36,9 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 class Expired(NamedTuple):
-    """What has changed by itself: the values written, and when its customers and items change next, to be noted down once that holds."""
+    """What has changed by itself: what is to be written, and when its customers and items change next, to be noted down once that holds."""
 
-    features: int
+    shown: Shown
     customers: dict[str, Due | None]
     items: dict[str, ItemDue]
 
@@ -90,8 +89,8 @@ class Activity:
             found.setdefault(_keys(call)[0], own)
         return [call for call in calls if found[_keys(call)[0]] == call.logged.position]
 
-    def apply(self, online: OnlineWriter, calls: Sequence[Call]) -> int:
-        """Take calls in, none of them repeated; returns the values written."""
+    def apply(self, calls: Sequence[Call]) -> Shown:
+        """Take calls in, none of them repeated; returns what is to be written online."""
         touched = dict.fromkeys(sorted(self.state.own(self._told)))
         for customer in touched:
             self._make_anew(customer)
@@ -101,12 +100,12 @@ class Activity:
             if states:  # else erased a moment ago
                 touched |= dict.fromkeys(self._take(call, states, there))
         self.state.categories.settle()
-        written, due = self._show(online, touched)
+        shown, due = self._show(touched)
         self.state.timetable.put(due)
-        return written + self.items.apply(online, now_us=self.now_us())
+        return shown.plus(self.items.apply(now_us=self.now_us()))
 
-    def expire(self, online: OnlineWriter) -> Expired:
-        """Write what has changed by itself, of as many customers and items as there is time for; see `move`."""
+    def expire(self) -> Expired:
+        """What has changed by itself, of as many customers and items as there is time for; see `move`."""
         now_us, begun_s = self.now_us(), time.thread_time()
         self.state.categories.settle()
         ready: list[str] = []
@@ -115,13 +114,13 @@ class Activity:
             ready.append(customer)
             if time.thread_time() > begun_s + SLICE_S / 2:
                 break
-        written, customers = self._show(online, ready)
+        shown, customers = self._show(ready)
         self._expiring.took(len(ready), time.thread_time() - begun_s)
-        features, items = self.items.expire(online, now_us=now_us)
-        return Expired(written + features, customers, items)
+        of_items, items = self.items.expire(now_us=now_us)
+        return Expired(shown.plus(of_items), customers, items)
 
     def move(self, expired: Expired) -> None:
-        """Note down what `expire` found, once what it wrote is committed."""
+        """Note down what `expire` found, once that is written and committed."""
         self.state.timetable.move(expired.customers)
         self.state.items.move_due(expired.items)
 
@@ -315,12 +314,10 @@ class Activity:
         self._lives.pop(customer, None)
         self._anew.add(customer)
 
-    def _show(self, online: OnlineWriter, customers: Iterable[str]) -> tuple[int, dict[str, Due | None]]:
-        """Write what is true of these customers now; the values written, and when that changes next."""
+    def _show(self, customers: Iterable[str]) -> tuple[Shown, dict[str, Due | None]]:
+        """What is true of these customers now, and when that changes next."""
         now_us = self.now_us()
-        rows: dict[str, list[Row]] = {view: [] for view in (*live.VIEWS, *live.PAIRS)}
-        absent: dict[str, list[str]] = {view: [] for view in live.VIEWS}
-        kept: dict[str, Live] = {}  # of whom all is shown
+        shown = Shown()
         due: dict[str, Due | None] = dict.fromkeys(customers)
         noted = self.state.timetable.of(list(due))
         for customer in filter(self._is_mine, due):
@@ -329,37 +326,14 @@ class Activity:
                 self._make_anew(customer)
                 ready = self._live(customer, now_us)
             ready.advance(now_us)
-            if customer in self._anew or not before.shown_us:
-                kept[customer] = ready
             next_us = ready.next_us()
             if ready.n_rows:
                 due[customer] = Due(NEVER if next_us is None else next_us, ready.seen_us, ready.mark)
             else:
                 self._lives.pop(customer, None)  # nothing is noted of it any more
-            shown = ready.shown()
-            for view in live.VIEWS:
-                if view in shown:
-                    rows[view].append(Row(customer, shown[view].values, event_us=shown[view].since_us))
-                else:
-                    absent[view].append(customer)
-            for view, keyed in ready.pairs.items():
-                rows[view] += [Row((customer, key), one.values, event_us=one.since_us) for key, one in keyed.take().items()]
-        for view, gone in absent.items():
-            online.remove(view, gone)
-        for view in live.PAIRS:
-            self._remove_pairs(online, view, kept)
+            shown.add(customer, ready, is_whole=customer in self._anew or not before.shown_us)
         self._anew.difference_update(due)
-        return sum(online.renew(view, some, join_key=_join_key(view)) for view, some in rows.items()), due
-
-    def _remove_pairs(self, online: OnlineWriter, view: str, kept: Mapping[str, Live]) -> None:
-        """Take out the pairs of these customers of which nothing is left, whose rows may have gone at any time."""
-        if not kept:
-            return
-        join_key, first = live.PAIRS[view].key, live.PAIRS[view].columns()[0]
-        left = {customer: ready.pairs[view].keys() for customer, ready in kept.items()}
-        pairs = map(key_decoder(join_key), online.keys_of(view, list(kept)))
-        gone = [pair for pair in pairs if pair[1] not in left[pair[0]]]
-        online.remove(view, sorted(online.read(view, first, gone, join_key=join_key)), join_key=join_key)
+        return shown, due
 
     def _is_mine(self, customer: str) -> bool:
         part, parts = self.share
@@ -370,10 +344,6 @@ def _keys(call: Call) -> tuple[tuple[str, str], tuple[str, str]]:
     """Source and event_id of a message, and of the first line of one that has lines."""
     source = call.rows[0].source
     return (source, call.message_id), (source, f"{call.message_id}:0")
-
-
-def _join_key(view: str) -> JoinKey:
-    return live.PAIRS[view].key if view in live.PAIRS else CUSTOMER
 
 
 def _owned(links: Iterable[Linked]) -> dict[str, list[Owned]]:

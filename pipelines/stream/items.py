@@ -14,13 +14,14 @@ from hashlib import blake2b
 from typing import Any
 
 from feature_repo.aggregates import ITEM_ACTIVITY, NOT_BEHAVIOUR
-from pipelines.online.writer import OnlineWriter, Row
+from pipelines.online.feast_format import Key
+from pipelines.online.writer import Row
 from pipelines.stream.item_rows import NEVER, ItemDue, ItemRows
 from pipelines.stream.keyed import Keyed
 from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.rows import CleanRow
+from pipelines.stream.shown import ITEM_VIEW, Shown
 
-VIEW, KEY = "item_activity", ITEM_ACTIVITY.key[0]
 AT_A_TIME = 50  # looked at together at most when they expire
 
 
@@ -49,17 +50,17 @@ class Items:
             self._touched[name] = None
             self._lives.pop(name, None)
 
-    def apply(self, online: OnlineWriter, *, now_us: int) -> int:
-        """Write what came; returns the values written."""
+    def apply(self, *, now_us: int) -> Shown:
+        """What is to be written of the items of which something came."""
         touched, self._touched = sorted(self._touched), {}
-        written, due = self._show(online, touched, self.held.marks(touched), now_us)
+        shown, due = self._show(touched, self.held.marks(touched), now_us)
         self.held.put_due(due)
-        return written
+        return shown
 
-    def expire(self, online: OnlineWriter, *, now_us: int) -> tuple[int, dict[str, ItemDue]]:
-        """Write what has changed by itself or lost a row, of as many items as there is time for; and when they change next.
+    def expire(self, *, now_us: int) -> tuple[Shown, dict[str, ItemDue]]:
+        """What has changed by itself or lost a row, of as many items as there is time for; and when they change next.
 
-        The caller notes the latter down once the former is committed.
+        The caller notes the latter down once the former is written and committed.
         """
         begun_s = time.thread_time()
         marks = self.held.due(now_us, limit=self._expiring.fitting(AT_A_TIME, slice_s=SLICE_S / 2))
@@ -70,7 +71,7 @@ class Items:
                 self._live(name, mark, now_us)
             if time.thread_time() > begun_s + SLICE_S / 2:
                 break
-        shown = self._show(online, ready, marks, now_us)
+        shown = self._show(ready, marks, now_us)
         self._expiring.took(len(ready), time.thread_time() - begun_s)
         return shown
 
@@ -79,8 +80,10 @@ class Items:
         self._lives.clear()
         self._touched.clear()
 
-    def _show(self, online: OnlineWriter, names: Sequence[str], marks: Mapping[str, int], now_us: int) -> tuple[int, dict[str, ItemDue]]:
-        rows, gone, due = [], [], {}
+    def _show(self, names: Sequence[str], marks: Mapping[str, int], now_us: int) -> tuple[Shown, dict[str, ItemDue]]:
+        rows: list[Row] = []
+        gone: list[Key] = []
+        due = {}
         for name in names:
             mark = marks.get(name, 0)
             due[name] = ItemDue(NEVER, mark)
@@ -91,8 +94,7 @@ class Items:
                 rows += [Row(name, changed.values, event_us=changed.since_us) for changed in live.keyed.take().values()]
                 if not live.keyed.keys():
                     gone.append(name)
-        online.remove(VIEW, gone, join_key=KEY)
-        return online.renew(VIEW, rows, join_key=KEY), due
+        return Shown({ITEM_VIEW: rows}, {ITEM_VIEW: gone}), due
 
     def _live(self, name: str, mark: int, now_us: int) -> "_Live":
         """The item's state, made anew where it is not held ready, or lost a row."""

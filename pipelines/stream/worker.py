@@ -19,8 +19,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -159,14 +160,15 @@ class Stream:
     def _expire(self) -> Stepped:
         """Some of what has changed by itself: a slice, so that fresh calls never wait long. Noted down after it is written."""
         try:
-            with self.online.transaction() as online, self.activity.state.transaction():
-                expired = self.activity.expire(online)
+            with self._both() as online:
+                expired = self.activity.expire()
+                features = expired.shown.write(online())
             with self.activity.state.transaction():
                 self.activity.move(expired)
         except BaseException:
             self.activity.look_again()
             raise
-        return Stepped(features=expired.features, expired=len(expired.customers) + len(expired.items))
+        return Stepped(features=features, expired=len(expired.customers) + len(expired.items))
 
     def _next(self, wait_s: float) -> list[Logged]:
         """The next calls, as soon as there are some or the time is over. The bell may be late, for calls that were read before it rang."""
@@ -217,13 +219,22 @@ class Stream:
         self.consents.look_again()
         self.activity.look_again()
 
+    @contextmanager
+    def _both(self) -> Iterator[Callable[[], OnlineWriter]]:
+        """Transactions of the state and, from when it is asked for on, of the store, which others write too.
+
+        That of the state is committed first, and while both are open. An erasure deletes after its tombstones, and of the state first: so
+        who reads these inside sees them, or the erasure sees what is written.
+        """
+        with ExitStack() as later, self.activity.state.transaction():
+            yield cache(lambda: later.enter_context(self.online.transaction()))
+
     def _write(self, batch: Sequence[Logged]) -> Stepped:
-        with self.online.transaction() as online, self.activity.state.transaction():  # the state is committed first
-            # inside the transactions: an erasure deletes rows after its tombstones, so either we see these or it sees our rows
+        with self._both() as online:
             dead = self.vault.entombed(list(dict.fromkeys(name for call in batch for name in call.subjects)))
             living = [call for call in batch if dead.isdisjoint(call.subjects)]
             if dead:
-                self._forget(online, dead)
+                self._forget(online(), dead)
             heard = [call for logged in living if (call := calls.read(logged, self.settings.ingest)) is not None]
             links, consents, features = self._handle(online, self.activity.unrepeated(heard))
         counted = {"read": len(batch), "applied": len(heard), "ignored": len(living) - len(heard), "erased": len(batch) - len(living)}
@@ -238,8 +249,8 @@ class Stream:
         left = online.identifiers_of(customers)
         self.activity.forget(names, sorted(identities.unnamed(left)))
 
-    def _handle(self, online: OnlineWriter, heard: Sequence[Call]) -> tuple[int, int, int]:
-        """Who is who, then what they said, then what they did."""
+    def _handle(self, online: Callable[[], OnlineWriter], heard: Sequence[Call]) -> tuple[int, int, int]:
+        """Who is who, what they did, and then all that is written online."""
         if not heard:
             return 0, 0, 0
         told = self.linker.link(heard)
@@ -247,13 +258,16 @@ class Stream:
         # an ingest may have said something of these that is still to be taken over, and would not be said again
         behind = self.backlog.of((name for call in heard for name in call.subjects), {link.customer_id for link in told})
         self._owe([*behind, *told])
-        consents = 0
-        if self.share[0] == 0:
-            touched = identities.follow(online, self._owed)
-            changed = self.consents.hear(online, heard)
-            touched |= set(identities.owners(online, sorted(changed)).values())
-            consents = self.consents.decide(online, sorted(touched), known_us=max(call.known_us for call in heard))
-        return len(self._owed), consents, self.activity.apply(online, heard)
+        shown = self.activity.apply(heard)
+        consents = self._tell(online(), heard) if self.share[0] == 0 else 0
+        return len(self._owed), consents, shown.write(online())
+
+    def _tell(self, online: OnlineWriter, heard: Sequence[Call]) -> int:
+        """Who is who, then what they said; returns the rows on consent."""
+        touched = identities.follow(online, self._owed)
+        changed = self.consents.hear(online, heard)
+        touched |= set(identities.owners(online, sorted(changed)).values())
+        return self.consents.decide(online, sorted(touched), known_us=max(call.known_us for call in heard))
 
     def _owe(self, links: Iterable[Linked]) -> None:
         """Remember what is to be written until it is committed: the linker tells each change once. The erased are left out."""
@@ -302,13 +316,13 @@ class Stream:
         self._is_reconciled, self._has_begun, self._leaving = True, True, None
 
     def _take_over_some(self) -> None:
-        with self.online.transaction() as online, self.activity.state.transaction():
+        with self._both() as online:
             self._owe(self.backlog.some(SLICE_IDENTIFIERS))
             if self.share[0] == 0:
-                changed = identities.changed(online, self._owed)
-                touched = identities.follow(online, changed)
+                changed = identities.changed(online(), self._owed)
+                touched = identities.follow(online(), changed)
                 known_us = max((owner.known_us for owner in changed.values()), default=0)
-                self.consents.decide(online, sorted(touched), known_us=known_us)
+                self.consents.decide(online(), sorted(touched), known_us=known_us)
             self.activity.take_over()
         self._owed = {}
         self.activity.settle()
@@ -323,9 +337,9 @@ class Stream:
                 known = self.linker.known(names)
                 gone = {name for name in names if name not in known and not is_former(name)} | self.vault.entombed(names)
                 if gone:
-                    with self.online.transaction() as online, self.activity.state.transaction():
+                    with self._both() as online:
                         if self.share[0] == 0:
-                            identities.forget(online, sorted(gone))
+                            identities.forget(online(), sorted(gone))
                         self.activity.drop(gone)
                 yield
 

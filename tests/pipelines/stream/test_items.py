@@ -11,6 +11,7 @@ from pipelines.online.writer import OnlineWriter
 from pipelines.stream import Stream, items
 from pipelines.stream.item_rows import ItemDue, ItemRows
 from pipelines.stream.items import Items
+from pipelines.stream.shown import Shown
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ALLOW, DENY = {"personalization": True}, {"personalization": False}
@@ -39,7 +40,7 @@ def test_everybodys_events_count_and_leave_their_windows(world, tmp_path) -> Non
 
 def test_control_windows_that_nobody_lets_expire_are_wrong(world, tmp_path, monkeypatch) -> None:
     busy(world)
-    monkeypatch.setattr(Items, "expire", lambda *_, **__: (0, {}))
+    monkeypatch.setattr(Items, "expire", lambda *_, **__: (Shown(), {}))
     monkeypatch.setattr(ItemRows, "next_due_us", lambda _: None)
     world.to(40 * DAY)
     with pytest.raises(AssertionError, match="item_activity"):
