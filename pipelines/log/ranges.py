@@ -5,7 +5,7 @@ In: whole numbers. Out: "1-500,502-600", and the reverse. Opens nothing.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
@@ -33,6 +33,10 @@ class Ranges:
     def of(cls, positions: Iterable[int]) -> "Ranges":
         """Of single positions."""
         return cls((position, position) for position in positions)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """First and last position of each range, in order."""
+        return ((first, last) for first, last in self._pairs)
 
     def __contains__(self, position: Any) -> bool:
         if not isinstance(position, int):

@@ -10,7 +10,7 @@ Never decides who is who.
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
@@ -156,15 +156,24 @@ class Activity:
             self.state.items.mark_all()
         self.state.put_note("share", share)
 
-    def follow_tables(self) -> None:
-        """Bring the state to the tables, where these have changed; cheap where they have not."""
-        before = self._speakers()
-        if seeding.bring(self.state, self.home, purposes=self.purposes):
-            self._let_go()
-            with self.state.transaction():  # of what the tables hold the ingest has decided
-                for source, since_us in self._speakers().items():
-                    if since_us < before.get(source, NEVER):
-                        self.state.timetable.mark(self._uncover(source, since_us, of_log=True))
+    def is_behind(self) -> bool:
+        """Whether the tables have changed since they were followed. Cheap."""
+        return seeding.is_behind(self.state, self.home) or bool(seeding.earlier(self.state))
+
+    def follow_tables(self) -> Iterator[None]:
+        """Bring the state to the tables, where these have changed, a slice for each step. What follows is due at once."""
+        if not self.is_behind():
+            return
+        for touched in seeding.bring(self.state, self.home, purposes=self.purposes):
+            self._speaking = None
+            for customer in touched:
+                self._lives.pop(customer, None)
+            yield
+        self._let_go()
+        with self.state.transaction():  # of what the tables hold the ingest has decided
+            for source, since_us in seeding.earlier(self.state).items():
+                self.state.timetable.mark(self._uncover(source, since_us, of_log=True))
+            seeding.looked_at(self.state)
 
     def _let_go(self) -> None:
         """What is held ready of customers may not be what is stored; of items the state says which."""

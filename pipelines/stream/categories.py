@@ -6,7 +6,7 @@ has no category the next ingest takes the word of its earliest event. Holds noth
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pipelines.stream.rows import CleanRow
@@ -96,7 +96,11 @@ class Categories:
         if not self.timetable.are_all_marked():
             self.timetable.mark_owners("SELECT who FROM rows WHERE item_id IN (SELECT item_id FROM moved)")
 
-    def look_again(self) -> None:
-        """Rows were replaced by those of the events table, which have no word."""
-        self.db.execute("INSERT OR IGNORE INTO unsettled SELECT item_id FROM categories WHERE listed IS NULL AND category IS NOT NULL")
+    def look_again(self, items: Collection[str]) -> None:
+        """Rows of these items that had a word were replaced by those of the events table, which have none."""
+        self.db.executemany(
+            """INSERT OR IGNORE INTO unsettled SELECT ?1
+            WHERE NOT EXISTS (SELECT 1 FROM categories WHERE item_id = ?1 AND listed IS NOT NULL)""",
+            [(item,) for item in items],
+        )
         self.settle()

@@ -72,11 +72,12 @@ class ItemRows:
         self.db.execute(f"INSERT INTO lines SELECT {_LINES} FROM told")
         self.db.execute("DELETE FROM told")
 
-    def mark(self, names: str) -> None:
+    def mark(self, names: str, *values: object) -> None:
         """The items that this query names, some of them perhaps null, are to be made anew."""
         self.db.execute(
             f"""INSERT INTO item_due SELECT DISTINCT item_id, 0, 1 FROM ({names}) WHERE item_id IS NOT NULL
-            ON CONFLICT (item_id) DO UPDATE SET at_us = 0, mark = mark + 1"""
+            ON CONFLICT (item_id) DO UPDATE SET at_us = 0, mark = mark + 1""",
+            values,
         )
 
     def mark_all(self) -> None:

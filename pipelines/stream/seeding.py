@@ -1,11 +1,16 @@
 """What the home's tables hold -> the stream's state, after every change of them: what came by files counts, and what was taken out goes.
 
 In: the versions of the tables events, consents, items and ingests. Out: the state's rows are those of the events table, and what came
-by the log since; its lines are the catalogue's. Works by the files of the table: those that are new are read, rows of those that are
-gone go. Rows of the log that an ingest has covered are those that it stored. Writes nothing but the state.
+by the log since; its lines are the catalogue's. Rows of the log that an ingest has covered are those that it stored. Writes nothing but
+the state.
+
+A slice at a time, each a transaction: calls, an erasure and another ingest may come between two of them. What is written of a person is
+in the tables at that moment: an erasure takes out there before it does here, so what was read before it is not written after it. The
+catalogue and what people said come before the events, so that who is made anew meanwhile loses nothing that may stay.
 """
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,51 +19,90 @@ from typing import Any
 import duckdb
 
 from pipelines import consent, engine, tables
-from pipelines.engine import literal
 from pipelines.errors import StoreError
-from pipelines.ingest.forming import SESSION
-from pipelines.ingest.names import identifier_sql
 from pipelines.log.ranges import Ranges
-from pipelines.stream.state import COLUMNS, INDICES, State
+from pipelines.stream.event_files import MOST_ROWS, EventFiles, Replaced
+from pipelines.stream.item_rows import NEVER
+from pipelines.stream.pace import SLICE_S, Pace
+from pipelines.stream.state import State
 
 _TABLES = (tables.INGESTS, tables.CONSENTS, tables.EVENTS, tables.ITEMS)  # in this order: what was covered is then in the events
-_VERSION, _CATALOGUE = "version", "catalogue"  # names of notes
-_BATCH_ROWS = 100_000
-_FILES_AT_ONCE = 64
-_NAMES = ", ".join(COLUMNS)
-_OWN = ("source", "event_id", "known_us", "category", "file", "position")  # columns that make no other row of it
-_SAME = " AND ".join(f"new.{name} IS old.{name}" for name in COLUMNS if name not in _OWN)
-_LINKED = "ifnull((SELECT min(linked_us) FROM owners WHERE owners.who = new.who), 0)"
-_ENTER = f"max({{0}}.event_us, {{0}}.known_us, {_LINKED})"
+_VERSION, _CATALOGUE, _EARLIER = "version", "catalogue", "earlier"  # names of notes
+_RANGES_AT_ONCE = 200
+_COVERED = """SELECT rows.rowid, rows.who FROM json_each(?) span CROSS JOIN rows
+    WHERE rows.file IS NULL AND rows.position BETWEEN span.value ->> 0 AND span.value ->> 1 LIMIT ?"""
 
 
-def bring(state: State, home: Path, *, purposes: Sequence[str]) -> bool:
-    """Bring the state to the tables; whether anything was new. Customers of whom something changed are due at once.
+def bring(state: State, home: Path, *, purposes: Sequence[str]) -> Iterator[set[str]]:
+    """Bring the state to the tables, a slice for each step; nothing where they have not changed. Customers of whom something changed are
+    due at once: a step tells them, and all of them are shown.
 
-    purposes: those for which events are stored. Whose identifiers are has to be known by then. Raises StoreError where a table was
-    replaced meanwhile, or the disk refuses: call it again.
+    purposes: those for which events are stored. Whose identifiers are has to be known by then. May be begun anew at any time, and is
+    where a table is replaced meanwhile. Raises StoreError where one cannot be read, or the disk refuses: call it again.
     """
-    version = version_of(home)
-    if state.note(_VERSION) == version:
-        return False
-    try:
-        covered = _covered(home)  # first: see above
-        with closing(engine.connect(home, threads=1, memory_limit="512MB")) as db:
-            _take_events(state, home, db, purposes)
-            with state.transaction():
-                _drop_covered(state, covered)
-                _take_statements(state, home, db, purposes)
-                _take_catalogue(state, home)
-                state.categories.look_again()
-                state.put_note(_VERSION, version)
-    except (duckdb.Error, OSError) as error:
-        raise StoreError("stream: the tables could not be read, they are being replaced; the next look tries again") from error
-    return True
+    while is_behind(state, home):
+        version = version_of(home)
+        try:
+            yield from _brought(state, home, version, purposes)
+        except Replaced:
+            yield set()
+        except (duckdb.Error, OSError) as error:
+            if version_of(home) == version:
+                raise StoreError("stream: the tables could not be read; the next look tries again") from error
+            yield set()
+
+
+def is_behind(state: State, home: Path) -> bool:
+    """Whether a table has changed since the state followed them."""
+    return state.note(_VERSION) != version_of(home)
 
 
 def version_of(home: Path) -> str:
     """The versions of the tables that the state follows."""
     return json.dumps([tables.folder(home, table).resolve().name if tables.exists(home, table) else "" for table in _TABLES])
+
+
+def earlier(state: State) -> dict[str, int]:
+    """The sources that spoke earlier than the stream knew, and since when, until `looked_at`. Microseconds."""
+    return dict(json.loads(state.note(_EARLIER) or "{}"))
+
+
+def looked_at(state: State) -> None:
+    """What a declared basis does not cover because of these has been taken out."""
+    state.put_note(_EARLIER, "{}")
+
+
+def _brought(state: State, home: Path, version: str, purposes: Sequence[str]) -> Iterator[set[str]]:
+    covered = _covered(home)  # first: see above
+    yield set()
+    with closing(_connected(home)) as db:
+        yield set()
+        with state.transaction():
+            _take_catalogue(state, home)
+        yield set()
+        with state.transaction():
+            touched = _take_statements(state, home, db, purposes)
+            _require(home, version)
+        yield touched
+        yield from EventFiles(state, home, db, purposes=purposes).take(is_first=state.note(_VERSION) is None)
+    yield from _drop_covered(state, covered)
+    with state.transaction():
+        _require(home, version)
+        state.put_note(_VERSION, version)
+
+
+def _connected(home: Path) -> duckdb.DuckDBPyConnection:
+    """One whose rows come as they lie in the files, few at a time, and as they are asked for."""
+    db = engine.connect(home, threads=1, memory_limit="512MB")
+    db.execute("SET preserve_insertion_order = true")
+    db.execute("SET streaming_buffer_size = '100KB'")
+    return db
+
+
+def _require(home: Path, version: str) -> None:
+    """Raises Replaced where the tables are others by now. Inside the transaction that writes what was read of them."""
+    if version_of(home) != version:
+        raise Replaced
 
 
 def _covered(home: Path) -> Ranges:
@@ -67,100 +111,23 @@ def _covered(home: Path) -> Ranges:
     return Ranges.read(text for text in told if text)
 
 
-def _stamps(home: Path) -> dict[str, Path]:
-    """The files of the events table by what tells one from another: a file that is kept is linked, not copied."""
-    found = {}
-    for path in tables.files(home, tables.EVENTS) if tables.exists(home, tables.EVENTS) else ():
-        status = path.stat()
-        found[f"{status.st_ino} {status.st_mtime_ns} {status.st_size}"] = path
-    return found
-
-
-def _take_events(state: State, home: Path, db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> None:
-    there = _stamps(home)
-    known = dict(state.db.execute("SELECT stamp, number FROM files").fetchall())
-    fresh = [(stamp, path) for stamp, path in there.items() if stamp not in known]
-    is_first = state.db.execute("SELECT 1 FROM rows LIMIT 1").fetchone() is None and not known
-    if is_first and fresh:
-        with state.transaction():
-            for name in INDICES:
-                state.db.execute(f"DROP INDEX IF EXISTS {name}")
-    for start in range(0, len(fresh), _FILES_AT_ONCE):
-        some = fresh[start : start + _FILES_AT_ONCE]
-        with state.transaction():
-            numbers = [state.db.execute("INSERT INTO files (stamp) VALUES (?)", (stamp,)).lastrowid or 0 for stamp, _ in some]
-            for rows in _read(db, dict(zip([str(path) for _, path in some], numbers, strict=True)), purposes):
-                _insert(state, rows) if is_first else _merge(state, rows)
-    if is_first and fresh:
-        with state.transaction():
-            for statement in INDICES.values():
-                state.db.execute(f"CREATE {statement}")
-            state.timetable.mark_all()
-            state.items.mark_all()
-    gone = [number for stamp, number in known.items() if stamp not in there]
-    if gone:
-        with state.transaction():
-            for number in gone:
-                state.timetable.mark_owners("SELECT who FROM rows WHERE file = ?", number)
-                state.db.execute("DELETE FROM rows WHERE file = ?", (number,))
-                state.db.execute("DELETE FROM files WHERE number = ?", (number,))
-
-
-def _read(db: duckdb.DuckDBPyConnection, numbers: dict[str, int], purposes: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of these files, as the state has them."""
-    files = ", ".join(literal(path) for path in numbers)
-    source = f"read_parquet([{files}], filename = true, union_by_name = true, hive_partitioning = false)"
-    names = {row[0] for row in db.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
-    known = "epoch_us(coalesce(created_timestamp, event_timestamp))"
-    received = "epoch_us(coalesce(received_timestamp, event_timestamp))" if "received_timestamp" in names else known
-    allows = ", ".join(
-        f"CASE WHEN CAST(json_extract(consent, {literal(f'$.{json.dumps(purpose)}')}) AS VARCHAR) = 'true' THEN {literal(purpose)} END"
-        for purpose in sorted(purposes)
-    )
-    number = " ".join(f"WHEN {literal(path)} THEN {n}" for path, n in numbers.items())
-    query = f"""
-        SELECT source, event_id, coalesce({identifier_sql("user_id")}, 'anonymous_id:' || anonymous_id) AS who, type,
-            epoch_us(event_timestamp), {known}, {received}, item_id, order_id,
-            CASE WHEN NOT regexp_full_match(session_id, '{SESSION}[0-9a-f]{{16}}') THEN session_id END,
-            quantity, price_cents, revenue_cents, concat_ws(',', {allows}), NULL, CASE filename {number} END, NULL
-        FROM {source} WHERE who IS NOT NULL"""
-    found = db.execute(query)
-    while rows := found.fetchmany(_BATCH_ROWS):
-        yield rows
-
-
-def _insert(state: State, rows: list[tuple[Any, ...]]) -> None:
-    state.db.executemany(f"INSERT INTO rows ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})", rows)
-
-
-def _merge(state: State, rows: list[tuple[Any, ...]]) -> None:
-    """Take rows over; of those that were there already only what counts otherwise is a change."""
-    state.db.execute("CREATE TEMP TABLE IF NOT EXISTS fresh AS SELECT * FROM rows LIMIT 0")
-    state.db.execute("DELETE FROM fresh")
-    state.db.executemany(f"INSERT INTO fresh ({_NAMES}) VALUES ({', '.join('?' * len(COLUMNS))})", rows)
-    state.timetable.mark_owners(
-        f"""SELECT new.who FROM fresh new LEFT JOIN rows old USING (source, event_id)
-        WHERE old.who IS NULL OR NOT ({_SAME} AND {_ENTER.format("new")} = {_ENTER.format("old")})
-        UNION SELECT old.who FROM fresh new JOIN rows old USING (source, event_id) WHERE old.who <> new.who""",
-    )
-    state.items.mark(
-        f"""SELECT new.item_id FROM fresh new LEFT JOIN rows old USING (source, event_id) WHERE old.who IS NULL OR NOT ({_SAME})
-        UNION SELECT old.item_id FROM fresh new JOIN rows old USING (source, event_id) WHERE old.item_id IS NOT new.item_id"""
-    )
-    state.db.execute(f"INSERT OR REPLACE INTO rows ({_NAMES}) SELECT {_NAMES} FROM fresh")
-    state.db.execute("DELETE FROM fresh")
-
-
-def _drop_covered(state: State, covered: Ranges) -> None:
+def _drop_covered(state: State, covered: Ranges) -> Iterator[set[str]]:
     """Rows of the log that an ingest has seen and did not keep."""
-    own = state.db.execute("SELECT rowid, who, position FROM rows WHERE file IS NULL AND position IS NOT NULL").fetchall()
-    gone = [(rowid, who) for rowid, who, position in own if position in covered]
-    for _, who in gone:
-        state.timetable.mark_owners("SELECT ?", who)
-    state.db.executemany("DELETE FROM rows WHERE rowid = ?", [(rowid,) for rowid, _ in gone])
+    pace, spans = Pace(), list(covered)
+    for start in range(0, len(spans), _RANGES_AT_ONCE):
+        some, is_left = json.dumps(spans[start : start + _RANGES_AT_ONCE]), True
+        while is_left:
+            begun_s = time.thread_time()
+            with state.transaction():
+                gone = state.db.execute(_COVERED, (some, pace.fitting(MOST_ROWS, slice_s=SLICE_S))).fetchall()
+                touched = state.timetable.mark_owners_of(who for _, who in gone)
+                state.db.executemany("DELETE FROM rows WHERE rowid = ?", [(rowid,) for rowid, _ in gone])
+            pace.took(len(gone), time.thread_time() - begun_s)
+            is_left = bool(gone)
+            yield touched
 
 
-def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> None:
+def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> set[str]:
     """What people said by files, and what was declared for them."""
     files = [str(path) for path in tables.files(home, tables.CONSENTS)] if tables.exists(home, tables.CONSENTS) else []
     told: list[tuple[Any, ...]] = []
@@ -171,10 +138,7 @@ def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, pu
             FROM read_parquet($files) WHERE list_contains($purposes, purpose) GROUP BY ALL""",
             {"files": files, "purposes": list(purposes)},
         ).fetchall()
-    for source, since_us in db.execute(
-        f"SELECT source, epoch_us(event_timestamp) FROM ({tables.rows_sql(home, tables.SPEAKING_SOURCES)})"
-    ).fetchall():
-        state.speak(source, since_us)
+    _take_speakers(state, home, db)
     held = set(state.db.execute("SELECT * FROM said WHERE is_stored").fetchall())
     fresh, gone = set(told) - held, held - set(told)
     state.db.executemany("DELETE FROM said WHERE who = ? AND purpose = ? AND said_us = ? AND is_stated = ?", [row[:4] for row in gone])
@@ -183,8 +147,21 @@ def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, pu
         DO UPDATE SET is_allowed = min(is_allowed, excluded.is_allowed), is_stored = 1""",
         sorted(fresh),
     )
-    for who in {row[0] for row in fresh if not row[4]}:
-        state.timetable.mark_owners("SELECT ?", who)
+    state.timetable.mark_owners_of({row[0] for row in fresh if not row[4]})
+    owners = state.owners({row[0] for row in (*fresh, *gone)})
+    return {owned.customer_id for states in owners.values() for owned in states}
+
+
+def _take_speakers(state: State, home: Path, db: duckdb.DuckDBPyConnection) -> None:
+    """The sources whose people speak for themselves; those that did so earlier than was known are to be looked at: see `earlier`."""
+    spoken, found = state.spoken(), earlier(state)
+    for source, since_us in db.execute(
+        f"SELECT source, epoch_us(event_timestamp) FROM ({tables.rows_sql(home, tables.SPEAKING_SOURCES)})"
+    ).fetchall():
+        if since_us < spoken.get(source, NEVER):
+            found[source] = since_us
+            state.speak(source, since_us)
+    state.put_note(_EARLIER, json.dumps(found))
 
 
 def _take_catalogue(state: State, home: Path) -> None:

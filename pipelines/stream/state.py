@@ -40,6 +40,7 @@ INDICES = {
     "rows_by_id": "UNIQUE INDEX rows_by_id ON rows (source, event_id)",
     "rows_by_who": "INDEX rows_by_who ON rows (who)",
     "rows_by_file": "INDEX rows_by_file ON rows (file) WHERE file IS NOT NULL",
+    "rows_of_log": "INDEX rows_of_log ON rows (position) WHERE file IS NULL",
     "rows_by_item": "INDEX rows_by_item ON rows (item_id) WHERE item_id IS NOT NULL",
     **categories.INDICES,
 }

@@ -4,6 +4,7 @@ In: changes of the table `due` of the state's file, by whatever process. Out: th
 being looked at stays due. Never looks at rows.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -17,6 +18,7 @@ CREATE INDEX IF NOT EXISTS due_by_time ON due (at_us);
 """
 _AT_A_TIME = 500
 _AGAIN = "ON CONFLICT (customer_id) DO UPDATE SET at_us = 0, shown_us = 0, mark = mark + 1"
+_OWNERS = f"INSERT INTO due SELECT DISTINCT customer_id, 0, 0, 1 FROM owners WHERE who IN ({{}}) {_AGAIN}"
 
 
 class Due(NamedTuple):
@@ -42,7 +44,12 @@ class Timetable:
 
     def mark_owners(self, names: str, *values: object) -> None:
         """The same of the customers of the identifiers that this query names."""
-        self.db.execute(f"INSERT INTO due SELECT DISTINCT customer_id, 0, 0, 1 FROM owners WHERE who IN ({names}) {_AGAIN}", values)
+        self.db.execute(_OWNERS.format(names), values)
+
+    def mark_owners_of(self, names: Iterable[str]) -> set[str]:
+        """The same of the customers of these identifiers; returns them."""
+        found = self.db.execute(f"{_OWNERS.format('SELECT value FROM json_each(?)')} RETURNING customer_id", (json.dumps(list(names)),))
+        return {customer for (customer,) in found.fetchall()}
 
     def mark_all(self) -> None:
         """The same of everybody."""

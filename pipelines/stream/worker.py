@@ -106,7 +106,7 @@ class Stream:
         self._owed: dict[str, Owner] = {}  # links that are not committed yet
         self.backlog = Backlog()  # of an ingest, or of the start
         self._is_reconciled, self._refreshed_s = False, 0.0
-        self._leaving: Iterator[None] | None = None  # goes on while what an ingest wrote is taken over
+        self._following: Iterator[None] | None = None  # goes on while what an ingest wrote is taken over
         self._has_begun = self.activity.state.note(_KNOWN) is not None  # calls may come between: all there is was taken over once
         self._begun_s = self._begun_cpu_s = 0.0  # when it last read, by the wall and by this thread's time
         self._abreast_s = time.monotonic()  # when it last had read all there was
@@ -121,7 +121,7 @@ class Stream:
         step again.
         """
         look_s = READING_S if self.linker.is_reading else REFRESH_S
-        if self._leaving is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > look_s):
+        if self._following is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > look_s):
             with self.writing:
                 self._reconcile()
         if not self._is_reconciled and not (wait_s and self._has_begun):
@@ -146,6 +146,7 @@ class Stream:
             self.acknowledgement.finish()
         self.acknowledgement.close()
         self.wake.close()
+        self._following = None  # it may have files open
         self.activity.close()
         self.online.close()
 
@@ -288,32 +289,31 @@ class Stream:
         if self._clock is not None:
             self._clock.refresh()
         if self._is_reconciled and not is_fresh:
-            if not self.linker.is_reading:  # whose identifiers are comes before what they did
-                self.activity.follow_tables()
+            if not self.linker.is_reading and self.activity.is_behind():  # whose identifiers are comes before what they did
+                self._is_reconciled, self._following = False, self._follow()
             return
         is_known = self._is_reconciled and not self._owed  # what the linker told before is written
         links = self.linker.changes() if is_known else self.linker.identities()
         self._is_reconciled = False
         self._owed = {}
         self.activity.settle()
-        self.backlog, self._leaving = Backlog(links), self._let_others_go()
+        self.backlog, self._following = Backlog(links), self._follow()
 
     def _take_over(self, *, end_s: float) -> None:
-        """Take over what the linker knows of some people, until the time has come or all is taken over, and then the tables."""
+        """Take over what the linker knows of some people, and then the tables, until the time has come or all is taken over."""
         try:
             while self._owed or self.backlog:
                 self._take_over_some()
                 if self.backlog and time.monotonic() > end_s:
                     return
-            for _ in self._leaving or ():
+            for _ in self._following or ():
                 if time.monotonic() > end_s:
                     return
-            self._take_over_rest()
         except BaseException:
             self._look_again()
-            self._leaving = self._let_others_go() if self._owed or self.backlog else None
+            self._following = self._follow() if self._owed or self.backlog else None
             raise
-        self._is_reconciled, self._has_begun, self._leaving = True, True, None
+        self._is_reconciled, self._has_begun, self._following = True, True, None
 
     def _take_over_some(self) -> None:
         with self._both() as online:
@@ -343,10 +343,12 @@ class Stream:
                         self.activity.drop(gone)
                 yield
 
-    def _take_over_rest(self) -> None:
+    def _follow(self) -> Iterator[None]:
+        """What follows once everybody is taken over, a slice for each step. May be begun anew at any time."""
+        yield from self._let_others_go()
         with self.activity.state.transaction():
             self.activity.divide()
-        self.activity.follow_tables()
+        yield from self.activity.follow_tables()
         self.online.sync()
         with self.activity.state.transaction():  # only now: a worker that ends before begins again
             self.activity.state.put_note(_KNOWN, self.linker.version)

@@ -76,7 +76,7 @@ def test_what_was_permitted_late_counts_once_an_ingest_stored_it(world, tmp_path
 
 def test_control_a_stream_that_does_not_look_at_the_tables_lacks_it(world, tmp_path, monkeypatch) -> None:
     silent_then_permitted(world)
-    monkeypatch.setattr(seeding, "bring", lambda *_, **__: False)
+    monkeypatch.setattr(seeding, "bring", lambda *_, **__: iter(()))
     world.follow()
     with pytest.raises(AssertionError):
         world.is_exact(tmp_path / "truth", was_taken_back=True)

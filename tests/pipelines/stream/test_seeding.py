@@ -1,0 +1,186 @@
+"""What an ingest wrote is taken over a slice at a time: whatever comes between two of them, the end is as if it had been done at once."""
+
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from pipelines import erasure
+from pipelines.stream import activity, event_files, items, seeding, worker
+from pipelines.stream.event_files import EventFiles
+from pipelines.stream.state import State
+
+ALLOW, DENY = {"personalization": True}, {"personalization": False}
+QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
+
+WHO = st.sampled_from([("u1", None), ("u2", None), ("u1", "d1"), ("u2", "d1"), (None, "d2"), ("u3", "d2"), ("u3", None)])
+WHAT = st.sampled_from(["view", "view", "view", "cart", "order", "refuse", "allow"])
+CALL = st.tuples(WHO, WHAT, st.sampled_from([0, 0.2, 5, 700, 1_801, 90_000]))
+BETWEEN = st.lists(st.one_of(CALL, CALL, st.sampled_from(["", "", "", "restart", "ingest"])), max_size=16)
+
+
+@pytest.fixture
+def sliced(monkeypatch):
+    """One row of a table at a time."""
+    for module in (worker, activity, items, event_files, seeding):
+        monkeypatch.setattr(module, "SLICE_S", 0.0)
+
+
+def say(world, at_s, number, call) -> None:
+    (user, device), what, _ = call
+    if what in ("refuse", "allow"):
+        if user:  # a visitor's word may come to be that of a person who is not known yet
+            world.say(at_s, "identify", user=user, device=device, consent=DENY if what == "refuse" else ALLOW)
+        return
+    item, category = f"i{number % 4}", "ab"[number % 2] if number % 3 else None
+    if what == "order":
+        lines = [{"product_id": f"i{n}", "quantity": n + 1, "price": 10.005, "category": category} for n in range(1 + number % 3)]
+        world.say(at_s, "Order Completed", user=user, device=device, order_id=f"o{number}", products=lines)
+    else:
+        name = {"view": "Product Viewed", "cart": "Product Added"}[what]
+        world.say(at_s, name, user=user, device=device, product_id=item, price=2.5 + number, category=category)
+
+
+def slice_of(world):
+    """One step as a worker makes it between calls."""
+    return world.stream.step(wait_s=0.001)
+
+
+def behind(world) -> None:
+    """A worker that has followed tables once, and has just seen that they are others."""
+    world.stream._refreshed_s = 0.0
+    slice_of(world)
+    assert not world.stream._is_reconciled
+
+
+def play(world, before, between) -> float:
+    """Calls, some of which only the ingest has seen by its end; then what comes between the slices in which that is taken over."""
+    at_s = 0.0
+    for number, call in enumerate(before):
+        at_s += call[2]
+        say(world, at_s, number, call)
+        if number == len(before) // 2:
+            world.step()
+    world.drain()
+    behind(world)
+    for number, one in enumerate(between, start=len(before)):
+        if one == "restart":
+            world.restart()
+        elif one == "ingest":
+            world.drain()
+        elif one:
+            at_s += one[2]
+            say(world, at_s, number, one)
+        slice_of(world)
+    return at_s
+
+
+@settings(max_examples=12, **QUICK)
+@given(st.lists(CALL, min_size=4, max_size=14), BETWEEN)
+def test_whatever_comes_between_two_slices_the_end_is_what_the_batch_says(new_world, sliced, tmp_path_factory, before, between) -> None:
+    with closing(new_world()) as world:
+        at_s = play(world, before, between)
+        world.step()
+        world.follow()
+        world.to(at_s + 300)
+        assert world.is_exact(tmp_path_factory.mktemp("truth") / "home", was_taken_back=True)
+
+
+def shop(world) -> None:
+    """People of whom the worker knows half of what an ingest has stored, one of them from a device that she shares."""
+    world.say(0, user="bob", device="d1", product_id="i1")
+    world.step()
+    for n in range(4):
+        world.say(10 + n, user="ann", device="d1", product_id=f"i{n % 2}", category="a")
+        world.say(20 + n, user="eve", device="d2", product_id="i1")
+        world.say(30 + n, user="bob", device="d3", product_id="i2", price=n)
+    world.say(40, "identify", user="ann", device="d1", consent=DENY)
+    world.say(41, "identify", user="cid", device="d3", consent=DENY)
+    world.drain()
+
+
+def kept(world):
+    """What of the tables the state has."""
+    state = world.stream.activity.state.db
+    return (
+        state.execute("SELECT source, event_id, who, event_us, allows, category, position FROM rows ORDER BY 1, 2").fetchall(),
+        state.execute("SELECT who, purpose, is_stated, is_allowed, is_stored FROM said ORDER BY 1, 2, 3, 4").fetchall(),
+        state.execute("SELECT item_id, listed, category FROM categories ORDER BY 1").fetchall(),
+        [stamp for (stamp,) in state.execute("SELECT stamp FROM files WHERE stamp LIKE 'begun%'")],
+    )
+
+
+class DiedError(Exception):
+    """In the place of the end of a process."""
+
+
+def die_after_commit(world, monkeypatch, nth) -> None:
+    """The worker ends with this transaction of its state."""
+    state, n = world.stream.activity.state, 0
+
+    @contextmanager
+    def transaction():
+        nonlocal n
+        with State.transaction(state):
+            yield state
+        n += 1
+        if n == nth:
+            raise DiedError
+
+    monkeypatch.setattr(state, "transaction", transaction)
+
+
+def test_a_worker_that_dies_after_any_slice_ends_alike(new_world, sliced, tmp_path, monkeypatch) -> None:
+    calm = new_world()
+    torn = new_world(like=calm)
+    for world in (calm, torn):
+        shop(world)
+    calm.follow()
+    assert calm.is_exact(tmp_path / "truth", was_taken_back=True)
+    deaths = 0
+    for nth in range(1, 100):
+        die_after_commit(torn, monkeypatch, nth)
+        try:
+            torn.follow()
+            break
+        except DiedError:
+            deaths += 1
+            torn.restart()
+    assert deaths > len(kept(calm)[0])
+    assert kept(torn) == kept(calm)
+    assert torn.is_exact(tmp_path / "torn", was_taken_back=True)
+
+
+def theirs(world, names):
+    """Rows and statements that the state has under these names."""
+    marks = ",".join("?" * len(names))
+    found = [f"SELECT '{table}', who FROM {table} WHERE who IN ({marks})" for table in ("rows", "said")]
+    return world.stream.activity.state.db.execute(" UNION ".join(found), (*names, *names)).fetchall()
+
+
+def seen_after_erasure(world, n_slices):
+    """Eve is erased after so many slices; what of her is seen from then on, until all is taken over."""
+    behind(world)
+    for _ in range(n_slices):
+        slice_of(world)
+    eve = [world.vault.pseudonym(*name) for name in (("user_id", "eve"), ("anonymous_id", "d2"))]
+    erasure.erase(world.home, "user_id:eve", settings=world.settings, by="admin", as_of=datetime(2026, 4, 1, tzinfo=UTC))
+    seen = set()
+    while not world.stream._is_reconciled:
+        seen |= set(theirs(world, eve))
+        slice_of(world)
+    return seen | set(theirs(world, eve))
+
+
+@pytest.mark.parametrize("n_slices", [2, 5, 8, 12, 16])
+def test_nothing_of_who_is_erased_between_two_slices_comes_back(world, sliced, n_slices) -> None:
+    shop(world)
+    assert seen_after_erasure(world, n_slices) == set()
+
+
+def test_control_what_was_read_before_would_come_back(world, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(EventFiles, "_require", lambda *_: None)
+    shop(world)
+    assert seen_after_erasure(world, 8) != set()
