@@ -107,6 +107,18 @@ def statements_sql(rows: str) -> str:
         FROM told, json_each(CASE WHEN json_type(told.said) = 'OBJECT' THEN told.said END) WHERE key IS NOT NULL"""
 
 
+def newest_sql(rows: str) -> str:
+    """What each identifier said last on each purpose, and what was declared for it last: of two words at one instant the refusal.
+
+    rows: a query of rows of tables.CONSENTS. Columns identifier, purpose, is_stated, is_allowed, made_us (microseconds since 1970, UTC).
+    """
+    return f"""
+        SELECT identifier, purpose, is_stated, bool_and(coalesce(is_allowed, false)) AS is_allowed, epoch_us(made) AS made_us
+        FROM (SELECT *, basis = '{STATED}' AS is_stated,
+                max(event_timestamp) OVER (PARTITION BY identifier, purpose, basis = '{STATED}') AS made FROM ({rows}))
+        WHERE event_timestamp = made GROUP BY ALL"""
+
+
 def changes_sql(statements: str) -> str:
     """SQL: rows of the consents table, repeated and in any order -> one row per change of an identifier's word.
 

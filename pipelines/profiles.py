@@ -76,7 +76,7 @@ def _live(home: Path, person: Person, *, settings: Settings) -> _Now:
         owners = identities.owners(online, list(person.identifiers))
         customer = next(iter(owners.values()), person.customer_id)
         known = [name for name in online.identifiers_of([customer])[customer] if not is_former(name)]
-        allowed = consents.Consents(home, settings=settings.consent).state(online, [customer])[customer]
+        allowed = consents.Consents(consents.Table(home), settings=settings.consent).state(online, [customer])[customer]
     return _Now(customer, sorted({*names, *known}), allowed)
 
 

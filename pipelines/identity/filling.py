@@ -1,4 +1,5 @@
-"""What an ingest wrote of who is who -> a new file of links, and on top of it what came since. In this process, or in one of its own.
+"""What an ingest wrote of who is who, and of their consent -> a new file of links, and on top of it what came since. In this process, or in
+one of its own.
 
 In: the tables; the file that is to be replaced, which somebody may go on writing to. Out: the new one, and whose links it says otherwise.
 Never puts a file in its place: see `online`.
@@ -15,9 +16,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import duckdb
 import pandas as pd
 
-from pipelines import tables
+from pipelines import consent, engine, tables
 from pipelines.errors import PipelineError, StoreError
 from pipelines.identity import deterministic, files
 from pipelines.identity.links import SCHEMA, Links, fresh
@@ -26,7 +28,7 @@ from pipelines.private_file import sync
 from pipelines.settings import Settings, silence_telemetry
 from pipelines.vault import IDENTIFIERS, Vault, open_vault
 
-TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.INGESTS)
+TABLES = (tables.IDENTITIES, tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.CONSENTS, tables.INGESTS)
 NICENESS = 10  # of the process: events come first
 
 # Whose links are other ones than in the file before, or are no more.
@@ -128,6 +130,7 @@ class _Tables(NamedTuple):
     links: pd.DataFrame
     edges: pd.DataFrame
     identities: pd.DataFrame
+    words: list[tuple[str, str, bool, bool, int]]
     drained: Ranges
 
 
@@ -137,13 +140,18 @@ def _read(home: Path) -> _Tables:
         version = version_of(home)
         try:
             links, edges, held = (tables.read(home, table) for table in (tables.IDENTITY_LINKS, tables.IDENTITY_EDGES, tables.IDENTITIES))
-            found = _Tables(version, links, edges, held, drained_of(home))
-        except (OSError, PipelineError):
+            found = _Tables(version, links, edges, held, _words(home), drained_of(home))
+        except (OSError, PipelineError, duckdb.Error):
             if version_of(home) == version:
                 raise
             continue
         if version_of(home) == version:
             return found
+
+
+def _words(home: Path) -> list[tuple[str, str, bool, bool, int]]:
+    with closing(engine.connect(home, threads=1, memory_limit="512MB")) as db:
+        return db.execute(consent.newest_sql(tables.rows_sql(home, tables.CONSENTS))).fetchall()
 
 
 def _seed(db: sqlite3.Connection, found: _Tables) -> None:
@@ -159,6 +167,7 @@ def _seed(db: sqlite3.Connection, found: _Tables) -> None:
     held = found.identities
     time, created = (deterministic.micros(held[column]).tolist() for column in ("event_timestamp", "created_timestamp"))
     db.executemany("INSERT INTO identities VALUES (?, ?, ?, ?)", zip(held["identifier"], time, held["customer_id"], created, strict=True))
+    db.executemany("INSERT INTO words VALUES (?, ?, ?, ?, ?)", found.words)
 
 
 def main() -> None:

@@ -24,7 +24,8 @@ _NAMES = ", ".join(IDENTIFIERS)
 _AT_A_TIME = 500
 
 # `is_stored`: whether the tables have it; the others came since. `position`: in the log, where the same was said last. `desks`: addresses
-# and numbers of more user ids than one person has. `versions`: of the tables that it was filled from.
+# and numbers of more user ids than one person has. `words`: what each last allowed or refused, by the tables. `versions`: of the tables
+# that it was filled from.
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS sightings (
     id INTEGER PRIMARY KEY, {", ".join(f"{name} TEXT" for name in IDENTIFIERS)},
@@ -37,6 +38,9 @@ CREATE TABLE IF NOT EXISTS identities (
     identifier TEXT NOT NULL, time INTEGER NOT NULL, customer_id TEXT NOT NULL, created INTEGER NOT NULL,
     PRIMARY KEY (identifier, time)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS desks (identifier TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS words (
+    identifier TEXT NOT NULL, purpose TEXT NOT NULL, is_stated INTEGER NOT NULL, is_allowed INTEGER NOT NULL, made_us INTEGER NOT NULL,
+    PRIMARY KEY (identifier, purpose, is_stated)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS versions (name TEXT PRIMARY KEY, version TEXT NOT NULL) WITHOUT ROWID;
 """
 
@@ -133,6 +137,15 @@ class Links:
         """Which of these were ever seen."""
         marks = ",".join("?" * len(identifiers))
         return {name for (name,) in self.db.execute(f"SELECT identifier FROM identities WHERE identifier IN ({marks})", identifiers)}
+
+    def words(self, identifiers: Sequence[str]) -> list[tuple[str, str, bool, bool, int]]:
+        """What the tables hold of their words on consent: identifier, purpose, whether stated, whether allowed, when (microseconds)."""
+        found: list[tuple[str, str, bool, bool, int]] = []
+        for start in range(0, len(identifiers), _AT_A_TIME):
+            some = identifiers[start : start + _AT_A_TIME]
+            rows = self.db.execute(f"SELECT * FROM words WHERE identifier IN ({','.join('?' * len(some))})", some)
+            found += [(name, purpose, bool(stated), bool(allowed), made_us) for name, purpose, stated, allowed, made_us in rows]
+        return found
 
     def take(self, rows: Sequence[tuple[Row, Position]]) -> list[Linked]:
         """Take sightings in, with where each stands in the log; the identifiers whose customer is another one, or that are new.

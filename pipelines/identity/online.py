@@ -1,7 +1,8 @@
 """Who is who as calls come: the links of one worker, in a file of the home that is followed by another one after each ingest.
 
-In: sightings, and what ingests write. Out: the identifiers whose customer is new or another one. The file is in `identity/` of the home;
-it can be deleted, and is made again from the tables of the last ingest.
+In: sightings, and what ingests write. Out: the identifiers whose customer is new or another one, and what the tables hold of their words
+on consent, which is to be of the same moment. The file is in `identity/` of the home; it can be deleted, and is made again from the tables
+of the last ingest.
 
 A new file is made beside the old one (`filling`), which goes on taking calls; in a moment between two calls what came meanwhile is linked
 on top of it, and it takes the old one's place. A worker that ends at any point leaves the old one or the new one. An erasure throws away
@@ -88,10 +89,9 @@ class Online:
         """Which of these were ever seen."""
         return self._links.known(identifiers)
 
-    @property
-    def version(self) -> str:
-        """Of the tables that it holds; the same after a restart."""
-        return json.dumps(self._version)
+    def words(self, identifiers: Sequence[str]) -> list[tuple[str, str, bool, bool, int]]:
+        """What the tables hold of their words on consent: see `Links.words`."""
+        return self._links.words(identifiers)
 
     def refresh(self) -> bool:
         """Take over what an ingest has written since, once it is read: whether that was now. Cheap where there was nothing.
@@ -122,6 +122,7 @@ class Online:
             db.execute("ALTER TABLE sightings ADD COLUMN position INTEGER")
         self._db, self.path, self._links = db, path, Links(db, vault=self.vault)
         self._version = dict(db.execute("SELECT name, version FROM versions ORDER BY name").fetchall())
+        self.version = json.dumps(self._version)  # of the tables that it holds; the same after a restart
 
     def _is_behind(self) -> bool:
         return version_of(self.home) != self._version
@@ -194,7 +195,8 @@ def forget(home: Path, identifiers: Sequence[str], customers: Sequence[str] = ()
                             db.execute(f"UPDATE sightings SET {kind} = NULL WHERE {kind} = ?", [name])
                         removed += db.execute("DELETE FROM identities WHERE identifier = ?", [name]).rowcount
                         removed += db.execute("DELETE FROM edges WHERE one = ?1 OR other = ?1", [name]).rowcount
-                        db.execute("DELETE FROM desks WHERE identifier = ?", [name])
+                        for table in ("desks", "words"):
+                            db.execute(f"DELETE FROM {table} WHERE identifier = ?", [name])
                     for customer in customers:
                         removed += db.execute("DELETE FROM identities WHERE customer_id = ?", [customer]).rowcount
                     removed += db.execute(f"DELETE FROM sightings WHERE coalesce({', '.join(IDENTIFIERS)}) IS NULL").rowcount

@@ -8,10 +8,11 @@ late never overrides a newer one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-from pipelines import engine, tables
+from pipelines import consent, engine, tables
 from pipelines.errors import StoreError
 from pipelines.online.writer import CONSENT_VIEW, OnlineWriter, Row, is_former
 from pipelines.settings import ConsentSettings
@@ -22,13 +23,9 @@ CREATE TABLE IF NOT EXISTS stream_words (
     identifier TEXT NOT NULL, purpose TEXT NOT NULL, is_stated INTEGER NOT NULL, is_allowed INTEGER NOT NULL,
     since_us INTEGER NOT NULL, said_us INTEGER NOT NULL, PRIMARY KEY (identifier, purpose, is_stated)) WITHOUT ROWID;
 """
-if TYPE_CHECKING:
-    import duckdb
-
 Key = tuple[str, str, bool]  # identifier, purpose, whether the person said it themselves
 
 _FEATURE = "is_personalization_allowed"
-_STATED = "consent"  # the basis of what people said themselves
 _AT_A_TIME = 500
 
 
@@ -49,15 +46,46 @@ class Word(NamedTuple):
         return Word(self.is_allowed, self.said_us, self.said_us) if made_us >= self.since_us else self
 
 
+class Stored(Protocol):
+    """The table `consents`."""
+
+    @property
+    def version(self) -> str:
+        """Of what `words` tells."""
+
+    def words(self, identifiers: Sequence[str]) -> Sequence[tuple[str, str, bool, bool, int]]:
+        """The newest of these: identifier, purpose, whether they said it themselves, whether it is allowed, when (microseconds)."""
+
+
+class Table:
+    """It as it is published; asked for each question, which takes as long as the table is."""
+
+    version = ""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def words(self, identifiers: Sequence[str]) -> Sequence[tuple[str, str, bool, bool, int]]:
+        """See Stored. Raises StoreError where another version was published meanwhile."""
+        import duckdb
+        import pyarrow as pa
+
+        with closing(engine.connect(self.home, threads=1, memory_limit="512MB")) as db:
+            db.register("asked", pa.table({"identifier": pa.array(identifiers, pa.string())}))
+            theirs = f"SELECT * FROM ({tables.rows_sql(self.home, tables.CONSENTS)}) SEMI JOIN asked USING (identifier)"
+            try:
+                return db.execute(consent.newest_sql(theirs)).fetchall()
+            except duckdb.Error as error:
+                raise StoreError("stream: the table consents could not be read; ask again") from error
+
+
 class Consents:
     """The words of one home. Everything is called inside a transaction of the writer."""
 
-    def __init__(self, home: Path, *, settings: ConsentSettings) -> None:
-        self.home, self.purpose, self.purposes = home, settings.purpose, settings.purposes
-        self._folder = tables.folder(home, tables.CONSENTS)
-        self._version: Path | None = None  # of the table `consents` that was looked at
+    def __init__(self, stored: Stored, *, settings: ConsentSettings) -> None:
+        self.stored, self.purpose, self.purposes = stored, settings.purpose, settings.purposes
+        self._version = ""  # of the table that was looked at
         self._looked_at: set[str] = set()
-        self._db: duckdb.DuckDBPyConnection | None = None
 
     def hear(self, online: OnlineWriter, calls: Sequence[Call]) -> set[str]:
         """Keep what the calls say; returns the identifiers whose word is another than before."""
@@ -81,13 +109,16 @@ class Consents:
 
     def recall(self, online: OnlineWriter, identifiers: Sequence[str]) -> set[str]:
         """Take over what the table `consents` has of these identifiers, unless it was since its last version; returns those changed."""
-        version = self._published()
-        if version != self._version:
-            self._version, self._looked_at = version, set()
+        if self.stored.version != self._version:
+            self._version, self._looked_at = self.stored.version, set()
         unknown = [name for name in identifiers if name not in self._looked_at]
         if not unknown:
             return set()
-        stored = self._stored(unknown) if version else {}
+        stored = {
+            (name, purpose, is_stated): Word(is_allowed, made_us, made_us)
+            for name, purpose, is_stated, is_allowed, made_us in self.stored.words(unknown)
+            if purpose in self.purposes
+        }
         held = _read(online, unknown) if stored else {}
         newer = {key: word for key, word in stored.items() if key not in held or held[key].said_us < word.since_us}
         _write(online, newer)
@@ -128,35 +159,6 @@ class Consents:
         """Delete their words."""
         online.db.executemany("DELETE FROM stream_words WHERE identifier = ?", [(name,) for name in identifiers])
         self._looked_at.difference_update(identifiers)
-
-    def _published(self) -> Path | None:
-        """The version of the table `consents`, None before the first. Asked for with every call, so of the link alone."""
-        try:
-            return self._folder.readlink()
-        except OSError:  # not there, or a folder, as a copy of the home may have it
-            return self._folder if self._folder.is_dir() else None
-
-    def _stored(self, identifiers: Sequence[str]) -> dict[Key, Word]:
-        """The newest word of each identifier that the table has."""
-        import duckdb
-        import pyarrow as pa
-
-        files = [str(path) for path in tables.files(self.home, tables.CONSENTS)]
-        if not files:
-            return {}
-        self._db = self._db or engine.connect(self.home, threads=1, memory_limit="512MB")
-        try:
-            self._db.register("asked", pa.table({"identifier": pa.array(identifiers)}))
-            rows = self._db.execute(
-                f"""SELECT identifier, purpose, basis = '{_STATED}' AS is_stated, bool_and(coalesce(is_allowed, false)), epoch_us(made)
-                FROM (SELECT *, max(event_timestamp) OVER (PARTITION BY identifier, purpose, basis = '{_STATED}') AS made
-                    FROM read_parquet($files) SEMI JOIN asked USING (identifier) WHERE list_contains($purposes, purpose))
-                WHERE event_timestamp = made GROUP BY ALL""",
-                {"files": files, "purposes": list(self.purposes)},
-            ).fetchall()
-        except duckdb.Error as error:  # a new version was published meanwhile
-            raise StoreError("stream: the table consents could not be read; the next look tries again") from error
-        return {(name, purpose, is_stated): Word(is_allowed, made_us, made_us) for name, purpose, is_stated, is_allowed, made_us in rows}
 
 
 def permission(words: Sequence[tuple[bool, Word]]) -> bool:

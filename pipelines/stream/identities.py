@@ -49,6 +49,9 @@ class Linker(Protocol):
     def known(self, identifiers: Sequence[str]) -> set[str]:
         """Which of these it knows; a few hundred at a time."""
 
+    def words(self, identifiers: Sequence[str]) -> Sequence[tuple[str, str, bool, bool, int]]:
+        """What an ingest wrote of their words on consent: see `consents.Stored`."""
+
     @property
     def version(self) -> str:
         """Of what an ingest wrote, as it is held."""

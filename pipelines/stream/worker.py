@@ -95,7 +95,7 @@ class Stream:
         self.settings, self.vault, self.log, self.linker, self.share = settings, vault, log, linker, share
         self.group = f"{GROUP}-{share[0]}" if share[0] else GROUP
         self.online = open_stream_writer(home, settings, schema=SCHEMA, is_durable=False)  # flushed before the log is told
-        self.consents = Consents(home, settings=settings.consent)
+        self.consents = Consents(linker, settings=settings.consent)
         self._clock = Clock(settings) if now_us is None else None
         self.activity = Activity(home, settings=settings, share=share, now_us=now_us or self._clock or Clock(settings))
         self.wake = Wake(home / "log")

@@ -22,6 +22,7 @@ from pipelines.identity import files
 from pipelines.identity.filling import AtOnce, Beside
 from pipelines.identity.links import Linked, Links
 from pipelines.identity.online import Online, forget
+from pipelines.stream import consents
 from pipelines.vault import open_vault
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -379,6 +380,38 @@ def test_a_person_erased_while_tables_are_read_leaves_no_byte_and_does_not_come_
         assert let_go(online)
         assert {row.identifier for row in online.identities()} == {"user_id:v", "anonymous_id:b"}
         assert not any(name in bytes_of(tmp_path) for name in gone)
+
+
+WORDS = st.lists(
+    st.tuples(
+        st.sampled_from(["user_id:u", "email:e"]), st.sampled_from(["personalization", "marketing"]),
+        st.sampled_from(["consent", "declared: published"]), st.booleans(), st.integers(0, 3),
+    ), max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(WORDS)
+def test_the_words_it_holds_are_the_newest_of_the_table(
+    tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, str, bool, int]]
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    schema, columns = tables.CONSENTS.schema, ("identifier", "purpose", "basis", "is_allowed", "event_timestamp")
+    rows = [dict.fromkeys(schema.names) | dict(zip(columns, row, strict=True)) for row in said]
+    rows = [row | {"customer_id": "c", "event_timestamp": START + timedelta(hours=row["event_timestamp"])} for row in rows]
+    tables.write(home, tables.CONSENTS, pa.Table.from_pylist(rows, schema=schema))
+    names = ["user_id:u", "email:e", "user_id:nobody"]
+    expected = {}
+    for name, purpose, basis, is_allowed, hour in sorted(said, key=lambda row: (row[4], not row[3])):  # of one instant the refusal is last
+        made_us = seen("user_id:u", hour=hour).event_us
+        expected[name, purpose, basis == "consent"] = (is_allowed, made_us)
+    with closing(Online(home)) as online:
+        found = {(name, purpose, stated): word for name, purpose, stated, *word in map(tuple, online.words(names))}
+        assert {key: tuple(word) for key, word in found.items()} == expected
+        assert sorted(online.words(names)) == sorted(consents.Table(home).words(names))
+        forget(home, ["email:e"])
+        assert {name for name, *_ in online.words(names)} <= {"user_id:u"}
+        assert b"email:e" not in bytes_of(home)
 
 
 def test_what_was_made_of_tables_that_are_others_by_now_is_not_taken(tmp_path: Path) -> None:
