@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipelines.settings import Settings
-from pipelines.stream import live, seeding
+from pipelines.stream import live, seeding, statements
 from pipelines.stream.calls import Call
 from pipelines.stream.identities import Linked
 from pipelines.stream.item_rows import NEVER, ItemDue
@@ -139,14 +139,13 @@ class Activity:
         """Bring the state to what is owed; what follows is due at once."""
         touched = self.state.own(self._told)
         self.state.timetable.mark(sorted(touched))
-        for customer in touched:
-            self._lives.pop(customer, None)
+        self._let_go_of(touched)
 
     def drop(self, identifiers: Collection[str]) -> None:
         """Nobody knows these any more; what follows is due at once."""
         if touched := self.state.disown(sorted(identifiers)):
             self.state.timetable.mark(sorted(touched))
-            self._let_go()
+            self._let_go_of(touched)
 
     def divide(self) -> None:
         """Where there were others, or none, beside this worker, all of its part is due at once."""
@@ -158,7 +157,7 @@ class Activity:
 
     def is_behind(self) -> bool:
         """Whether the tables have changed since they were followed. Cheap."""
-        return seeding.is_behind(self.state, self.home) or bool(seeding.earlier(self.state))
+        return seeding.is_behind(self.state, self.home) or bool(statements.earlier(self.state))
 
     def follow_tables(self) -> Iterator[None]:
         """Bring the state to the tables, where these have changed, a slice for each step. What follows is due at once."""
@@ -166,14 +165,19 @@ class Activity:
             return
         for touched in seeding.bring(self.state, self.home, purposes=self.purposes):
             self._speaking = None
-            for customer in touched:
-                self._lives.pop(customer, None)
+            self._let_go_of(touched)
             yield
-        self._let_go()
-        with self.state.transaction():  # of what the tables hold the ingest has decided
-            for source, since_us in seeding.earlier(self.state).items():
-                self.state.timetable.mark(self._uncover(source, since_us, of_log=True))
-            seeding.looked_at(self.state)
+        for source, since_us in statements.earlier(self.state).items():
+            for customer in self._covered_since(source, since_us, of_log=True):  # of what the tables hold the ingest has decided
+                with self.state.transaction():
+                    self.state.timetable.mark(self._uncover(source, since_us, [customer]))
+                yield
+        with self.state.transaction():
+            statements.looked_at(self.state)
+
+    def _let_go_of(self, customers: Iterable[str]) -> None:
+        for customer in customers:
+            self._lives.pop(customer, None)
 
     def _let_go(self) -> None:
         """What is held ready of customers may not be what is stored; of items the state says which."""
@@ -207,7 +211,7 @@ class Activity:
         if refused:  # what came after it may have to go
             self._make_anew(owned.customer_id)
             self._live(owned.customer_id, self.now_us())  # somebody else's customers too: for an item everybody's rows count
-        uncovered = self._uncover(source, call.event_us) if is_earlier else []
+        uncovered = self._uncover(source, call.event_us, self._covered_since(source, call.event_us)) if is_earlier else []
         return [owned.customer_id, *uncovered] if is_kept or refused else uncovered
 
     def _hear(self, call: Call, permits: Permits) -> bool:
@@ -254,12 +258,14 @@ class Activity:
         self._speakers()[source] = event_us
         return True
 
-    def _uncover(self, source: str, since_us: int, *, of_log: bool = False) -> list[str]:
-        """Take out what a declared basis covers no longer and its people do not allow themselves; returns the customers."""
-        if self.settings.consent.legal_basis is None:
-            return []
+    def _covered_since(self, source: str, since_us: int, *, of_log: bool = False) -> list[str]:
+        """The customers of whom a declared basis may have covered something since then."""
+        return [] if self.settings.consent.legal_basis is None else self.state.customers_since(source, since_us, of_log=of_log)
+
+    def _uncover(self, source: str, since_us: int, customers: Iterable[str]) -> list[str]:
+        """Take out of these what a declared basis covers no longer and they do not allow themselves; returns of whom that was any."""
         touched = []
-        for customer in self.state.customers_since(source, since_us, of_log=of_log):
+        for customer in customers:
             spells = self.state.spells_of(customer)
             rows = self.state.rows_of(customer, spells)
             permits = self._permits(customer, rows, spells)

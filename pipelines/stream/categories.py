@@ -5,9 +5,11 @@ every customer with a row of the item is to be made anew. As in ingest/forming.p
 has no category the next ingest takes the word of its earliest event. Holds nothing of a person.
 """
 
+import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pipelines.stream.rows import CleanRow
 from pipelines.stream.timetable import Timetable
@@ -74,27 +76,28 @@ class Categories:
         for item, _ in moved:
             self.timetable.mark_owners("SELECT who FROM rows WHERE item_id = ? AND rowid <= ?", item, last)
 
-    def take(self, listed: Iterable[tuple[str, str]]) -> None:
-        """The table says this: item, category."""
-        for name in ("listing", "moved"):
-            self.db.execute(f"CREATE TEMP TABLE IF NOT EXISTS {name} (item_id TEXT PRIMARY KEY, category TEXT) WITHOUT ROWID")
-            self.db.execute(f"DELETE FROM {name}")
-        self.db.executemany("INSERT OR REPLACE INTO listing VALUES (?, ?)", listed)
-        self.db.execute(
-            f"""INSERT INTO moved
-            SELECT item_id, category FROM listing
-                WHERE category IS NOT (SELECT categories.category FROM categories WHERE categories.item_id = listing.item_id)
-            UNION ALL SELECT item_id, {_TOLD.format("categories")} FROM categories
-                WHERE listed IS NOT NULL AND item_id NOT IN (SELECT item_id FROM listing)"""
+    def listed_after(self, after: tuple[Any, ...], most: int) -> list[tuple[Any, ...]]:
+        """The next items of which the table has a category, and this one."""
+        query = "SELECT item_id, listed FROM categories WHERE listed IS NOT NULL AND item_id > ? ORDER BY item_id LIMIT ?"
+        return self.db.execute(query, (after[0], most)).fetchall()
+
+    def change(self, fresh: Sequence[tuple[Any, ...]], gone: Sequence[tuple[Any, ...]]) -> None:
+        """The table says this: item, category; and that no more."""
+        listed = dict(fresh)
+        held = self.of(list(listed))
+        unlisted = [item for item, _ in gone if item not in listed]
+        moved = [item for item, category in listed.items() if category != held.get(item)] + unlisted
+        self.db.executemany(
+            f"UPDATE categories SET listed = NULL, category = {_TOLD.format('categories')} WHERE item_id = ?",
+            [(item,) for item in unlisted],
         )
-        self.db.execute("UPDATE categories SET listed = NULL WHERE listed IS NOT NULL AND item_id NOT IN (SELECT item_id FROM listing)")
-        self.db.execute(
-            """INSERT INTO categories SELECT item_id, category, category FROM listing WHERE true
-            ON CONFLICT (item_id) DO UPDATE SET listed = excluded.listed, category = excluded.category"""
+        self.db.executemany(
+            """INSERT INTO categories VALUES (?1, ?2, ?2)
+            ON CONFLICT (item_id) DO UPDATE SET listed = excluded.listed, category = excluded.category""",
+            fresh,
         )
-        self.db.execute("UPDATE categories SET category = moved.category FROM moved WHERE categories.item_id = moved.item_id")
-        if not self.timetable.are_all_marked():
-            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id IN (SELECT item_id FROM moved)")
+        if moved and not self.timetable.are_all_marked():
+            self.timetable.mark_owners("SELECT who FROM rows WHERE item_id IN (SELECT value FROM json_each(?))", json.dumps(moved))
 
     def look_again(self, items: Collection[str]) -> None:
         """Rows of these items that had a word were replaced by those of the events table, which have none."""

@@ -5,11 +5,15 @@ item that lost a row is noted down in the transaction that takes it out, so an e
 a person.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+Line = tuple[Any, ...]  # item, when the catalogue said so, when we knew, price in cents
 
 NEVER = 2**62  # microseconds
+NO_PRICE = -(2**62)  # of a line, where lines are compared
 
 _GONE = "INSERT INTO item_due VALUES (old.item_id, 0, 1) ON CONFLICT (item_id) DO UPDATE SET at_us = 0, mark = mark + 1;"
 # mark: how often something was taken out of the item's rows, or came otherwise than by the log
@@ -22,8 +26,6 @@ CREATE TRIGGER IF NOT EXISTS row_gone AFTER DELETE ON rows WHEN old.item_id IS N
 """
 TABLES = ("lines", "item_due")
 _AT_A_TIME = 500
-_LINES = "item_id, event_us, known_us, price_cents"
-_BOTH = (("told", "lines"), ("lines", "told"))
 
 
 class ItemDue(NamedTuple):
@@ -61,16 +63,18 @@ class ItemRows:
         )
         yield from map(ItemRow._make, found)
 
-    def take_lines(self, lines: Sequence[tuple[str, int, int, int | None]]) -> None:
-        """The catalogue's lines are these: item, when it said so, when we knew, price."""
-        self.db.execute(f"CREATE TEMP TABLE IF NOT EXISTS told ({_LINES})")
-        self.db.execute("DELETE FROM told")
-        self.db.executemany("INSERT INTO told VALUES (?, ?, ?, ?)", lines)
-        other = " UNION ALL ".join(f"SELECT * FROM (SELECT {_LINES} FROM {a} EXCEPT SELECT {_LINES} FROM {b})" for a, b in _BOTH)
-        self.mark(f"SELECT item_id FROM ({other})")
-        self.db.execute("DELETE FROM lines")
-        self.db.execute(f"INSERT INTO lines SELECT {_LINES} FROM told")
-        self.db.execute("DELETE FROM told")
+    def lines_after(self, after: Line, most: int) -> list[Line]:
+        """The catalogue's lines that come after this one in order, with `NO_PRICE` for null."""
+        own = f"item_id, event_us, known_us, ifnull(price_cents, {NO_PRICE})"
+        query = f"SELECT {own} FROM lines WHERE item_id >= ? AND ({own}) > (?, ?, ?, ?) ORDER BY 1, 2, 3, 4 LIMIT ?"
+        return self.db.execute(query, (after[0], *after, most)).fetchall()
+
+    def change_lines(self, fresh: Sequence[Line], gone: Sequence[Line]) -> None:
+        """The catalogue says these, and those no more."""
+        own = f"item_id = ? AND event_us = ? AND known_us = ? AND ifnull(price_cents, {NO_PRICE}) = ?"
+        self.db.executemany(f"DELETE FROM lines WHERE {own}", gone)
+        self.db.executemany(f"INSERT INTO lines VALUES (?, ?, ?, nullif(?, {NO_PRICE}))", fresh)
+        self.mark("SELECT value AS item_id FROM json_each(?)", json.dumps([line[0] for line in (*fresh, *gone)]))
 
     def mark(self, names: str, *values: object) -> None:
         """The items that this query names, some of them perhaps null, are to be made anew."""

@@ -14,20 +14,19 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
-from pipelines import consent, engine, tables
+from pipelines import engine, tables
 from pipelines.errors import StoreError
 from pipelines.log.ranges import Ranges
+from pipelines.stream import catalogue, statements
 from pipelines.stream.event_files import MOST_ROWS, EventFiles, Replaced
-from pipelines.stream.item_rows import NEVER
 from pipelines.stream.pace import SLICE_S, Pace
 from pipelines.stream.state import State
 
 _TABLES = (tables.INGESTS, tables.CONSENTS, tables.EVENTS, tables.ITEMS)  # in this order: what was covered is then in the events
-_VERSION, _CATALOGUE, _EARLIER = "version", "catalogue", "earlier"  # names of notes
+_VERSION = "version"  # name of a note
 _RANGES_AT_ONCE = 200
 _COVERED = """SELECT rows.rowid, rows.who FROM json_each(?) span CROSS JOIN rows
     WHERE rows.file IS NULL AND rows.position BETWEEN span.value ->> 0 AND span.value ->> 1 LIMIT ?"""
@@ -62,28 +61,14 @@ def version_of(home: Path) -> str:
     return json.dumps([tables.folder(home, table).resolve().name if tables.exists(home, table) else "" for table in _TABLES])
 
 
-def earlier(state: State) -> dict[str, int]:
-    """The sources that spoke earlier than the stream knew, and since when, until `looked_at`. Microseconds."""
-    return dict(json.loads(state.note(_EARLIER) or "{}"))
-
-
-def looked_at(state: State) -> None:
-    """What a declared basis does not cover because of these has been taken out."""
-    state.put_note(_EARLIER, "{}")
-
-
 def _brought(state: State, home: Path, version: str, purposes: Sequence[str]) -> Iterator[set[str]]:
     covered = _covered(home)  # first: see above
     yield set()
     with closing(_connected(home)) as db:
         yield set()
-        with state.transaction():
-            _take_catalogue(state, home)
-        yield set()
-        with state.transaction():
-            touched = _take_statements(state, home, db, purposes)
-            _require(home, version)
-        yield touched
+        for _ in catalogue.take(state, home, db):
+            yield set()
+        yield from statements.take(state, home, db, purposes=purposes, require=lambda: _require(home, version))
         yield from EventFiles(state, home, db, purposes=purposes).take(is_first=state.note(_VERSION) is None)
     yield from _drop_covered(state, covered)
     with state.transaction():
@@ -125,61 +110,3 @@ def _drop_covered(state: State, covered: Ranges) -> Iterator[set[str]]:
             pace.took(len(gone), time.thread_time() - begun_s)
             is_left = bool(gone)
             yield touched
-
-
-def _take_statements(state: State, home: Path, db: duckdb.DuckDBPyConnection, purposes: Sequence[str]) -> set[str]:
-    """What people said by files, and what was declared for them."""
-    files = [str(path) for path in tables.files(home, tables.CONSENTS)] if tables.exists(home, tables.CONSENTS) else []
-    told: list[tuple[Any, ...]] = []
-    if files:
-        told = db.execute(
-            f"""SELECT identifier, purpose, epoch_us(event_timestamp), CAST(basis = '{consent.STATED}' AS INTEGER) AS is_stated,
-                CAST(bool_and(coalesce(is_allowed, false)) AS INTEGER), 1
-            FROM read_parquet($files) WHERE list_contains($purposes, purpose) GROUP BY ALL""",
-            {"files": files, "purposes": list(purposes)},
-        ).fetchall()
-    _take_speakers(state, home, db)
-    held = set(state.db.execute("SELECT * FROM said WHERE is_stored").fetchall())
-    fresh, gone = set(told) - held, held - set(told)
-    state.db.executemany("DELETE FROM said WHERE who = ? AND purpose = ? AND said_us = ? AND is_stated = ?", [row[:4] for row in gone])
-    state.db.executemany(
-        """INSERT INTO said VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (who, purpose, said_us, is_stated)
-        DO UPDATE SET is_allowed = min(is_allowed, excluded.is_allowed), is_stored = 1""",
-        sorted(fresh),
-    )
-    state.timetable.mark_owners_of({row[0] for row in fresh if not row[4]})
-    owners = state.owners({row[0] for row in (*fresh, *gone)})
-    return {owned.customer_id for states in owners.values() for owned in states}
-
-
-def _take_speakers(state: State, home: Path, db: duckdb.DuckDBPyConnection) -> None:
-    """The sources whose people speak for themselves; those that did so earlier than was known are to be looked at: see `earlier`."""
-    spoken, found = state.spoken(), earlier(state)
-    for source, since_us in db.execute(
-        f"SELECT source, epoch_us(event_timestamp) FROM ({tables.rows_sql(home, tables.SPEAKING_SOURCES)})"
-    ).fetchall():
-        if since_us < spoken.get(source, NEVER):
-            found[source] = since_us
-            state.speak(source, since_us)
-    state.put_note(_EARLIER, json.dumps(found))
-
-
-def _take_catalogue(state: State, home: Path) -> None:
-    """What the table of items says of them, where it says something else than before: the catalogue's lines, and categories."""
-    version = tables.folder(home, tables.ITEMS).resolve().name if tables.exists(home, tables.ITEMS) else ""
-    if state.note(_CATALOGUE) == version:
-        return
-    lines: list[tuple[str, int, int, int | None]] = []
-    listed: list[tuple[str, str]] = []
-    if version:
-        with closing(engine.connect(home, threads=1, memory_limit="512MB")) as db:
-            lines = db.execute(
-                f"""SELECT item_id, epoch_us(event_timestamp), epoch_us(created_timestamp), price_cents
-                FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND created_timestamp IS NOT NULL"""
-            ).fetchall()
-            listed = db.execute(
-                f"SELECT item_id, category FROM ({tables.rows_sql(home, tables.ITEMS)}) WHERE item_id IS NOT NULL AND category IS NOT NULL"
-            ).fetchall()
-    state.items.take_lines(lines)
-    state.categories.take(listed)
-    state.put_note(_CATALOGUE, version)
