@@ -44,7 +44,7 @@ def _each(state: State, differences: Differences, change: Callable[[Sequence[Row
     while not differences.is_done:
         begun_s = time.thread_time()
         with state.transaction():
-            fresh, gone, n = differences.next(pace.fitting(MOST, slice_s=SLICE_S))
+            fresh, gone, n = differences.next(pace.fitting(MOST, slice_s=SLICE_S / 2))
             change(fresh, gone)
         pace.took(n, time.thread_time() - begun_s)
         yield

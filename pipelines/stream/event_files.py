@@ -103,7 +103,7 @@ class EventFiles:
         is_left = True
         while is_left:
             begun_s = time.thread_time()
-            rows = found.fetchmany(self._reading.fitting(MOST_ROWS, slice_s=SLICE_S))
+            rows = found.fetchmany(self._reading.fitting(MOST_ROWS, slice_s=SLICE_S / 2))
             is_left = bool(rows)
             with self.state.transaction():
                 self._require(stamp)
@@ -119,7 +119,7 @@ class EventFiles:
         while is_left:
             begun_s = time.thread_time()
             with self.state.transaction():
-                most = self._removing.fitting(MOST_ROWS, slice_s=SLICE_S)
+                most = self._removing.fitting(MOST_ROWS, slice_s=SLICE_S / 2)
                 gone = self.state.db.execute("SELECT rowid, who FROM rows WHERE file = ? LIMIT ?", (number, most)).fetchall()
                 touched = self.state.timetable.mark_owners_of(who for _, who in gone)
                 self.state.db.executemany("DELETE FROM rows WHERE rowid = ?", [(rowid,) for rowid, _ in gone])

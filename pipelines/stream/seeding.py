@@ -104,7 +104,7 @@ def _drop_covered(state: State, covered: Ranges) -> Iterator[set[str]]:
         while is_left:
             begun_s = time.thread_time()
             with state.transaction():
-                gone = state.db.execute(_COVERED, (some, pace.fitting(MOST_ROWS, slice_s=SLICE_S))).fetchall()
+                gone = state.db.execute(_COVERED, (some, pace.fitting(MOST_ROWS, slice_s=SLICE_S / 2))).fetchall()
                 touched = state.timetable.mark_owners_of(who for _, who in gone)
                 state.db.executemany("DELETE FROM rows WHERE rowid = ?", [(rowid,) for rowid, _ in gone])
             pace.took(len(gone), time.thread_time() - begun_s)

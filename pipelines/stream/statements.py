@@ -44,7 +44,7 @@ def take(
     while not differences.is_done:
         begun_s = time.thread_time()
         with state.transaction():
-            fresh, gone, n = differences.next(pace.fitting(MOST, slice_s=SLICE_S))
+            fresh, gone, n = differences.next(pace.fitting(MOST, slice_s=SLICE_S / 2))
             require()
             touched = _change(state, [row for row in fresh if row[_ALLOWED]], [row for row in gone if not row[_ALLOWED]])
         refusing.append(([row for row in fresh if not row[_ALLOWED]], [row for row in gone if row[_ALLOWED]]))

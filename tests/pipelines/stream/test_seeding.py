@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pipelines import erasure
-from pipelines.stream import activity, catalogue, event_files, items, seeding, statements, worker
+from pipelines.stream import Stepped, activity, catalogue, event_files, items, seeding, statements, worker
 from pipelines.stream.event_files import EventFiles
 from pipelines.stream.state import State
 
@@ -16,7 +16,7 @@ ALLOW, DENY = {"personalization": True}, {"personalization": False}
 QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 WHO = st.sampled_from([("u1", None), ("u2", None), ("u1", "d1"), ("u2", "d1"), (None, "d2"), ("u3", "d2"), ("u3", None)])
-WHAT = st.sampled_from(["view", "view", "view", "cart", "order", "refuse", "allow"])
+WHAT = st.sampled_from(["view", "view", "view", "cart", "order", "refuse", "allow", "silent", "silent"])
 CALL = st.tuples(WHO, WHAT, st.sampled_from([0, 0.2, 5, 700, 1_801, 90_000]))
 BETWEEN = st.lists(st.one_of(CALL, CALL, st.sampled_from(["", "", "", "restart", "ingest"])), max_size=16)
 
@@ -30,6 +30,11 @@ def sliced(monkeypatch):
 
 def say(world, at_s, number, call) -> None:
     (user, device), what, _ = call
+    if what == "silent":
+        if user in world.spoke:  # a permission is never late here
+            world.say(at_s, user=user, consent=None, product_id=f"i{number % 4}", price=1 + number)
+        return
+    world.spoke.add(user)
     if what in ("refuse", "allow"):
         if user:  # a visitor's word may come to be that of a person who is not known yet
             world.say(at_s, "identify", user=user, device=device, consent=DENY if what == "refuse" else ALLOW)
@@ -57,7 +62,7 @@ def behind(world) -> None:
 
 def play(world, before, between) -> float:
     """Calls, some of which only the ingest has seen by its end; then what comes between the slices in which that is taken over."""
-    at_s = 0.0
+    at_s, world.spoke = 0.0, set()
     for number, call in enumerate(before):
         at_s += call[2]
         say(world, at_s, number, call)
@@ -86,6 +91,41 @@ def test_whatever_comes_between_two_slices_the_end_is_what_the_batch_says(new_wo
         world.follow()
         world.to(at_s + 300)
         assert world.is_exact(tmp_path_factory.mktemp("truth") / "home", was_taken_back=True)
+
+
+def kept_after(world, monkeypatch, *words) -> int:
+    """Ann is held ready; her last word the worker reads of the tables only. Then she calls without one: how many rows that gives."""
+    world.say(0, user="ann", product_id="i1")
+    for number, word in enumerate(words):
+        world.step()
+        world.say(10 + number, "identify", user="ann", consent=word)
+    world.drain()
+    world.log.commit("online", [call.position for call in world.log.read("online", max_events=9)])
+    monkeypatch.setattr(world.stream, "_expire", Stepped)  # others are due before her
+    behind(world)
+    state, last = (
+        world.stream.activity.state.db,
+        f"SELECT 1 FROM said WHERE is_stored AND is_allowed = {words[-1] == ALLOW} AND said_us > ?",
+    )
+    while not state.execute(last, (world.now - 1_000_000,)).fetchone():
+        slice_of(world)
+    world.say(20, user="ann", consent=None, product_id="i3")
+    assert slice_of(world).applied
+    assert not world.stream._is_reconciled
+    return state.execute("SELECT count(*) FROM rows WHERE item_id = 'i3'").fetchone()[0]
+
+
+def test_a_refusal_counts_from_the_slice_that_brings_it(world, sliced, monkeypatch) -> None:
+    assert kept_after(world, monkeypatch, DENY) == 0
+
+
+def test_a_permission_counts_from_the_slice_that_brings_it(world, sliced, monkeypatch) -> None:
+    assert kept_after(world, monkeypatch, DENY, ALLOW) == 1
+
+
+def test_control_a_customer_that_is_held_ready_would_not_know_it(world, sliced, monkeypatch) -> None:
+    monkeypatch.setattr(activity.Activity, "_let_go_of", lambda *_: None)
+    assert kept_after(world, monkeypatch, DENY, ALLOW) == 0
 
 
 def shop(world) -> None:
