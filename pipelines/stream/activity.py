@@ -229,7 +229,7 @@ class Activity:
 
     def _keep(self, call: Call, owned: Owned, ready: Live, covered: str | None, position: int | None) -> None:
         with self.state.categories.hearing(call.rows) as categories:
-            self.state.keep(call.rows, position=position)
+            self.state.keep(call.rows, position=position, purposes=self.purposes)
         if covered is not None and not ready.permits.is_declared(covered, call.event_us):
             declared = Said(covered, call.event_us, is_stated=False, is_allowed=True)
             self.state.hear(call.rows[0].who, declared)

@@ -160,13 +160,14 @@ class State:
                 found |= {(source, event_id): position for event_id, position in self.db.execute(statement, (source, *some))}
         return found
 
-    def keep(self, rows: Iterable[CleanRow], *, position: int | None) -> None:
-        """Add rows that came by the log."""
+    def keep(self, rows: Iterable[CleanRow], *, position: int | None, purposes: Collection[str]) -> None:
+        """Add rows that came by the log; of what they allow those purposes that count, as of a stored one."""
         self.db.executemany(
             f"INSERT OR IGNORE INTO rows ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})",
             [
                 (row.source, row.event_id, row.who, row.type, row.event_us, row.received_us, row.received_us, row.item_id, row.order_id,
-                 row.session_id, row.quantity, row.price_cents, row.revenue_cents, ",".join(row.allows), row.category, None, position)
+                 row.session_id, row.quantity, row.price_cents, row.revenue_cents,
+                 ",".join(purpose for purpose in row.allows if purpose in purposes), row.category, None, position)
                 for row in rows
             ],
         )  # fmt: skip

@@ -241,3 +241,32 @@ def test_control_so_would_statements(world, sliced, monkeypatch) -> None:
     monkeypatch.setattr(seeding, "_require", lambda *_: None)
     shop(world)
     assert "said" in {table for table, _ in seen_after_erasure(world, WHEN["statements"])}
+
+
+def test_where_an_ingest_stores_what_the_stream_counts_nobody_is_made_anew(world) -> None:
+    allows = ALLOW | {"analytics": True, "marketing": False}  # more than events are stored for
+    for number, (user, device) in enumerate([("u1", "d1"), ("u2", "d2"), (None, "d1"), ("u1", None)]):
+        world.say(60 * number, user=user, device=device, consent=allows, product_id="i1", price=2.5, category="a")
+        lines = [{"product_id": f"i{n}", "quantity": n + 1, "price": 10.005} for n in range(2)]
+        world.say(60 * number + 5, "Order Completed", user=user, device=device, consent=allows, order_id=f"o{number}", products=lines)
+    world.step()
+    world.drain()
+    world.follow()  # the catalogue and who is who are followed once; the second ingest says nothing new of them
+    world.say(600, user="u1", device="d1", consent=allows, product_id="i1", price=2.5, category="a")
+    world.step()
+
+    def marks():
+        state = world.stream.activity.state.db
+        return [state.execute(f"SELECT {key}, mark FROM {table} ORDER BY 1").fetchall() for table, key in MARKED.items()]
+
+    before = marks()
+    world.drain()
+    world.follow()
+    assert marks() == before
+    assert not world.stream.activity.state.db.execute("SELECT 1 FROM rows WHERE file IS NULL").fetchone(), "the control: it was followed"
+    with world.stream.activity.state.transaction():
+        world.stream.activity.state.timetable.mark_all()
+    assert marks() != before, "the control: what is made anew shows"
+
+
+MARKED = {"due": "customer_id", "item_due": "item_id"}
