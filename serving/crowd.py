@@ -7,7 +7,7 @@ answer took lately, and no limit has to be guessed. Who would wait for more than
 foreseen is refused when its turn comes, once rounds are long; a single long round, as a busy machine has them, turns nobody away who
 can still be answered. Beside it, so many at most may be under way at once. Never refuses events, health or metrics.
 
-While rounds are long, answers leave out what they can do without (`fallbacks.Deadline`): reasons are nearly half of what a score costs.
+While rounds are long, answers leave out what they can do without (`fallbacks.Deadline`): reasons are a third of what a score costs.
 Source: Klein et al., "Brownout: building more robust cloud applications", 2014.
 """
 
