@@ -34,15 +34,12 @@ class Sizes:
     per_s: int = 500  # events, while it is watched when they are seen
     seconds: float = 8.0
     people: int = 10_000  # of whom an ingest is followed
-    following_s: float = 30.0
 
 
-TINY = Sizes(2_000, 10_000, 1_000, 5_000, (2_000,), 2_000, 200, per_s=100, seconds=1.0, people=200, following_s=10.0)
-QUICK = Sizes(100_000, 500_000, 100_000, 500_000, (200_000,), 100_000, 10_000, people=2_000, following_s=20.0)
+TINY = Sizes(2_000, 10_000, 1_000, 5_000, (2_000,), 2_000, 200, per_s=100, seconds=1.0, people=200)
+QUICK = Sizes(100_000, 500_000, 100_000, 500_000, (200_000,), 100_000, 10_000, people=2_000)
 USUAL = Sizes(1_000_000, 5_000_000, 100_000, 1_000_000, (1_000_000,), 500_000, 100_000)
-FULL = Sizes(
-    1_000_000, 5_000_000, 1_000_000, 5_000_000, (1_000_000, 5_000_000, 10_000_000), 500_000, 100_000, people=50_000, following_s=40.0
-)
+FULL = Sizes(1_000_000, 5_000_000, 1_000_000, 5_000_000, (1_000_000, 5_000_000, 10_000_000), 500_000, 100_000, people=50_000)
 
 
 def feature_rows(folder: Path, *, sizes: Sizes = USUAL, redis_url: str | None = None) -> list[BenchRow]:
@@ -55,7 +52,7 @@ def feature_rows(folder: Path, *, sizes: Sizes = USUAL, redis_url: str | None = 
     shutil.rmtree(folder / "load")
     fresh = freshness_rows(folder / "fresh", per_s=sizes.per_s, seconds=sizes.seconds)
     shutil.rmtree(folder / "fresh")
-    followed = following_rows(folder / "followed", people=sizes.people, per_s=sizes.per_s, seconds=sizes.following_s)
+    followed = following_rows(folder / "followed", people=sizes.people, per_s=sizes.per_s)
     return joined + built + loaded + fresh + followed
 
 

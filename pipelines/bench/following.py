@@ -8,8 +8,10 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines import feature_store
@@ -32,15 +34,16 @@ with closing(open_vault(settings.home)) as vault:
     drain(settings.home, settings=settings, vault=vault)
 """
 _AT_A_TIME = 1_000
+QUIET_S = 3.0  # before the ingest, and after it was followed
+LONGEST_S = 120.0
 
 
-def following_rows(home: Path, *, people: int, per_s: int = 500, seconds: float = 15.0) -> list[BenchRow]:
-    """Milliseconds from the log's answer to the value in the store, p50, p99 and longest. people: known before.
-
-    Raises PipelineError where the ingest was not taken over by the end of it.
+def following_rows(home: Path, *, people: int, per_s: int = 500) -> list[BenchRow]:
+    """Milliseconds from the log's answer to the value in the store, p50, p99 and longest, and seconds until it is followed. people: known
+    before. Raises PipelineError where the ingest fails, or is not followed.
     """
     feature_store.apply(home)
-    watched = [f"watched-{n}" for n in range(int(per_s * seconds) // EVERY)]
+    watched = [f"watched-{n}" for n in range(int(per_s * LONGEST_S) // EVERY)]
     settings = Settings(home=home)
     with closing(open_vault(home)) as vault, closing(open_log(home, settings=settings, vault=vault)) as log:
         writer = Writer(log, group_events=settings.collect.group_events, queue_events=settings.collect.queue_events)
@@ -49,17 +52,21 @@ def following_rows(home: Path, *, people: int, per_s: int = 500, seconds: float 
             _ingest(home).wait()
             with running(home), closing(OnlineWriter(home)) as online:
                 writer.submit([event_of(vault, f"first-{name}", name) for name in watched]).result()
-                customers = known(online, [vault.pseudonym("user_id", name) for name in watched], number=2)
+                customers = dict(zip(watched, known(online, _names(vault, watched), number=2), strict=True))
                 gc.freeze()  # or a collection among Feast's modules would be measured
                 try:
-                    with bare(home) as machine, _beside(home, after_s=seconds / 5):
-                        took = watch(writer, online, vault, dict(zip(watched, customers, strict=True)), machine, per_s=per_s, number=3)
-                        _check(home)
+                    with bare(home) as machine, _beside(home) as ingest:
+                        took = watch(writer, online, vault, customers, machine, per_s=per_s, number=3, is_over=ingest.is_over.is_set)
                 finally:
                     gc.unfreeze()
     name = f"acked event to readable feature at {per_s} events/s while an ingest of {people:,} people is followed"
     shares = (("p50", 50), ("p99", 99), ("longest", 100))
-    return [row(f"{name}: {told}", at_share(took, share), "ms", BARE, at_share(machine.took, share)) for told, share in shares]
+    rows = [row(f"{name}: {told}", at_share(took, share), "ms", BARE, at_share(machine.took, share)) for told, share in shares]
+    return [*rows, row(f"an ingest beside {per_s} events/s until it is followed", ingest.followed_s, "s", "the ingest", ingest.ingested_s)]
+
+
+def _names(vault: Vault, users: list[str]) -> list[str]:
+    return [vault.pseudonym("user_id", user) for user in users]
 
 
 def _fill(writer: Writer, vault: Vault, names: list[str]) -> None:
@@ -72,24 +79,45 @@ def _ingest(home: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, "-c", _INGEST, str(home.resolve())], stdout=out, stderr=out)
 
 
+@dataclass
+class _Ingest:
+    """One that runs beside. Seconds from its beginning until it ended, and until the stream has followed it."""
+
+    code: int = -1
+    ingested_s: float = 0.0
+    followed_s: float = 0.0
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, home: Path, stop: threading.Event) -> None:
+        """Some seconds after its start; until some seconds after it was followed, or `stop`."""
+        stop.wait(QUIET_S)
+        begun_s = time.monotonic()
+        self.code = _ingest(home).wait()
+        self.ingested_s = time.monotonic() - begun_s
+        while not self.code and not stop.wait(0.1) and not _is_followed(home):
+            pass
+        self.followed_s = time.monotonic() - begun_s
+        stop.wait(QUIET_S)
+        self.is_over.set()
+
+
 @contextmanager
-def _beside(home: Path, *, after_s: float) -> Iterator[None]:
-    """An ingest that begins so long after the block. Raises PipelineError where it fails."""
-    programs: list[subprocess.Popen[bytes]] = []
-    timer = threading.Timer(after_s, lambda: programs.append(_ingest(home)))
-    timer.start()
+def _beside(home: Path) -> Iterator[_Ingest]:
+    """Raises PipelineError where it fails, or was not followed when the block ends."""
+    ingest, stop = _Ingest(), threading.Event()
+    thread = threading.Thread(target=ingest.run, args=(home, stop))
+    thread.start()
     try:
-        yield
+        yield ingest
     finally:
-        timer.cancel()
-        timer.join()
-        codes = [program.wait() for program in programs]
-    if codes != [0]:
-        raise PipelineError(f"bench: the ingest ended with {codes}; {home / 'ingest.log'} says why")
+        stop.set()
+        thread.join()
+    if ingest.code:
+        raise PipelineError(f"bench: the ingest ended with {ingest.code}; {home / 'ingest.log'} says why")
+    if not _is_followed(home):
+        raise PipelineError(f"bench: the ingest was not followed within {LONGEST_S:g} s; {home / 'stream.log'} says why")
 
 
-def _check(home: Path) -> None:
+def _is_followed(home: Path) -> bool:
     with closing(State(path_of(home))) as state:
-        is_followed = state.note("version") == seeding.version_of(home)
-    if not is_followed:
-        raise PipelineError("bench: the ingest was not taken over while events were watched; give it more seconds")
+        return state.note("version") == seeding.version_of(home)

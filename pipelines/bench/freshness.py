@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -125,19 +125,25 @@ def known(online: OnlineWriter, identifiers: Sequence[str], *, number: int = 1) 
 
 
 def watch(
-    writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str, str], machine: Bare, *, per_s: int, number: int = 2
-) -> list[float]:
-    """Milliseconds of each watched event, everybody's so-manieth. Sends at the rate, and between two sends looks for those that wait."""
+    writer: Writer, online: OnlineWriter, vault: Vault, watched: dict[str, str], machine: Bare, *, per_s: int, number: int = 2,
+    is_over: Callable[[], bool] = lambda: False,
+) -> list[float]:  # fmt: skip
+    """Milliseconds of each watched event, which is its customer's `number`-th. Sends at the rate, and between two sends looks for those
+    that wait. watched: customer of each user; those whose turn has not come when `is_over` are left out.
+    """
     others = [f"other-{n}" for n in range(_PEOPLE)]
     durable: deque[tuple[str, float]] = deque()  # customer, and when their event was: told by the writer's thread, so nothing waits here
     waiting: dict[str, float] = {}
     took: list[float] = []
     started = time.perf_counter()
-    left, sent = list(watched.items()), 0
-    while len(took) < len(watched) or not machine.is_idle:
+    left, sent, sent_watched = list(watched.items()), 0, 0
+    while left or len(took) < sent_watched or not machine.is_idle:
         due = int((time.perf_counter() - started) * per_s)
+        if is_over():
+            left.clear()
         while left and sent < due:
             is_watched = sent % EVERY == 0
+            sent_watched += is_watched
             user, customer = left.pop() if is_watched else (others[sent * 7919 % _PEOPLE], "")
             future = writer.submit([event_of(vault, f"m-{sent}", user)])
             sent += 1
@@ -155,7 +161,7 @@ def watch(
                 took.append((now - waiting.pop(customer)) * 1e3)
         if now - started > len(watched) * EVERY / per_s + _WAIT_S:
             raise StoreError(
-                f"bench: {len(watched) - len(took)} events were not readable within {_WAIT_S:g} s; the stream does not keep up"
+                f"bench: {sent_watched - len(took)} events were not readable within {_WAIT_S:g} s; the stream does not keep up"
             )
         time.sleep(0.0005)
     return took

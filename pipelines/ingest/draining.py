@@ -36,21 +36,25 @@ _TAKEOVER_S = 12.0
 def drain(home: Path, *, settings: Settings, vault: Vault | None = None, log: Log | None = None) -> IngestReport:
     """Apply everything that waits in the log, batch by batch. Raises StoreError where the disk refuses; what was applied stays.
 
+    What comes in meanwhile may be left to the next run: where events never cease, this one ends all the same.
     log, vault: the home's, where they are open already. Rows of the report are events of the log, and bytes that were set aside.
     """
     done, has_consent = Judged(), False
     span: tuple[datetime | None, datetime | None] = (None, None)
     with _opened(home, settings, vault, log) as (store, keys):
+        last = store.last()
         try:
             while True:
                 with working(home, settings=settings, vault=keys) as (run, change):
-                    events, parked = _next(home, store)
+                    events, parked = _next(home, store, last)
                     if not events and not parked:
                         break
                     judged, span, has_consent = _apply(run, change, store, events, parked)
                 store.commit(GROUP, [event.position for event in events])
                 store.drop_parked([item.id for item in parked])
                 done += judged
+                if not events and len(parked) < BATCH_EVENTS:
+                    break
         finally:
             store.release(GROUP)
     notes = watch(home, settings=settings, last_event=span[1] if done.lines else None)
@@ -70,13 +74,15 @@ def _opened(home: Path, settings: Settings, vault: Vault | None, log: Log | None
             keys.close()
 
 
-def _next(home: Path, store: Log) -> tuple[list[Logged], list[Parked]]:
-    """What comes next and was not applied: events first, so that what was set aside of them is known by then."""
+def _next(home: Path, store: Log, last: int) -> tuple[list[Logged], list[Parked]]:
+    """What comes next and was not applied: events first, so what was set aside of them is known by then. None that begin after `last`."""
     ranges, last_parked = _drained(home)
     while read := store.read(GROUP, max_events=BATCH_EVENTS, wait_s=_wait_s(store)):
         events = [event for event in read if event.position not in ranges]
         if len(events) < len(read):  # applied by a run that ended before it could say so
             store.commit(GROUP, [event.position for event in read if event.position in ranges])
+        if events and all(isinstance(event.position, int) and event.position > last for event in events):
+            break
         if events:
             return events, []
     parked = store.parked(BATCH_EVENTS)

@@ -102,6 +102,11 @@ class Readers:
             found = groups.find(db, name) or groups.unbegun(places[0].first - 1)
             return found, self._segment(places[-1].number).head().last - found.watermark - len(groups.done(db, name))
 
+    def last(self) -> int:
+        """The newest position; that before the first where nothing came yet."""
+        with self._lock, reading(self.catalogue.db, self.catalogue.path):
+            return self._segment(self.catalogue.places()[-1].number).head().last
+
     def subjects(self, positions: Sequence[int]) -> dict[int, tuple[str, ...]]:
         """Whom the events at these positions name, whatever any group has done with them; without those that are gone."""
         with self._lock:

@@ -139,6 +139,10 @@ class Log:
         """The events at these positions once more, for no group; without those that are gone."""
         return self._readers.look([position for position in positions if isinstance(position, int)])
 
+    def last(self) -> int:
+        """The position of the newest event."""
+        return self._readers.last()
+
     def pending(self, group: str) -> int:
         """Events that the group has not done."""
         return self._readers.group(group)[1]

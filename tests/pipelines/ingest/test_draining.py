@@ -75,6 +75,28 @@ def test_small_batches_drain_to_the_end(shop, monkeypatch) -> None:
     assert shop.is_balanced()
 
 
+def test_a_drain_ends_where_events_never_cease_and_the_next_one_takes_what_came_meanwhile(shop, monkeypatch) -> None:
+    real, runs = draining._apply, []
+
+    def apply(run, change, store, events, parked):
+        runs.append(len(events))
+        assert len(runs) < 5, "it would never end"
+        shop.send(shop.call(f"meanwhile-{len(shop.events())}-{len(runs)}", 5))
+        return real(run, change, store, events, parked)
+
+    shop.send(shop.call("m1"), shop.call("m2"))
+    monkeypatch.setattr(draining, "_apply", apply)
+    for waiting in (2, 1, 1):
+        runs.clear()
+        assert shop.drain().accepted == waiting
+        assert runs == [waiting]
+    assert len(shop.events()) == 4
+    monkeypatch.setattr(Log, "last", lambda _: 10**9)
+    runs.clear()
+    with pytest.raises(AssertionError, match="never end"):
+        shop.drain()
+
+
 def test_what_was_set_aside_at_the_door_and_by_another_reader_is_counted_once(shop) -> None:
     shop.send(shop.call("m1"), shop.call("m2", 1))
     with shop.vault() as vault:
