@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from models.ladder import FOLDED_IN, PERSONAL
+from models.ladder import FOLDED_IN, PERSONAL, STALE, STATIC
 from pipelines.commands import terminal
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def ladder(rows: Sequence[Mapping[str, Any]], metric: str, value: float | None) 
             continue
         how = "measured worse than" if row["high"] < 0 else "is not shown to be better than"
         lead = f"{row['lead']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}) of {row['compared']:,} customers"
-        found.append(f"{row['above']} {how} {row['rung']}, which stands below it: {lead}")
+        where = "stands below it, without places for new arrivals" if row["rung"] in (STALE, STATIC) else "stands below it"
+        found.append(f"{row['above']} {how} {row['rung']}, which {where}: {lead}")
     return found
 
 

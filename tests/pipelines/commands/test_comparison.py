@@ -58,8 +58,10 @@ def test_each_rung_is_told_and_one_that_is_not_better_than_the_one_below_it_plai
         "personal is 0.3050"
     )
     assert others == [
-        "personal measured worse than stale, which stands below it: -0.0100 (-0.0200 to -0.0050) of 40 customers",
-        "popular is not shown to be better than static, which stands below it: +0.0000 (-0.0100 to +0.0100) of 40 customers",
+        "personal measured worse than stale, which stands below it, without places for new arrivals: "
+        "-0.0100 (-0.0200 to -0.0050) of 40 customers",
+        "popular is not shown to be better than static, which stands below it, without places for new arrivals: "
+        "+0.0000 (-0.0100 to +0.0100) of 40 customers",
     ]
     assert "arrivals" not in ladder(rows, "ndcg@20", 0.3)[0]
 
