@@ -171,7 +171,7 @@ def _seed(db: sqlite3.Connection, found: _Tables) -> None:
 
 
 def main() -> None:
-    """Make the file. Exit 1 with one sentence where that cannot be done."""
+    """Make the file. Exit 1 with one sentence where that cannot be done; 0 where nobody wants it any more."""
     silence_telemetry()
     os.nice(NICENESS)
     settings, worker = Settings(), int(sys.argv[1])
@@ -180,7 +180,8 @@ def main() -> None:
         with closing(open_vault(settings.home, master=settings.master_key)) as vault:
             fill(settings.home, files.unfinished(settings.home, worker), before=before, vault=vault)
     except PipelineError as error:
-        raise SystemExit(str(error)) from None
+        if files.unfinished(settings.home, worker).exists():  # else it was thrown away, and its owner begins anew
+            raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

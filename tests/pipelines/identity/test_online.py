@@ -488,11 +488,23 @@ def test_a_process_of_its_own_makes_the_same_file(tmp_path: Path) -> None:
 def test_a_process_that_fails_says_so(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with closing(Online(tmp_path, fill=Beside)) as online:
         publish(tmp_path, [seen("user_id:u")])
-        with patch.object(Path, "touch"):  # as if it were thrown away before the process looks
+        with patch.object(Path, "touch", lambda path, mode: path.write_bytes(b"no database" * 100)):
             online.refresh()
         with pytest.raises(StoreError, match="was not made"):
             until(online.refresh)
         assert "could not be made" in capfd.readouterr().err
+
+
+def test_what_an_erasure_throws_away_is_made_anew_without_a_word(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with closing(Online(tmp_path, fill=Beside)) as online:
+        publish(tmp_path, [seen("user_id:u")])
+        with patch.object(Path, "touch"):  # as if it were thrown away before the process looks
+            assert not online.refresh()
+        until(lambda: not online.refresh() and not online.is_reading)
+        assert online.identities() == []
+        until(online.refresh)
+        assert [row.identifier for row in online.identities()] == ["user_id:u"]
+        assert capfd.readouterr().err == ""
 
 
 def switching(home: Path, monkeypatch: pytest.MonkeyPatch, n: int, *, is_all: bool = False) -> int:
