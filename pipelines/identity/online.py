@@ -109,7 +109,8 @@ class Online:
             self._leave_off()
             self._again_s, self._patience_s = time.monotonic() + self._patience_s, min(2 * self._patience_s, PATIENCE_S[1])
             raise
-        self._patience_s = PATIENCE_S[0]
+        if is_switched:
+            self._patience_s = PATIENCE_S[0]
         return is_switched
 
     # -- one file after the other

@@ -19,6 +19,7 @@ import duckdb
 
 from pipelines import engine, tables
 from pipelines.errors import StoreError
+from pipelines.identity.filling import drained_of
 from pipelines.log.ranges import Ranges
 from pipelines.stream import catalogue, statements
 from pipelines.stream.event_files import MOST_ROWS, EventFiles, Replaced
@@ -62,7 +63,7 @@ def version_of(home: Path) -> str:
 
 
 def _brought(state: State, home: Path, version: str, purposes: Sequence[str]) -> Iterator[set[str]]:
-    covered = _covered(home)  # first: see above
+    covered = drained_of(home)  # first: see above
     yield set()
     with closing(_connected(home)) as db:
         yield set()
@@ -88,12 +89,6 @@ def _require(home: Path, version: str) -> None:
     """Raises Replaced where the tables are others by now. Inside the transaction that writes what was read of them."""
     if version_of(home) != version:
         raise Replaced
-
-
-def _covered(home: Path) -> Ranges:
-    """What of the log an ingest has applied."""
-    told = tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist()
-    return Ranges.read(text for text in told if text)
 
 
 def _drop_covered(state: State, covered: Ranges) -> Iterator[set[str]]:

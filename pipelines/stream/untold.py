@@ -20,7 +20,7 @@ from pipelines import consent, tables
 from pipelines.engine import literal
 from pipelines.errors import StoreError
 from pipelines.identity import undrained
-from pipelines.log.ranges import Ranges
+from pipelines.identity.filling import drained_of
 from pipelines.stream.state import FOLDER, State
 
 # Every identifier of a customer who refused, by the stream's word on who is who, and when. One that nobody owns stands for itself.
@@ -98,7 +98,7 @@ def _held(home: Path) -> _Held:
     held, paths = _Held(), list(_paths(home))
     if not paths:
         return held
-    covered = Ranges.read(text for text in tables.read_arrow(home, tables.INGESTS, ["positions"])["positions"].to_pylist() if text)
+    covered = drained_of(home)
     held.linked = undrained.seen_since(home, covered)
     for path in paths:
         try:

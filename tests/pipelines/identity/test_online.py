@@ -473,6 +473,23 @@ def test_a_file_that_cannot_be_made_costs_no_link_and_is_tried_again(tmp_path: P
         assert {row.identifier for row in online.identities()} == {"user_id:u", "user_id:w"}
 
 
+def test_whoever_fails_time_and_again_is_tried_ever_more_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Online(tmp_path, fill=Held)) as online:
+        publish(tmp_path, [seen("user_id:u")])
+        waits = []
+        for _ in range(3):
+            monkeypatch.setattr(online, "_again_s", 0.0)
+            assert not online.refresh(), "it is being made"
+            begun_s = time.monotonic()
+            with patch.object(Held, "is_done", side_effect=StoreError("its process ended with 1")), pytest.raises(StoreError):
+                online.refresh()
+            waits.append(online._again_s - begun_s)
+        assert waits[0] < waits[1] < waits[2]
+        monkeypatch.setattr(online, "_again_s", 0.0)
+        online.refresh()
+        assert let_go(online)
+
+
 def test_a_process_of_its_own_makes_the_same_file(tmp_path: Path) -> None:
     with closing(open_vault(tmp_path)) as vault, closing(Online(tmp_path, vault=vault, fill=Beside)) as online:
         ann = vault.pseudonym("user_id", "ann")
