@@ -39,6 +39,7 @@ for _ in range(128):
 threading.Event().wait()
 """
 
+# Answers before it commits. The last commit waits for a line that nobody sends, so that a kill always falls before it.
 EARLY = """
 import sys
 from pathlib import Path
@@ -47,9 +48,11 @@ from pipelines.settings import Settings
 
 home = Path(sys.argv[1])
 log = open_log(home, settings=Settings(home=home))
-for start in range(0, 10**9, 5000):
-    print(*range(start, start + 5000), sep="\\n", flush=True)
-    log.append([Incoming("shop", f"m{n}", (), b"%d" % n, n) for n in range(start, start + 5000)])
+for start in (0, 100):
+    print(*range(start, start + 100), sep="\\n", flush=True)
+    if start:
+        sys.stdin.readline()
+    log.append([Incoming("shop", f"m{n}", (), b"%d" % n, n) for n in range(start, start + 100)])
 """
 
 READ = """
@@ -75,17 +78,19 @@ class Process:
         self.said = folder / f"said-{time.monotonic_ns()}"
         with self.said.open("wb") as file:
             command = [sys.executable, "-c", program, *map(str, arguments)]
-            self.process = subprocess.Popen(command, stdout=file, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, start_new_session=True, env=environment)
 
-    def has_spoken(self):
+    def has_said(self, lines):
         end = time.monotonic() + 60
-        while not self.said.stat().st_size and time.monotonic() < end and self.process.poll() is None:
+        while self.said.read_bytes().count(b"\n") < lines and time.monotonic() < end and self.process.poll() is None:
             time.sleep(0.005)
 
     def kill(self):
         """What it had printed in whole lines."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(timeout=30)
+        self.process.stdin.close()
         text = self.said.read_text()
         return text[: text.rfind("\n") + 1].splitlines()
 
@@ -96,7 +101,7 @@ def test_kills_of_the_writing_process_lose_nothing_that_was_acknowledged(tmp_pat
     for kill in range(KILLS):
         process = Process(WRITE, tmp_path, tmp_path, 10_000_000 * kill)
         try:
-            process.has_spoken()
+            process.has_said(101)
             time.sleep(rng.uniform(0.02, 0.4))
         finally:
             lines = process.kill()
@@ -119,13 +124,13 @@ def test_an_acknowledgement_before_the_commit_would_be_caught(tmp_path):
     """The control: a program that answers first and then commits loses what it answered to a kill."""
     process = Process(EARLY, tmp_path, tmp_path)
     try:
-        process.has_spoken()
+        process.has_said(200)
     finally:
         acked = {int(line) for line in process.kill()}
     log = open_log(tmp_path, settings=Settings(home=tmp_path))
     there = {int(event.payload) for event in log.read("g", max_events=10**7)}
     log.close()
-    assert acked - there
+    assert acked - there == set(range(100, 200))
 
 
 @pytest.mark.slow
