@@ -8,7 +8,6 @@ model file does not fail there, it crashes the process or changes scores. Readin
 import hashlib
 import hmac
 import json
-import logging
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import SecretStr
 
 from pipelines.errors import RegistryError, StoreError
 from pipelines.private_file import replace_file, sync
@@ -159,17 +157,16 @@ def champions(home: Path) -> dict[str, dict[str, Any]]:
         raise RegistryError(f"registry: {path} is not the JSON it was written as ({error}); restore it, or promote again") from error
 
 
-def promote(home: Path, name: str, version: int, *, why: str = "promoted by name", tracking_url: SecretStr | None = None) -> None:
+def promote(home: Path, name: str, version: int, *, why: str = "promoted by name") -> None:
     """Make `version` the champion, in one replacement of `champions.json`. Raises RegistryError if it is not sound."""
     load_version(home, name, version)
     entry = champions(home).get(name, {})
     past = [v for v in entry.get("history", []) if v != version]
     refused = [v for v in entry.get("rolled_back", []) if v != version]
     _set_champion(home, name, _entry([*past, version], why=why, rolled_back=refused))
-    _move_alias(home, name, version, tracking_url)
 
 
-def rollback(home: Path, name: str, *, tracking_url: SecretStr | None = None) -> int:
+def rollback(home: Path, name: str) -> int:
     """Make the previous champion the champion again; returns its number. What was rolled back is not promoted by training.
 
     Raises RegistryError if there is no previous one, or it is not sound.
@@ -182,7 +179,6 @@ def rollback(home: Path, name: str, *, tracking_url: SecretStr | None = None) ->
     load_version(home, name, past[-2])
     refused = [*(v for v in entry.get("rolled_back", []) if v != past[-1]), past[-1]]
     _set_champion(home, name, _entry(past[:-1], why=f"version {past[-1]} was rolled back", rolled_back=refused))
-    _move_alias(home, name, past[-2], tracking_url)
     return int(past[-2])
 
 
@@ -303,16 +299,3 @@ def _key(home: Path, *, create: bool = False) -> bytes:
         return signing_key(home, create=create)
     except StoreError as error:
         raise RegistryError(f"registry: {error}, or train again") from error
-
-
-def _move_alias(home: Path, name: str, version: int, server: SecretStr | None) -> None:
-    """Let MLflow's alias follow, where MLflow has this version; the registry decides, MLflow shows."""
-    if server is not None or (home / "mlflow" / "mlflow.db").exists():
-        from pipelines import tracking
-
-        try:
-            tracking.move_alias(home, name, version, server=server)
-        except StoreError as error:
-            logging.getLogger(__name__).warning(
-                "registry: version %s of %s is the champion, but MLflow does not show it: %s", version, name, error
-            )

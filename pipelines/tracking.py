@@ -22,7 +22,7 @@ import pandas as pd
 from pydantic import SecretStr
 
 from pipelines.errors import StoreError
-from pipelines.registry import MANIFEST, Champion
+from pipelines.registry import MANIFEST, Champion, champions
 from pipelines.settings import silence_telemetry
 
 if TYPE_CHECKING:
@@ -132,13 +132,22 @@ def add_version(run: Run, stored: Champion, *, features: pd.DataFrame, output: p
     return str(version.version)
 
 
-def move_alias(home: Path, name: str, version: int, *, alias: str = "champion", server: SecretStr | None = None) -> bool:
-    """Point the alias at the registered version that shows `version`; False if MLflow does not have it."""
-    client = connect(home, server)
+def follow_champion(home: Path, name: str, server: SecretStr | None = None) -> None:
+    """Let MLflow's alias point at the champion, where MLflow has that version. The registry decides, MLflow shows.
+
+    Where the server cannot be used a warning says so: who serves does not depend on it.
+    """
+    version = champions(home).get(name, {}).get("version")
+    if version is None or (server is None and not _database(home).exists()):
+        return
+    try:
+        client = connect(home, server)
+    except StoreError as error:
+        logging.getLogger(__name__).warning("%s is served in version %s, but MLflow does not show it: %s", name, version, error)
+        return
     found = _version(client, name, "rapport.version", str(version))
     if found is not None:
-        client.set_registered_model_alias(name, alias, found)
-    return found is not None
+        client.set_registered_model_alias(name, "champion", found)
 
 
 def connect(home: Path, server: SecretStr | None = None) -> "MlflowClient":
@@ -150,7 +159,7 @@ def connect(home: Path, server: SecretStr | None = None) -> "MlflowClient":
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # stderr belongs to the command line
     if server is not None:
         return _on_server(server)
-    path = home / "mlflow" / "mlflow.db"
+    path = _database(home)
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     client = _client(f"sqlite:///{path.resolve()}")
@@ -180,6 +189,10 @@ def _client(uri: str) -> "MlflowClient":
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)  # the first call makes the tables where there are none
     return client
+
+
+def _database(home: Path) -> Path:
+    return home / "mlflow" / "mlflow.db"
 
 
 def _artifacts(home: Path) -> str:

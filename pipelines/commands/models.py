@@ -86,10 +86,11 @@ def _version_cells(row: dict[str, Any]) -> tuple[str, ...]:
 @models_app.command("promote")
 def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
     """Make a version the champion, whatever the gate said of it. Example: rapport models promote churn 3"""
-    from pipelines import registry, verdicts
+    from pipelines import registry, tracking, verdicts
 
     settings = home.settings()
-    registry.promote(settings.home, name, version, tracking_url=settings.training.tracking_url)
+    registry.promote(settings.home, name, version)
+    tracking.follow_champion(settings.home, name, settings.training.tracking_url)
     home.record(settings, "promote", model=name, version=version)
     terminal.show({"model": name, "champion": version, "gate": verdicts.said(settings.home, name, version)}, as_json)
 
@@ -97,10 +98,11 @@ def models_promote(name: str, version: int, as_json: AsJson = False) -> None:
 @models_app.command("rollback")
 def models_rollback(name: str, as_json: AsJson = False) -> None:
     """Return to the champion before. Example: rapport models rollback churn"""
-    from pipelines import registry, verdicts
+    from pipelines import registry, tracking, verdicts
 
     settings = home.settings()
-    champion = registry.rollback(settings.home, name, tracking_url=settings.training.tracking_url)
+    champion = registry.rollback(settings.home, name)
+    tracking.follow_champion(settings.home, name, settings.training.tracking_url)
     home.record(settings, "rollback", model=name, champion=champion)
     terminal.show({"model": name, "champion": champion, "gate": verdicts.said(settings.home, name, champion)}, as_json)
 

@@ -121,7 +121,8 @@ def publish(home: Path, fitted: Fitted, run: tracking.Run, *, settings: Settings
     decision = _of_the_same_model(home, fitted, stored) or decide(home, fitted, version, settings=settings, as_of=as_of)
     run.client.set_tag(run.run_id, "gate", decision.why)
     if decision.is_champion and registry.champions(home).get(fitted.name, {}).get("version") != version:
-        registry.promote(home, fitted.name, version, why=decision.why, tracking_url=settings.training.tracking_url)
+        registry.promote(home, fitted.name, version, why=decision.why)
+    tracking.follow_champion(home, fitted.name, settings.training.tracking_url)
     if decision.checks or version not in verdicts.read(home, fitted.name):  # what it found once is not lost when it is not asked again
         verdicts.record(home, fitted.name, version, _told(decision))
     return _report(fitted, version, manifest, decision)

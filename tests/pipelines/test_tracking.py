@@ -64,7 +64,8 @@ def test_runs_trials_and_versions_are_recorded_once_where_the_settings_say(place
         version, features, output = stored(home)
         assert tracking.add_version(run, version, features=features, output=output) == "1"
         tracking.close_run(run, params={"num_leaves": 7}, metrics={"auc": 0.75})
-        assert tracking.move_alias(home, "churn", version.version, server=server)
+        registry.promote(home, "churn", version.version)
+        tracking.follow_champion(home, "churn", server)
 
     client = tracking.connect(home, server)
     found = client.search_runs([run.experiment_id])
@@ -81,10 +82,10 @@ def test_runs_trials_and_versions_are_recorded_once_where_the_settings_say(place
     assert (home / "mlflow" / "mlflow.db").exists() == (server is None)
 
 
-def test_promotion_stands_though_mlflow_cannot_be_told_and_says_so_without_the_password(tmp_path, caplog):
+def test_champion_that_mlflow_cannot_be_told_of_is_a_warning_without_the_password(tmp_path, caplog):
     version, *_ = stored(tmp_path)
-    registry.promote(tmp_path, "churn", version.version, tracking_url=SecretStr("postgresql+pg8000://rapport:hunter2@127.0.0.1:1/x"))
-    assert registry.champions(tmp_path)["churn"]["version"] == version.version
+    registry.promote(tmp_path, "churn", version.version)
+    tracking.follow_champion(tmp_path, "churn", SecretStr("postgresql+pg8000://rapport:hunter2@127.0.0.1:1/x"))
     assert "MLflow does not show it" in caplog.text
     assert "hunter2" not in caplog.text
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from models import evaluation, returns
 from models.classifier import Classifier
@@ -22,6 +23,7 @@ from pipelines.settings import Settings
 from pipelines.training import classifiers, publishing, recommenders
 from pipelines.training.gate import Check, Verdict
 from pipelines.training.rows import with_protected
+from rapport import app
 
 NAMES = ("churn", "intent", "recommender")
 
@@ -149,7 +151,7 @@ def test_training_again_makes_no_second_version_run_or_trial(copied, name):
     assert len(client.get_metric_history(parents[0].info.run_id, reports[name].metric.replace("@", "_at_"))) == 1
 
 
-@pytest.mark.parametrize("stops_at", ["tracking.add_version", "tracking.close_run", "registry.promote"])
+@pytest.mark.parametrize("stops_at", ["tracking.add_version", "tracking.close_run", "registry.promote", "tracking.follow_champion"])
 def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, monkeypatch, stops_at):
     home = copied.home
     options = copied.settings.training.model_copy(update={"seed": 8})  # another search, so another version
@@ -164,7 +166,7 @@ def test_training_killed_while_publishing_is_finished_by_the_next_run(copied, mo
         patch.setattr(publishing, "decide", lambda home, fitted, version, **words: publishing.Decision(True, version, "for the test"))
         with pytest.raises(KeyboardInterrupt):
             training.train("churn", home, settings=settings, as_of=copied.as_of)
-    assert registry.load_champion(home, "churn").version == 1
+    assert registry.load_champion(home, "churn").version == (2 if stops_at == "tracking.follow_champion" else 1)
     report = training.train("churn", home, settings=settings, as_of=copied.as_of)
     assert report.version == 2
     assert registry.versions(home, "churn") == (1, 2)
@@ -343,13 +345,16 @@ def test_alias_of_mlflow_follows_promotion_and_rollback(copied):
     def alias():
         return tracking.connect(home).get_model_version_by_alias("churn", "champion").tags["rapport.version"]
 
-    registry.promote(home, "churn", 1)
-    registry.promote(home, "churn", 2)
+    def by_command(*words):
+        assert CliRunner().invoke(app, ["models", *words], env={"RAPPORT_HOME": str(home)}).exit_code == 0
+
+    by_command("promote", "churn", "1")
+    by_command("promote", "churn", "2")
     assert alias() == "2"
-    registry.rollback(home, "churn")
+    by_command("rollback", "churn")
     assert alias() == "1"
     registry.register(home, "churn", learner=Classifier.load(registry.load_champion(home, "churn").folder), manifest={})
-    registry.promote(home, "churn", 3)  # MLflow does not have it: the alias stays, the registry decides
+    by_command("promote", "churn", "3")  # MLflow does not have it: the alias stays, the registry decides
     assert alias() == "1"
 
 
