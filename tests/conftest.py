@@ -11,6 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 from pipelines.settings import silence_telemetry
 
@@ -22,6 +25,12 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="rapport-"))
 SCRATCH.chmod(0o1777)  # as the system's own: a server may run as somebody else
 os.environ["TMPDIR"] = str(SCRATCH)  # where children leave what they cannot remove: some are killed
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir=SCRATCH)  # read when the metrics client is first imported, by whichever test
+
+# Examples are the same in every run, on every machine, whatever else runs there. Hypothesis would draw some of them from the constants of
+# the modules loaded so far, which depend on the tests that ran before in the same process.
+settings.register_profile("same everywhere", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same everywhere")
+providers._get_local_constants = Constants
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

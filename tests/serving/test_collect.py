@@ -193,7 +193,9 @@ def test_bad_calls_of_a_batch_are_set_aside_and_the_good_ones_kept(world):
 ACTIONS = st.lists(st.tuples(st.sampled_from(["u1", "u2", "erased"]), st.integers(0, 5), st.booleans()), max_size=25)
 
 
-@examples(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(actions=ACTIONS)
 def test_acknowledged_is_appended_plus_duplicate_plus_erased(world, actions):
     vault, log = world.collector._store.vault, world.collector._store.log
@@ -560,7 +562,9 @@ JSON = st.recursive(
 RUBBISH = st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=80).map(gzip.compress)
 
 
-@examples(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(
     path=st.sampled_from([*COLLECTION, PIXEL]),
     body=RUBBISH,
@@ -581,7 +585,9 @@ def test_no_body_query_or_header_makes_the_service_fail(world, path, body, is_pa
         assert 400 <= status < 500
 
 
-@examples(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 @given(path=st.sampled_from([*COLLECTION, PIXEL]), header=st.binary(max_size=60).filter(lambda b: b"\n" not in b and b"\r" not in b))
 def test_no_header_is_a_key_by_accident(world, path, header):
     method = "GET" if path == PIXEL else "POST"

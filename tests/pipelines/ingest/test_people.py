@@ -103,7 +103,11 @@ STEP = st.tuples(st.sampled_from(["event", "event", "link", "cut"]), st.integers
 
 @pytest.mark.slow
 @settings(
-    max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(STEP, min_size=3, max_size=7))
 def test_nothing_is_lost_or_counted_twice_in_any_sequence_of_merges_splits_and_events(new_shop, steps: list[tuple]) -> None:
