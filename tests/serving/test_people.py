@@ -36,7 +36,7 @@ def desk(home, profiles):
     access.ensure_keys(settings)
     keys = access.load_keys(settings)
     with contextlib.closing(open_vault(home)) as vault:
-        made = People(settings, guard=Guard(profiles=profiles), clock=Clock(settings), vault=lambda: vault, wait_s=5.0, poll_s=0.01)
+        made = People(settings, guard=Guard(profiles=profiles), clock=Clock(settings), vault=lambda: vault, wait_s=60.0, poll_s=0.01)
 
         async def behind(scope, receive, send):
             pytest.fail("BentoML saw it")
@@ -59,8 +59,8 @@ async def _ask(gateway, method, path, key):
 
 
 @contextlib.contextmanager
-def worker(desk, answer, *, after_s=0.0):
-    """Answers each request with `answer(request)` -> (body, is_failure)."""
+def worker(desk, answer, *, may_answer=None):
+    """Answers each request with `answer(request)` -> (body, is_failure), once it may."""
     stop, seen = threading.Event(), []
 
     def work():
@@ -68,7 +68,8 @@ def worker(desk, answer, *, after_s=0.0):
             there.set()
             while not stop.wait(0.01):
                 for request in requests.pending():
-                    stop.wait(after_s)
+                    if may_answer is not None:
+                        may_answer.wait(60)
                     seen.append(request)
                     body, is_failure = answer(request)
                     requests.answer(request.id, json.dumps(body).encode(), now_us=int(time.time() * 1e6), is_failure=is_failure)
@@ -76,12 +77,19 @@ def worker(desk, answer, *, after_s=0.0):
     there = threading.Event()
     thread = threading.Thread(target=work)
     thread.start()
-    there.wait(5)
+    assert there.wait(60)
     try:
         yield seen
     finally:
         stop.set()
         thread.join()
+
+
+def wait_for_answer(desk, one):
+    end = time.monotonic() + 60
+    with contextlib.closing(Requests(desk.home, vault=desk.vault)) as requests:
+        while any(request.id == one for request in requests.pending()) and time.monotonic() < end:
+            time.sleep(0.01)
 
 
 def told(request):
@@ -122,13 +130,16 @@ def test_answer_within_the_wait_is_200(desk, method, path, kind):
 @pytest.mark.parametrize(("method", "path", "again"), [("DELETE", "", "/erasure"), ("GET", "/export", "/export")])
 def test_answer_that_takes_longer_is_202_and_can_be_asked_for_again(desk, method, path, again):
     desk.people.wait_s = 0.05
-    with worker(desk, told, after_s=0.4):
+    may_answer = threading.Event()
+    with worker(desk, told, may_answer=may_answer):
         first = desk.ask(method, f"/profile/ann{path}")
         assert first.status_code == 202
         assert first.json()["status"] == "pending"
-        where = f"/profile/ann{again}?request_id={first.json()['request_id']}"
+        one = first.json()["request_id"]
+        where = f"/profile/ann{again}?request_id={one}"
         assert desk.ask("GET", where).status_code == 202
-        time.sleep(0.6)
+        may_answer.set()
+        wait_for_answer(desk, one)
         assert desk.ask("GET", where).status_code == 200
         gone = desk.ask("GET", where)
     assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
@@ -136,9 +147,11 @@ def test_answer_that_takes_longer_is_202_and_can_be_asked_for_again(desk, method
 
 def test_request_of_another_kind_is_not_given_out(desk):
     desk.people.wait_s = 0.0
-    with worker(desk, told):
-        one = desk.ask("DELETE", "/profile/ann").json().get("request_id")
-        time.sleep(0.2)
+    may_answer = threading.Event()
+    with worker(desk, told, may_answer=may_answer):
+        one = desk.ask("DELETE", "/profile/ann").json()["request_id"]
+        may_answer.set()
+        wait_for_answer(desk, one)
         assert desk.ask("GET", f"/profile/ann/export?request_id={one}").status_code == 404
         assert desk.ask("GET", f"/profile/ann/erasure?request_id={one}").status_code == 200
 

@@ -90,9 +90,15 @@ async def fails(body, deadline):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """`connected()`: a new connection to a gateway; `feed(connection, *data)` returns what was said until nothing happens any more."""
-    monkeypatch.setattr(gateway, "BODY_TIMEOUT_S", 0.02)
-    monkeypatch.setattr(admission, "HEAD_S", 0.02)
+    """`connected()`: a new connection to a gateway; `feed(connection, *data)` returns what was said until nothing happens any more.
+
+    `hurry()`: from now on there is little time for a head or a body.
+    """
+
+    def hurry():
+        monkeypatch.setattr(gateway, "BODY_TIMEOUT_S", 0.02)
+        monkeypatch.setattr(admission, "HEAD_S", 0.02)
+
     given = {f"{role}_key": SecretStr(role) for role in ("collect", "decide", "admin")}
     settings = Settings(home=tmp_path, **given)
     access.ensure_keys(settings)
@@ -114,21 +120,27 @@ def world(tmp_path, monkeypatch):
         async def fed(connection, data):
             for some in data:
                 connection.data_received(some)
-            for _ in range(50):
-                if connection.transport.said:
-                    break
-                await asyncio.sleep(0.005)
+            await _until(lambda: connection.transport.said)
             return connection.transport.said
 
         yield SimpleNamespace(
-            app=app, runner=runner, connected=lambda: runner.run(connected()),
+            app=app, runner=runner, hurry=hurry, connected=lambda: runner.run(connected()),
             feed=lambda connection, *data: runner.run(fed(connection, data)),
         )  # fmt: skip
+
+
+async def _until(is_so):
+    for _ in range(12_000):
+        if is_so():
+            break
+        await asyncio.sleep(0.005)
 
 
 def refused(world, name):
     """The answer to what is to be refused under this name."""
     data, status, code = REFUSED[name]
+    if name.startswith("slow"):
+        world.hurry()
     if name == "rate":
         data, world.app.rates = request(), Rates(0.001, 1)
         world.feed(world.connected(), data)
@@ -185,17 +197,11 @@ async def _said_in_pieces(connection, head, piece, n):
 @pytest.mark.parametrize("name", ["no key", "no path", "long body", "slow body"])
 def test_those_who_were_refused_and_go_on_dripping_are_not_waited_for(world, name):
     data = request(b"/nothing" if name == "no path" else b"/churn", key=None if name == "no key" else b"decide", length=10_000_000)
+    world.hurry()
     connection = world.connected()
     assert Answer(world.feed(connection, request(length=100) if name == "slow body" else data)).status >= 400
-    world.runner.run(_drip_for(connection, 0.1))
+    world.runner.run(_until(lambda: connection.transport.is_closed or connection.data_received(b"x")))
     assert connection.transport.is_closed
-
-
-async def _drip_for(connection, seconds):
-    end = asyncio.get_running_loop().time() + seconds
-    while asyncio.get_running_loop().time() < end and not connection.transport.is_closed:
-        connection.data_received(b"x")
-        await asyncio.sleep(0.005)
 
 
 def test_head_that_never_ends_is_not_kept(world):
@@ -217,9 +223,11 @@ async def _drip(connection, start, more):
 
 
 def test_connection_that_says_nothing_ends_and_one_that_is_answered_does_not(world):
+    world.hurry()
     silent, busy = world.connected(), world.connected()
     world.feed(busy, request())
     world.feed(busy, *[request()[i : i + 1] for i in range(len(request()))])  # slowly, but within the time
+    world.runner.run(_until(lambda: silent.transport.is_closed and busy.transport.said.count(b"HTTP/1.1 200") == 2))
     world.runner.run(asyncio.sleep(0.05))
     assert (silent.transport.is_closed, silent.transport.said) == (True, b"")
     assert not busy.transport.is_closed
