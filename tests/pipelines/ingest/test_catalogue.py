@@ -32,3 +32,33 @@ def test_a_catalogue_that_cannot_be_read_is_refused(shop, items: str) -> None:
     (shop.folder / "broken.jsonl").write_text("{\n")
     with pytest.raises(InputError, match=items):
         shop.run(shop.call("m1"), items_file=shop.folder / items)
+
+
+def test_an_item_that_does_not_say_since_when_keeps_its_category_and_price(shop) -> None:
+    items = shop.folder / "items.jsonl"
+    items.write_text(
+        '{"item_id":"i1","category":"tools","price":5.5}\n'
+        '{"item_id":"i2","category":"late","price":1}\n'
+        '{"item_id":"i2","category":"toys","price":2,"available_from":"2024-01-01T00:00:00Z"}\n'
+    )
+    shop.run(shop.call("m1", 3, properties={"product_id": "i1"}), items_file=items)
+    rows = shop.table(tables.ITEMS).set_index("item_id")[["category", "price_cents"]]
+    assert rows.loc["i1"].tolist() == ["tools", 550]
+    assert rows.loc["i2"].tolist() == ["toys", 200]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "no line"),
+        ('{"item":"i1"}\n', "1 of 1 lines without item_id, 0 with"),
+        ('{"item_id":"i1"}\n{"sku":"i2"}\n{"sku":"i3"}\n', "2 of 3 lines without item_id, 0 with"),
+        ('{"item_id":"i1","price":"5,50"}\n{"item_id":"i2","price":"6.5"}\n', "0 of 2 lines without item_id, 1 with"),
+    ],
+    ids=["empty", "other_names", "some_without", "price_of_another_country"],
+)
+def test_a_catalogue_with_lines_that_say_nothing_is_refused_with_their_number(shop, text: str, found: str) -> None:
+    items = shop.folder / "items.jsonl"
+    items.write_text(text)
+    with pytest.raises(InputError, match=found):
+        shop.run(shop.call("m1"), items_file=items)
