@@ -20,6 +20,10 @@ from pipelines.sources.readers import SEGMENT, RawBatch, connect, read_csv, read
 __all__ = ["CANONICAL", "SEGMENT", "Mapping", "RawBatch", "connect", "load_mapping", "read"]
 
 _READERS = {"csv": read_csv, "parquet": read_parquet, "lines": read_json_lines, "array": read_json_array, "xml": read_xml}
+_PACKED = {  # what a packed file begins with -> what it is and what to do
+    b"\x1f\x8b": "gzip under a name that does not say so; let the name end in .gz",
+    b"PK\x03\x04": "a ZIP archive (Excel workbooks are such); unpack it, or save the sheet as CSV",
+}
 
 _HEAD_BYTES = 64 * 2**10  # of a file, that tell its kind
 
@@ -53,6 +57,9 @@ def _format(path: Path, mapping: Mapping | None) -> str:
         raise InputError(f"sources: {path} could not be opened ({error.strerror}); check the path and its rights") from error
     if not head:
         raise InputError(f"sources: expected rows in {path}, found none; the file is empty; give one that holds events")
+    for mark, what in _PACKED.items():
+        if head.startswith(mark) and path.suffix != ".gz":
+            raise InputError(f"sources: expected rows in {path}, found {what}")
     if mapping is None and (kind in ("csv", "parquet", "xml") or head == b"PAR1"):
         raise InputError(f"sources: {path} is a table, and only Segment JSON needs no mapping; say what its columns are with --mapping")
     if mapping is not None and mapping.source.format is not None and head != b"PAR1":
