@@ -128,7 +128,7 @@ def load_version(home: Path, name: str, version: int) -> Champion:
     """The version with its manifest, verified. Raises RegistryError if it is unknown, damaged or not signed by this home."""
     folder = _folder(home, name) / str(version)
     if type(version) is not int or not folder.is_dir():
-        raise RegistryError(f"registry: {name} has no version {version} under {folder.parent}; it has {list(versions(home, name))}")
+        raise RegistryError(f"registry: {name} has no version {version} under {folder.parent}; {_known(home, name)}")
     manifest = _read_manifest(home, folder)
     if (manifest.get("name"), manifest.get("version")) != (name, version):
         raise RegistryError(f"registry: {folder} holds {manifest.get('name')} version {manifest.get('version')}; it was moved, restore it")
@@ -174,8 +174,8 @@ def rollback(home: Path, name: str) -> int:
     entry = champions(home).get(name, {})
     past = entry.get("history", [])
     if len(past) < 2:
-        found = list(versions(home, name))
-        raise RegistryError(f"registry: {name} has no champion before version {entry.get('version')}; promote one of {found} by name")
+        now = f"before version {entry['version']}" if "version" in entry else "yet"
+        raise RegistryError(f"registry: {name} has no champion {now}; {_known(home, name)}; promote one by name")
     load_version(home, name, past[-2])
     refused = [*(v for v in entry.get("rolled_back", []) if v != past[-1]), past[-1]]
     _set_champion(home, name, _entry(past[:-1], why=f"version {past[-1]} was rolled back", rolled_back=refused))
@@ -195,6 +195,11 @@ def _folder(home: Path, name: str) -> Path:
     if not name.isidentifier():
         raise RegistryError(f"registry: a model's name is letters, digits and underscores, not {name!r}")
     return home / "models" / name
+
+
+def _known(home: Path, name: str) -> str:
+    """Which versions there are, in a sentence."""
+    return f"it has {', '.join(map(str, versions(home, name))) or 'none, so train it first'}"
 
 
 def _champions_path(home: Path) -> Path:

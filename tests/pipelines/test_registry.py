@@ -164,6 +164,16 @@ def test_interrupted_registration_leaves_no_version(tmp_path):
     assert list((tmp_path / "models" / "churn").iterdir()) == []
 
 
+def test_where_no_version_is_the_next_step_is_told(tmp_path):
+    for ask in (lambda: registry.promote(tmp_path, "churn", 3), lambda: registry.rollback(tmp_path, "churn")):
+        with pytest.raises(RegistryError, match=r"no (version 3|champion yet).*; it has none, so train it first"):
+            ask()
+    stored(tmp_path, 1.0)
+    stored(tmp_path, 2.0)
+    with pytest.raises(RegistryError, match=r"no version 3 under .*; it has 1, 2$"):
+        registry.promote(tmp_path, "churn", 3)
+
+
 def test_rollback_returns_to_the_champion_before_and_promotion_forward_again(tmp_path):
     for factor in (1.0, 2.0, 3.0):
         registry.promote(tmp_path, "churn", stored(tmp_path, factor))
