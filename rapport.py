@@ -4,13 +4,14 @@ Here are the verbs that join rooms; those of the pipelines alone are in pipeline
 stderr, 2 usage. With `--json` the last line of stdout is one JSON object. Heavy libraries are imported by the verb that needs them.
 """
 
+import errno
 import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -19,6 +20,9 @@ from pipelines.commands import achieved, events, features, home, models, people,
 from pipelines.commands.events import Items, Mapping
 from pipelines.commands.terminal import AsJson
 from pipelines.errors import PipelineError
+
+# what a folder or disk answers that a person can mend; any other error of the system is a defect, and shows its trace
+_MENDABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR})
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of callers: list, add, revoke; a running service follows within seconds.")
@@ -34,8 +38,17 @@ def main() -> None:
     try:
         app()
     except PipelineError as error:
-        terminal.err.print(f"[red]rapport:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        raise SystemExit(1) from None
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        what = f"{error.filename} could not be used ({error.strerror})" if error.filename else str(error.strerror)
+        _fail(f"{what}; mend its rights or free space on its disk, or set RAPPORT_HOME to a folder that can be written")
+
+
+def _fail(sentence: str) -> NoReturn:
+    terminal.err.print(f"[red]rapport:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    raise SystemExit(1) from None
 
 
 @app.command()

@@ -301,6 +301,13 @@ class Settings(BaseSettings):
     monitoring: MonitoringSettings = MonitoringSettings()
     simulation: SimulationSettings = SimulationSettings()
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _is_named(cls, home: object) -> object:
+        if home == "":  # a variable that was not set: it would be the current folder
+            raise ValueError("expected a folder")
+        return home
+
 
 def silence_telemetry() -> None:
     """Switch off the telemetry of every dependency. Entry points call it before they import anything heavy."""

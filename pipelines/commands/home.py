@@ -21,11 +21,27 @@ def settings(**groups: dict[str, Any]) -> "Settings":
         found = Settings()
         given = {name: {key: value for key, value in group.items() if value is not None} for name, group in groups.items()}
         merged = {name: getattr(found, name).model_dump() | group for name, group in given.items() if group}
-        return Settings(**(found.model_dump() | merged)) if merged else found
+        built = Settings(**(found.model_dump() | merged)) if merged else found
     except ValidationError as error:
         first = error.errors()[0]
         place = "__".join(str(part) for part in first["loc"]).upper()
         raise InputError(f"settings: RAPPORT_{place} is not usable: {first['msg']}; found {first['input']!r}; mend or unset it") from None
+    if built.home.exists() and not built.home.is_dir():
+        raise InputError(
+            f"home: expected a folder, found something else at {built.home.absolute()}; set RAPPORT_HOME to the one that is meant"
+        )
+    return built
+
+
+def of_people() -> "Settings":
+    """The settings of a home that events were taken into. Of any other "nothing is held" would be a false answer. Raises InputError."""
+    found = settings()
+    if not (found.home / "vault").is_dir():
+        where = found.home.absolute()
+        raise InputError(
+            f"home: expected one that events were taken into, found none at {where}; set RAPPORT_HOME to the one that is meant"
+        )
+    return found
 
 
 def vault(settings: "Settings") -> "closing[Vault]":

@@ -8,6 +8,7 @@ import typer
 
 from pipelines.commands import home, terminal
 from pipelines.commands.terminal import AsJson
+from pipelines.errors import InputError
 
 app = typer.Typer()
 identity_app = typer.Typer(no_args_is_help=True, help="Which identifiers are one person, and why.")
@@ -35,7 +36,7 @@ def identity_explain(customer: Person, as_json: AsJson = False) -> None:
     """Why this person's identifiers are one. Example: rapport identity explain anna@example.org"""
     from pipelines.identity import graph
 
-    settings = home.settings()
+    settings = home.of_people()
     with home.vault(settings) as vault:
         found = graph.explain(settings.home, customer, vault=vault)
     if as_json:
@@ -95,14 +96,19 @@ def export(customer: Person, to: Annotated[Path | None, typer.Option("--out", he
     """Everything held about a person, as JSON. Example: rapport export anna@example.org --out anna.json"""
     from pipelines import erasure
 
-    settings = home.settings()
+    settings = home.of_people()
     home.drain(settings)
     held = json.dumps(erasure.export(settings.home, customer, settings=settings, by=home.who()), indent=1, default=str, ensure_ascii=False)
     if to is None:
         print(held)  # noqa: T201
     else:
-        to.touch(mode=0o600)
-        to.write_text(held + "\n")
+        try:
+            to.touch(mode=0o600)
+            if to.is_file():
+                to.chmod(0o600)  # one that was there before too
+            to.write_text(held + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"export: {to} could not be written ({error.strerror}); give another --out") from error
 
 
 @app.command()
@@ -112,7 +118,7 @@ def erase(customer: Person, as_json: AsJson = False) -> None:
 
     from pipelines import erasure
 
-    settings = home.settings()
+    settings = home.of_people()
     with terminal.step("erase"):
         home.drain(settings)
         receipt = erasure.erase(settings.home, customer, settings=settings, by=home.who(), as_of=datetime.now(UTC))

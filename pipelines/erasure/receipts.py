@@ -57,7 +57,9 @@ def checked(home: Path, path: Path) -> Receipt:
     try:
         document = json.loads(path.read_text())
         receipt = Receipt(**document)
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise InputError(f"receipt: {path} could not be opened ({error.strerror}); check the path and its rights") from error
+    except (ValueError, TypeError) as error:
         raise InputError(f"receipt: expected the JSON of a receipt in {path}, found {type(error).__name__} ({error})") from error
     if not verify_receipt(home, document):
         raise InputError(f"receipt: {path} is not as this home signed it; compare it with the one in {folder(home)}")
