@@ -155,6 +155,11 @@ class Activity:
             self.state.items.mark_all()
         self.state.put_note("share", share)
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the tables, or that there were none, were ever followed."""
+        return seeding.is_begun(self.state)
+
     def is_behind(self) -> bool:
         """Whether the tables have changed since they were followed. Cheap."""
         return seeding.is_behind(self.state, self.home) or bool(statements.earlier(self.state))

@@ -37,8 +37,9 @@ def bring(state: State, home: Path, *, purposes: Sequence[str]) -> Iterator[set[
     """Bring the state to the tables, a slice for each step; nothing where they have not changed. Customers of whom something changed are
     due at once: a step tells them, and all of them are shown.
 
-    purposes: those for which events are stored. Whose identifiers are has to be known by then. May be begun anew at any time, and is
-    where a table is replaced meanwhile. Raises StoreError where one cannot be read, or the disk refuses: call it again.
+    purposes: those for which events are stored. Whose identifiers are has to be known by then, but for the first time: who is known
+    later is due then. May be begun anew at any time, and is where a table is replaced meanwhile. Raises StoreError where one cannot be
+    read, or the disk refuses: call it again.
     """
     while is_behind(state, home):
         version = version_of(home)
@@ -50,6 +51,11 @@ def bring(state: State, home: Path, *, purposes: Sequence[str]) -> Iterator[set[
             if version_of(home) == version:
                 raise StoreError("stream: the tables could not be read; the next look tries again") from error
             yield set()
+
+
+def is_begun(state: State) -> bool:
+    """Whether the state ever followed the tables."""
+    return state.note(_VERSION) is not None
 
 
 def is_behind(state: State, home: Path) -> bool:
@@ -70,7 +76,7 @@ def _brought(state: State, home: Path, version: str, purposes: Sequence[str]) ->
         for _ in catalogue.take(state, home, db):
             yield set()
         yield from statements.take(state, home, db, purposes=purposes, require=lambda: _require(home, version))
-        yield from EventFiles(state, home, db, purposes=purposes).take(is_first=state.note(_VERSION) is None)
+        yield from EventFiles(state, home, db, purposes=purposes).take(is_first=not is_begun(state))
     yield from _drop_covered(state, covered)
     with state.transaction():
         _require(home, version)

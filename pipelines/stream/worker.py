@@ -9,8 +9,9 @@ written. Never decides what is served.
 Of several workers each reads the whole log, follows who is who by itself, and writes the customers and the items of its share; the first
 alone writes who is who and consent.
 
-What an ingest says of who is who is taken over a few people at a time, between calls; whom a call names comes before that call. Between
-two looks for calls there is no more to do than fits a slice, of whatever kind; where calls wait already, more of them share a transaction.
+What an ingest says of who is who, and the tables at the first start, is taken over a few people at a time, between calls; whom a call
+names comes before that call. Between two looks for calls there is no more to do than fits a slice, of whatever kind; where calls wait
+already, more of them share a transaction.
 
 A call that cannot be handled holds up no other: it is tried again in later steps, and set aside after `settings.edges.max_tries`.
 """
@@ -107,7 +108,7 @@ class Stream:
         self.backlog = Backlog()  # of an ingest, or of the start
         self._is_reconciled, self._refreshed_s = False, 0.0
         self._following: Iterator[None] | None = None  # goes on while what an ingest wrote is taken over
-        self._has_begun = self.activity.state.note(_KNOWN) is not None  # calls may come between: all there is was taken over once
+        self._has_begun = self.activity.is_filled  # calls may come, and who calls is shown with all that they did before
         self._begun_s = self._begun_cpu_s = 0.0  # when it last read, by the wall and by this thread's time
         self._abreast_s = time.monotonic()  # when it last had read all there was
         self._is_more = True  # there may be calls of which nobody will be woken
@@ -124,7 +125,10 @@ class Stream:
         if self._following is None and (not self._is_reconciled or time.monotonic() - self._refreshed_s > look_s):
             with self.writing:
                 self._reconcile()
-        if not self._is_reconciled and not (wait_s and self._has_begun):
+        if not self._has_begun:
+            with self.writing:
+                self._begin()
+        if not self._is_reconciled and not wait_s:
             with self.writing:
                 self._take_over(end_s=float("inf"))
         patience_s = self.activity.patience_s()
@@ -299,6 +303,12 @@ class Stream:
         self.activity.settle()
         self.backlog, self._following = Backlog(links), self._follow()
 
+    def _begin(self) -> None:
+        """The first start: what people did comes before their calls, whose they are a few at a time between these, as after an ingest."""
+        for _ in self.activity.follow_tables():
+            pass
+        self._has_begun = True
+
     def _take_over(self, *, end_s: float) -> None:
         """Take over what the linker knows of some people, and then the tables, until the time has come or all is taken over."""
         try:
@@ -313,7 +323,7 @@ class Stream:
             self._look_again()
             self._following = self._follow() if self._owed or self.backlog else None
             raise
-        self._is_reconciled, self._has_begun, self._following = True, True, None
+        self._is_reconciled, self._following = True, None
 
     def _take_over_some(self) -> None:
         with self._both() as online:

@@ -96,6 +96,42 @@ def test_a_worker_that_starts_anew_applies_calls_before_it_has_looked_at_everybo
     assert parted.is_exact(tmp_path / "truth", was_taken_back=True)
 
 
+@pytest.fixture
+def unseen(parted):
+    """The same tables, which no worker ever followed; Ann calls."""
+    parted.follow()
+    parted.stream.close()
+    for path in (parted.home / "stream").glob("state*"):
+        path.unlink()
+    parted.linker.close()
+    parted.start()
+    parted.say(30_000, user="ann", product_id="i3")
+    return parted
+
+
+def total(world):
+    return world.row("customer_activity", world.customer("user_id", "ann"))["events_total"]
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["goes_on", "dies_between"])
+def test_at_the_first_start_calls_do_not_wait_until_everybody_is_taken_over(unseen, tmp_path, dies) -> None:
+    before = total(unseen)
+    assert before > 1
+    assert unseen.stream.step(wait_s=0.001).applied == 1
+    assert len(unseen.stream.backlog) > 3
+    assert total(unseen) == before + 1, "what she did before counts, although most are not taken over yet"
+    if dies:
+        unseen.restart()
+    unseen.step()
+    assert unseen.is_exact(tmp_path / "truth", was_taken_back=True)
+
+
+def test_control_a_call_before_the_tables_is_counted_alone(unseen) -> None:
+    unseen.stream._has_begun = True
+    assert unseen.stream.step(wait_s=0.001).applied == 1
+    assert total(unseen) == 1
+
+
 def test_control_a_slice_that_is_lost_leaves_somebody_wrong(parted, tmp_path, monkeypatch) -> None:
     real, lost = Backlog.some, []
     theirs = {parted.vault.pseudonym("anonymous_id", "d1"), parted.vault.pseudonym("user_id", "ann")}

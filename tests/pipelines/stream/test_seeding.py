@@ -23,9 +23,10 @@ BETWEEN = st.lists(st.one_of(CALL, CALL, st.sampled_from(["", "", "", "restart",
 
 @pytest.fixture
 def sliced(monkeypatch):
-    """One row of a table at a time."""
+    """One row of a table, one person at a time."""
     for module in (worker, activity, items, event_files, seeding, statements, catalogue):
         monkeypatch.setattr(module, "SLICE_S", 0.0)
+    monkeypatch.setattr(worker, "SLICE_IDENTIFIERS", 1)
 
 
 def say(world, at_s, number, call) -> None:
@@ -60,7 +61,16 @@ def behind(world) -> None:
     assert not world.stream._is_reconciled
 
 
-def play(world, before, between) -> float:
+def unseen(world) -> None:
+    """A worker that has followed no tables yet: what another one held is gone."""
+    world.stream.close()
+    for path in (world.home / "stream").glob("state*"):
+        path.unlink()
+    world.restart()
+    slice_of(world)
+
+
+def play(world, before, between, begin) -> float:
     """Calls, some of which only the ingest has seen by its end; then what comes between the slices in which that is taken over."""
     at_s, world.spoke = 0.0, set()
     for number, call in enumerate(before):
@@ -69,7 +79,7 @@ def play(world, before, between) -> float:
         if number == len(before) // 2:
             world.step()
     world.drain()
-    behind(world)
+    begin(world)
     for number, one in enumerate(between, start=len(before)):
         if one == "restart":
             world.restart()
@@ -82,11 +92,14 @@ def play(world, before, between) -> float:
     return at_s
 
 
+@pytest.mark.parametrize("begin", [behind, unseen], ids=["after_an_ingest", "at_the_first_start"])
 @settings(max_examples=12, **QUICK)
-@given(st.lists(CALL, min_size=4, max_size=14), BETWEEN)
-def test_whatever_comes_between_two_slices_the_end_is_what_the_batch_says(new_world, sliced, tmp_path_factory, before, between) -> None:
+@given(before=st.lists(CALL, min_size=4, max_size=14), between=BETWEEN)
+def test_whatever_comes_between_two_slices_the_end_is_what_the_batch_says(
+    new_world, sliced, tmp_path_factory, begin, before, between
+) -> None:
     with closing(new_world()) as world:
-        at_s = play(world, before, between)
+        at_s = play(world, before, between, begin)
         world.step()
         world.follow()
         world.to(at_s + 300)
