@@ -29,7 +29,7 @@ KAFKA = "4.1.2"  # of .ci/servers
 KAFKA_USER, KAFKA_PASSWORD = "rapport", "kafka-test-password"
 _RABBITMQ_FOLDER = Path("/usr/lib/rabbitmq/bin")  # Debian's /usr/sbin/rabbitmq-server would change to the package's user
 _JAVA = ("java", "-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
-_START_S = 60
+_START_S = 180
 
 
 class Server:
@@ -60,6 +60,15 @@ class Server:
         if self._process:
             _kill(self._process)
         self._process = None
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Inside it is there and does nothing: connections are taken by the system, and nobody is answered."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

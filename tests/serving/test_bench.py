@@ -82,14 +82,14 @@ def scripted():
 
 
 def plan(server, **given):
-    return Plan("127.0.0.1", server.server_address[1], "/churn", {"Content-Type": "application/json"}, ["{}"], 1.0, warm_up_s=0.1, **given)
+    return Plan("127.0.0.1", server.server_address[1], "/churn", {"Content-Type": "application/json"}, ["{}"], 3.0, warm_up_s=0.1, **given)
 
 
 def test_what_was_sent_is_told_by_the_second_and_by_what_the_answers_say(scripted):
     sent = asyncio.run(send(plan(scripted, connections=2, rate=40.0)))
     whole = sent.part()
     assert whole.ok == whole.degraded == len(whole.took_ms)
-    assert 0 < whole.ok <= 41  # a rate, not as many as there can be
+    assert 0 < whole.ok <= 121  # a rate, not as many as there can be
     assert set(sent.versions) == {'"3"'}
     assert set(sent.statuses) == {"200"}
     assert percentile(whole.took_ms, 0.99) >= percentile(whole.took_ms, 0.5) > 0
@@ -138,22 +138,33 @@ def test_the_relay_passes_on_and_makes_each_trouble(scripted):
     """Asked over HTTP, which is nothing to it."""
     with Relay(f"redis://who:secret@127.0.0.1:{scripted.server_address[1]}/3") as relay:
         assert relay.url == f"redis://who:secret@127.0.0.1:{urlsplit(relay.url).port}/3"  # where a Redis asks for it
-        assert through(relay, timeout_s=5.0) == 200
+        assert through(relay) == 200
         for trouble in TROUBLES:
             relay.trouble = trouble
-            time.sleep(0.1)  # it looks every 20 ms
-            kind = TimeoutError if trouble in (FROZEN, SLOW) else (ConnectionError, RemoteDisconnected)
-            with pytest.raises(kind):
-                through(relay, timeout_s=0.3)
+            expected, timeout_s = ("late", 0.3) if trouble in (FROZEN, SLOW) else ("cut", 60.0)
+            assert comes(expected, lambda timeout_s=timeout_s: through(relay, timeout_s=timeout_s)), trouble
         relay.trouble = None
-        time.sleep(0.1)
-        assert through(relay, timeout_s=5.0) == 200
+        assert comes(200, lambda: through(relay))
 
 
-def through(relay, *, timeout_s):
+def through(relay, *, timeout_s=60.0):
+    """The status of the answer; "late" or "cut" where there is none."""
     with contextlib.closing(HTTPConnection("127.0.0.1", urlsplit(relay.url).port, timeout=timeout_s)) as connection:
-        connection.request("POST", "/", body=b"{}")
-        return connection.getresponse().status
+        try:
+            connection.request("POST", "/", body=b"{}")
+            return connection.getresponse().status
+        except TimeoutError:
+            return "late"
+        except (ConnectionError, RemoteDisconnected):
+            return "cut"
+
+
+def comes(expected, ask):
+    """Whether that is the answer before long: the relay looks every 20 ms at what it is to do."""
+    end = time.monotonic() + 60
+    while (answer := ask()) != expected and time.monotonic() < end:
+        pass
+    return answer == expected
 
 
 def test_the_search_is_told_beside_the_product_with_all_and_both_must_agree(shop, monkeypatch):

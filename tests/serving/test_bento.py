@@ -51,7 +51,7 @@ def test_bento_starts_from_the_signed_models_of_a_home_and_answers(shop, cast, t
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve = [sys.executable, "-m", "bentoml", "serve", str(bento.tag), "--host", "127.0.0.1", "--port", str(port)]
-    variables = os.environ | QUIET_ENVIRONMENT | {"RAPPORT_HOME": str(home), "PYTHONPATH": ""}
+    variables = os.environ | QUIET_ENVIRONMENT | {"RAPPORT_HOME": str(home), "RAPPORT_SERVING__DEADLINE_MS": "10000", "PYTHONPATH": ""}
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(serve, cwd=tmp_path, env=variables, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -68,5 +68,5 @@ def test_bento_starts_from_the_signed_models_of_a_home_and_answers(shop, cast, t
             assert http.get("/docs.json").json()["info"]["title"] == "Rapport as a bento"  # it runs what is in the bento
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(60)
     assert all(json.loads(line)["logger"] for line in (tmp_path / "log").read_text().splitlines())

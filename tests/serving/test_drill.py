@@ -14,7 +14,8 @@ from serving.process import ServiceError
 @pytest.mark.slow
 def test_faults_degrade_answers_and_cost_none(shop):
     before = {path: path.stat().st_mtime_ns for path in (shop / "models").rglob("*") if path.is_file()}
-    rows = drill.drill(Settings(home=shop), seconds=2, rate=10.0, only=["store cut off"])
+    settings = Settings(home=shop, serving={"deadline_ms": 10_000})
+    rows = drill.drill(settings, seconds=4, rate=10.0, only=["store cut off"])
     assert [(row.fault, row.endpoint) for row in rows] == [("store cut off", path) for path in drill.ENDPOINTS]
     assert [row for row in rows if not row.is_passed] == []
     assert all(row.degraded > 0.5 and len(row.sources) > 1 for row in rows)

@@ -105,7 +105,7 @@ def test_service_with_a_certificate_is_asked_over_https_and_no_other_is_believed
         threading.Thread(target=server.serve_forever, daemon=True).start()
         service = process.Process(child, "127.0.0.1", server.server_port, mine, None)
         assert service.url == f"https://127.0.0.1:{server.server_port}"
-        service.wait_ready(20)
+        service.wait_ready(60)
         plain = process.Process(child, "127.0.0.1", server.server_port, Settings(home=tmp_path), None)
         with pytest.raises(ServiceError, match="not ready"):
             plain.wait_ready(0.5)
@@ -127,7 +127,7 @@ def test_started_service_answers_measures_and_leaves_nothing_behind(home, cast, 
     monkeypatch.chdir(tmp_path)  # it must not matter where one is
     monkeypatch.setenv("TMPDIR", str(scratch := tmp_path / "scratch"))
     scratch.mkdir()
-    with start(Settings(home=home), 0) as service:
+    with start(Settings(home=home, serving={"deadline_ms": 10_000}), 0) as service:
         answer = service.ask("/recommend", {"customer_id": cast.customers[1], "k": 3})
         assert (answer["source"], answer["degraded"]) == ("personal", False)
         bodies = {"/recommend": [{"customer_id": c} for c in cast.customers[:5]], "/churn": [{"customer_ids": cast.customers[:1]}]}
@@ -170,7 +170,7 @@ def test_service_does_not_outlive_who_is_responsible_for_it(tmp_path, killed):
             starter.wait()  # else it stays as a zombie, which answers to its number
         else:
             supervisor.kill()
-        _, alive = psutil.wait_procs(family[1:], timeout=20)
+        _, alive = psutil.wait_procs(family[1:], timeout=60)
         assert not alive
     finally:
         starter.kill()
@@ -178,7 +178,7 @@ def test_service_does_not_outlive_who_is_responsible_for_it(tmp_path, killed):
 
 
 def scrape(service, key):
-    connection = HTTPConnection(service.host, service.port, timeout=10)
+    connection = HTTPConnection(service.host, service.port, timeout=60)
     connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {key}"})
     with contextlib.closing(connection):
         response = connection.getresponse()

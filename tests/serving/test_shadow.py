@@ -15,7 +15,7 @@ from serving.answers import Answers
 from serving.fallbacks import Deadline
 from serving.wire import ScoreRequest
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture

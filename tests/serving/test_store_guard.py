@@ -12,7 +12,7 @@ from serving.online_store import StoreFailure
 from serving.redis_source import SILENCE_S
 from serving.store_guard import BLAME_S, PLACES, Guard
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Store:
