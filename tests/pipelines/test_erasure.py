@@ -643,7 +643,7 @@ def check_finished(built, shop, receipt):
 
 
 KILLED = """
-import os, signal, sys, time
+import os, signal, sys
 from datetime import datetime, UTC
 from pathlib import Path
 from pipelines import erasure
@@ -653,11 +653,10 @@ home, who, kills = Path(sys.argv[1]), sys.argv[2], 0
 for attempt in range(40):
     child = os.fork()
     if not child:
+        signal.setitimer(signal.ITIMER_PROF, 0.01 + 0.04 * attempt)  # of processor time: SIGPROF ends it as SIGKILL would
         erasure.erase(home, who, settings=Settings(home=home), by="officer", as_of=datetime(2026, 1, 31, tzinfo=UTC))
         os._exit(0)
-    time.sleep(0.02 + 0.06 * attempt)
-    os.kill(child, signal.SIGKILL)
-    if os.waitpid(child, 0)[1] != signal.SIGKILL:
+    if os.waitpid(child, 0)[1] != signal.SIGPROF:
         break
     kills += 1
 print(kills)
@@ -665,7 +664,7 @@ print(kills)
 
 
 @pytest.mark.slow
-def test_erasure_survives_sigkill_at_any_moment(built, shop):
+def test_erasure_survives_a_kill_at_any_moment(built, shop):
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(shop.home), shop.ids[ANNA]], capture_output=True, timeout=120, check=True, env=dict(os.environ)
     )
@@ -704,25 +703,29 @@ def _keep_clicking(home, stop, sent):
             time.sleep(0.05)
 
 
+def clicked(sent):
+    """Return once they have clicked again, be it before the erasure, meanwhile or afterwards."""
+    before, end = sent.value, time.monotonic() + 60
+    while sent.value == before:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
-def test_person_who_keeps_clicking_is_erased_all_the_same(built, shop):
+def test_person_who_keeps_clicking_is_erased_all_the_same(built, shop, monkeypatch):
     context = multiprocessing.get_context("fork")
     stop, sent = context.Event(), context.Value("i", 0)
     clicking = context.Process(target=_keep_clicking, args=(shop.home, stop, sent))
     clicking.start()
     try:
-        while not sent.value:
-            time.sleep(0.01)
-        started = time.monotonic()
+        clicked(sent)
+        noted = process._noted
+        monkeypatch.setattr(process, "_noted", lambda *told: (clicked(sent), noted(*told))[1])
         receipt = erase(shop)
-        took = time.monotonic() - started
-        erased_at = sent.value
-        time.sleep(0.3)
+        clicked(sent)
     finally:
         stop.set()
-        clicking.join(timeout=20)
-    assert took < 60
-    assert sent.value > erased_at > 25  # they clicked before, meanwhile and afterwards
+        clicking.join(timeout=60)
     assert found_in(shop.home, wanted(built, ANNA)) == []
     with closing(open_vault(shop.home)) as vault, closing(open_log(shop.home, settings=shop.settings, vault=vault)) as log:
         counts = log.counts()

@@ -32,13 +32,22 @@ def events(count, start=0):
 
 def drained(ports, count):
     """Read and commit with several consumers in turn; returns what each got."""
-    got, end = [[] for _ in ports], time.monotonic() + 20
+    got, end = [[] for _ in ports], time.monotonic() + 60
     while sum(map(len, got)) < count and time.monotonic() < end:
         for port, mine in zip(ports, got, strict=True):
-            some = port.read("g", max_events=20, wait_s=0.1)
-            port.commit("g", [event.position for event in some])
-            mine += some
+            mine += taken(port)
     return got
+
+
+def taken(port):
+    some = port.read("g", max_events=20, wait_s=0.1)
+    port.commit("g", [event.position for event in some])
+    return some
+
+
+def has_work(port):
+    """Whether a partition is this consumer's, once it has read."""
+    return bool(port._readers["g"]._consumer.assignment())
 
 
 def test_a_bare_record_is_known_by_its_place_and_received_when_the_broker_took_it(place, port, kafka_server):
@@ -58,7 +67,10 @@ def test_a_bare_record_is_known_by_its_place_and_received_when_the_broker_took_i
 def test_a_member_that_joins_shares_the_work_and_nothing_is_lost(place, port):
     port.append(events(200))
     first = drained([port], 100)[0]
-    second = place.open()
+    second, end = place.open(), time.monotonic() + 60
+    first += taken(second)
+    while not (has_work(port) and has_work(second)) and time.monotonic() < end:
+        first += [*taken(port), *taken(second)]
     port.append(events(200, start=200))
     shares = drained([port, second], 400 - len(first))
     second.close()
@@ -95,7 +107,8 @@ def test_a_consumer_that_gets_nothing_although_records_wait_is_made_anew(place, 
     monkeypatch.setattr(kafka, "STALL_S", 0.5)
     port.append(events(2, start=3))
     with pytest.raises(StoreError, match="StalledError"):
-        port.read("g", max_events=9, wait_s=10)
+        port.read("g", max_events=9, wait_s=60)
+    monkeypatch.setattr(kafka, "STALL_S", 60.0)
     assert sorted(event.payload for event in drained([port], 2)[0]) == [b"3", b"4"]
     assert port._readers["g"]._consumer is not stuck
 
@@ -104,6 +117,9 @@ def test_a_consumer_that_has_nothing_to_read_is_left_alone(place, port, monkeypa
     port.append(events(1))
     ports = [port, place.open(), place.open()]  # more than there are partitions
     assert sum(len(mine) for mine in drained(ports, 1)) == 1
+    end = time.monotonic() + 60
+    while not all(one._asked(one._readers["g"]._is_member()) for one in ports) and time.monotonic() < end:
+        assert not any(taken(one) for one in ports)
     monkeypatch.setattr(kafka, "STALL_S", 0.2)
     members = [one._readers["g"]._consumer for one in ports]
     for _ in range(4):

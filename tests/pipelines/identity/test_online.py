@@ -7,6 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -476,14 +477,14 @@ def test_a_file_that_cannot_be_made_costs_no_link_and_is_tried_again(tmp_path: P
 def test_whoever_fails_time_and_again_is_tried_ever_more_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Online(tmp_path, fill=Held)) as online:
         publish(tmp_path, [seen("user_id:u")])
-        waits = []
+        waits, now_s = [], 1_000.0
+        monkeypatch.setattr("pipelines.identity.online.time", SimpleNamespace(monotonic=lambda: now_s))
         for _ in range(3):
             monkeypatch.setattr(online, "_again_s", 0.0)
             assert not online.refresh(), "it is being made"
-            begun_s = time.monotonic()
             with patch.object(Held, "is_done", side_effect=StoreError("its process ended with 1")), pytest.raises(StoreError):
                 online.refresh()
-            waits.append(online._again_s - begun_s)
+            waits.append(online._again_s - now_s)
         assert waits[0] < waits[1] < waits[2]
         monkeypatch.setattr(online, "_again_s", 0.0)
         online.refresh()

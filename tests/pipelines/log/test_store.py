@@ -382,10 +382,12 @@ def test_a_missing_segment_is_named(world, log):
 
 def test_the_books_balance_at_every_moment_of_a_busy_hour(world):
     door, reader, desk = world.open(), world.open(), world.open()
-    is_over, seen = threading.Event(), 0
+    is_over, is_seen, seen = threading.Event(), threading.Event(), 0
 
     def append():
         for start in range(0, 1_600, 20):
+            if start == 800:
+                assert is_seen.wait(60)
             door.append([world.event(n // 2) for n in range(start, start + 20)])
         is_over.set()
 
@@ -406,6 +408,8 @@ def test_the_books_balance_at_every_moment_of_a_busy_hour(world):
         after = desk.counts().appended
         assert before <= counts.committed + counts.parked + counts.erased + counts.pending <= after
         seen += 1
-    assert seen > 20, "the control: it was looked at while events came"
+        if seen > 20:
+            is_seen.set()
+    assert is_seen.is_set(), "the control: it was looked at while events came"
     assert desk.group_counts("g") == GroupCounts(committed=784, parked=16, erased=0, pending=0)
     assert desk.counts() == LogCounts(appended=800, duplicate=800, erased=0, parked=16)

@@ -118,7 +118,7 @@ def test_a_person_erased_under_a_stream_of_events_leaves_none(world):
 
     thread = threading.Thread(target=stream)
     thread.start()
-    assert is_warm.wait(30)
+    assert is_warm.wait(60)
     entomb(world)
     removed = desk.remove([ANNA])
     at_removal = len(outcomes)

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from scipy import sparse
 
@@ -258,27 +259,52 @@ def test_several_workers_take_up_a_search_that_was_broken_off(tmp_path):
     assert journal.stat().st_size > before
 
 
-class Slow(Bowl):
+class Held(Bowl):
+    """Ten fits end; those that begin after them wait for the file `go_on` in the folder, in which each process leaves its number."""
+
+    folder = None
+
     def fit(self, goal, validation=None):
-        time.sleep(0.2)
+        (self.folder / f"worker-{os.getpid()}").touch()
+        with (self.folder / "begun").open("ab") as file:
+            file.write(b"x")
+            file.flush()
+            is_held = file.tell() > 10
+        while is_held and not (self.folder / "go_on").exists():
+            time.sleep(0.01)
         return super().fit(goal, validation)
+
+
+def has_ended(pid):
+    """Or nobody has asked yet how it ended."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def until(is_so):
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_search_killed_with_nine_as_a_whole_is_taken_up_by_the_next_one(tmp_path):
     journal = tmp_path / "journal.log"
     words = {"storage": Storage(journal), "study_name": "s"}
-    doomed = multiprocessing.get_context("fork").Process(target=searched, args=(Slow,), kwargs=words)
+    Held.folder = tmp_path
+    doomed = multiprocessing.get_context("fork").Process(target=searched, args=(Held,), kwargs=words)
     doomed.start()
     with closing(open_study("s/2", Storage(journal))) as study:
-        until = time.monotonic() + 60
-        while len(study.finished()) < 4 and time.monotonic() < until:
-            time.sleep(0.05)
+        until(lambda: len(study.finished()) >= 4)
         doomed.kill()
         doomed.join()
-        time.sleep(1.0)  # its workers have seen that they are alone
+        (tmp_path / "go_on").touch()
+        workers = [int(path.name.partition("-")[2]) for path in tmp_path.glob("worker-*")]
+        until(lambda: all(map(has_ended, workers)))  # they have seen that they are alone
         kept = study.finished()
-        time.sleep(0.5)
-        assert 4 <= len(study.finished()) == len(kept) < 14
+        assert 4 <= len(kept) < 14
     params, seen = searched(Bowl, **words)
     assert (params, seen) == searched(Bowl)
     assert [(n, *other) for n, *other in seen if n in kept] == [(n, kept[n].params["x"], kept[n].value) for n in sorted(kept)]
