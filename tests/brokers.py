@@ -30,6 +30,7 @@ KAFKA_USER, KAFKA_PASSWORD = "rapport", "kafka-test-password"
 _RABBITMQ_FOLDER = Path("/usr/lib/rabbitmq/bin")  # Debian's /usr/sbin/rabbitmq-server would change to the package's user
 _JAVA = ("java", "-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
 _START_S = 180
+_PORTS = range(20_000, 32_768)
 
 
 class Server:
@@ -213,10 +214,20 @@ def postgresql() -> Iterator[Server]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, and that stays this process's though it may be long until something listens there.
+
+    It lies below those that the system gives to callers. As a sign to the other processes of the tests its UDP port is held to the end.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, socket.socket(type=socket.SOCK_DGRAM) as sign:
+            try:
+                sign.bind(("127.0.0.1", port))
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            sign.detach()
+            return port
+    raise RuntimeError(f"no port of {_PORTS} is free")
 
 
 @contextlib.contextmanager

@@ -167,7 +167,7 @@ def run(*words):
     assert done.stdout, (words, done.output, done.exception)
     return json.loads(done.stdout.splitlines()[-1])
 
-settings = Settings(serving={"port": 0})
+settings = Settings(serving={"port": 0, "deadline_ms": 10_000})
 told = {"models": models.__path__[0], "trained": run("train", "second_order", "--trials", "1"), "scored": run("score")}
 told["champion"] = registry.champions(settings.home)["second_order"]["version"]
 known = told["known"] = tables.read(settings.home, tables.RECOMMENDATIONS, ["customer_id"])["customer_id"].iloc[0]

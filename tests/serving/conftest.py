@@ -83,6 +83,17 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("bad_request", wrong, ids=[f"{path[1:]}-{field}-{i}" for i, (path, _, field) in enumerate(wrong)])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_ports(brokers):
+    """A service that may choose its port is given one that no other process of the tests has."""
+    from serving import process
+
+    usable = process._usable_port
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "_usable_port", lambda host, port: usable(host, port or brokers.free_port()))
+        yield
+
+
 @pytest.fixture(scope="session")
 def cast():
     """Who is who in the shop, and when it is."""

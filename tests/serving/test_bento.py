@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -35,7 +34,7 @@ def test_requirements_are_those_of_the_lock_file():
 
 
 @pytest.mark.slow
-def test_bento_starts_from_the_signed_models_of_a_home_and_answers(shop, cast, tmp_path):
+def test_bento_starts_from_the_signed_models_of_a_home_and_answers(shop, cast, tmp_path, brokers):
     import bentoml
 
     bento = bentoml.bentos.build_bentofile(str(BENTO / "bentofile.yaml"), build_ctx=str(ROOT))  # as `bentoml build` does
@@ -47,9 +46,7 @@ def test_bento_starts_from_the_signed_models_of_a_home_and_answers(shop, cast, t
 
     home = shutil.copytree(shop, tmp_path / "home", symlinks=True)
     access.ensure_keys(Settings(home=home))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = brokers.free_port()
     serve = [sys.executable, "-m", "bentoml", "serve", str(bento.tag), "--host", "127.0.0.1", "--port", str(port)]
     variables = os.environ | QUIET_ENVIRONMENT | {"RAPPORT_HOME": str(home), "RAPPORT_SERVING__DEADLINE_MS": "10000", "PYTHONPATH": ""}
     with (tmp_path / "log").open("w") as log:

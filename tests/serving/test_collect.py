@@ -4,6 +4,7 @@ import asyncio
 import base64
 import gzip
 import json
+import threading
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pipelines.settings import Settings
 from serving import access, collect
 from serving.access import COLLECTION, PIXEL, Role
 from serving.collect import Collector, Store, open_store
+from serving.commits import Commits
 from serving.gateway import Gateway
 from serving.openapi import describe_collection
 from serving.rates import Bucket
@@ -156,6 +158,8 @@ def test_answer_waits_for_the_commit(tmp_path):
                 transport=transport, base_url="http://shop", headers={"Authorization": basic(world.keys[Role.COLLECT])}
             ) as http:
                 answers = [asyncio.create_task(http.post("/v1/track", json=CALLS["track"])) for _ in range(5)]
+                while sum(n for _, n in held) < 5:
+                    await asyncio.sleep(0.001)
                 _, waiting = await asyncio.wait(answers, timeout=0.2)
                 assert len(waiting) == 5
                 for future, n in held:
@@ -388,14 +392,30 @@ def test_event_that_cannot_be_written_fails_alone(tmp_path):
         assert [answer.status_code for answer in world.send.together(sent)] == [200, 500, 200]
 
 
-def test_more_events_than_may_wait_are_refused_and_come_through_later(tmp_path):
-    with running(Settings(home=tmp_path, collect={"queue_events": 1_000})) as world:
+def test_more_events_than_may_wait_are_refused_and_come_through_later(tmp_path, monkeypatch):
+    refused, kept = threading.Event(), Commits.kept
+
+    async def told(commits, events):
+        try:
+            return await kept(commits, events)
+        except QueueFull:
+            refused.set()
+            raise
+
+    def open_slow(settings):
+        store = open_store(settings)
+        append = store.log.append
+        store.log.append = lambda events: (refused.wait(60), append(events))[1]  # no commit ends before somebody was refused
+        return store
+
+    monkeypatch.setattr(Commits, "kept", told)
+    with running(Settings(home=tmp_path, collect={"queue_events": 1_000}), open_store=open_slow) as world:
         batch = {"batch": [CALLS["page"] | {"type": "page"}] * 400}
         answers = world.send.together([("/v1/batch", batch)] * 8)
         assert {answer.status_code for answer in answers} == {200, 503}
-        kept = sum(answer.status_code == 200 for answer in answers)
+        n_kept = sum(answer.status_code == 200 for answer in answers)
         assert world.send("/v1/batch", batch).status_code == 200
-        assert world.collector._store.log.counts().appended == 400 * (kept + 1)
+        assert world.collector._store.log.counts().appended == 400 * (n_kept + 1)
 
 
 def test_bodies_beyond_what_may_be_held_are_refused(world, monkeypatch):
