@@ -4,7 +4,7 @@ over the nodes of its integrals alone. The same formulas and rules, so the same 
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from math import exp, expm1, inf, log, log1p, sqrt
+from math import exp, expm1, log, log1p, sqrt
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ RAREST = 1e-9  # no probability is nearer to 0 or 1
 MOST = (1e6, 1e6, 1e5, 1e5)  # of a history's columns
 
 _LARGEST_LOG = 700.0  # of a number whose like is still a number
+_NEVER = -1e9  # logarithm of what cannot be
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(ORDER_NODES)
 ORDER_PLACES, ORDER_WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2  # on [0, 1]
 _NODES, _LEAVING_WEIGHTS = np.polynomial.legendre.leggauss(FEW_NODES)
@@ -23,6 +24,10 @@ _LEAVING_PLACES = (_NODES + 1) / 2
 # the same as numbers
 _ORDER_RULE = list(zip(ORDER_PLACES.tolist(), ORDER_WEIGHTS.tolist(), strict=True))
 _LEAVING_STEPS, _LEAVING_SHARES = _LEAVING_PLACES.tolist(), _LEAVING_WEIGHTS.tolist()
+_LEAVING_LINE = np.array([np.ones(FEW_NODES), _LEAVING_PLACES])  # from a start and a length to all nodes between
+# which of the eight of either kind each mixture has
+_VISITS, _ORDERS, _FIRST, _LAST = np.array(list(product([0, 1], repeat=4))).T
+_ORDERS_OF, _LEAVING_OF = 4 * _VISITS + 2 * _FIRST + _ORDERS, 4 * _VISITS + 2 * _FIRST + _LAST
 
 Known = tuple[float, float, float, float]  # visits, orders, and the ages of the first and the last event in days
 
@@ -71,30 +76,34 @@ def logits_of_mixtures(params: Sequence[float], history: Sequence[float], refere
     """
     r, alpha, s, beta, p, q = params
     both_visits, both_orders, firsts, lasts = zip(held(reference, reference), held(history, reference), strict=True)
-    orders, weights, leaving = [], [], []
-    for visits, first in product(both_visits, firsts):
-        shape, to_rate, to_leave = r + visits - 1.0, alpha + first, beta + first
+    orders: list[float] = []
+    leaving: list[float] = []
+    for visits in both_visits:
+        shape, shares = r + visits - 1.0, list[tuple[float, float]]()
         for n_orders in both_orders:
             brings = min(n_orders, visits)
-            for share, weight in two_shares(p + brings, q + visits - brings):
+            shares += two_shares(p + brings, q + visits - brings)
+        for first in firsts:
+            to_rate, to_leave = alpha + first, beta + first
+            for share, weight in shares:
                 to_order = to_rate / share
-                orders.append((-expm1(-shape * log1p(horizon_days / to_order)), shape, to_order / to_leave))
-                weights.append(weight)
-        scale = shape * log(to_rate) + s * log(to_leave)
-        for last in lasts:
-            start, length, k, other, _ = _cut(first - min(last, first) if visits > 1.0 else 0.0, first, shape, alpha, s + 1.0, beta)
-            leaving.append((start, length, k, other, scale + log(s * length / 2) if length > 0.0 else -inf))
-    by_horizon, shapes, slowness = np.array(orders).T[:, :, None]
-    stays = np.exp(-s * np.log1p(slowness * np.expm1(np.log1p(-by_horizon * ORDER_PLACES) / -shapes))) @ ORDER_WEIGHTS
-    if_alive = np.add.reduce((by_horizon[:, 0] * stays * weights).reshape(2, 2, 2, 1, 2), axis=-1)  # by visits, first, orders
-    starts, lengths, ks, others, scales = np.array(leaving).T[:, :, None]
-    w = starts + lengths * _LEAVING_PLACES
-    logs = ks * w - others * np.log(np.exp(w) + abs(beta - alpha))
-    top = np.maximum.reduce(logs, axis=1, keepdims=True)
-    left = np.log(np.exp(logs - top) @ _LEAVING_WEIGHTS) + (top + scales)[:, 0]
-    odds = np.exp(np.minimum(left, _LARGEST_LOG)).reshape(2, 2, 1, 2)
-    found = np.minimum(np.maximum(if_alive / (1.0 + odds), RAREST), 1.0 - RAREST).transpose(0, 2, 1, 3).ravel()
-    return np.asarray(np.log1p(-found) - np.log(found))
+                none_by_horizon = expm1(-shape * log1p(horizon_days / to_order))  # less 1
+                orders += (none_by_horizon, -1.0 / shape, to_order / to_leave, -weight * none_by_horizon)
+            scale = shape * log(to_rate) + s * log(to_leave)
+            for last in lasts:
+                start, length, k, other, _ = _cut(first - min(last, first) if visits > 1.0 else 0.0, first, shape, alpha, s + 1.0, beta)
+                size = scale + log(s * length / 2) if length > 0.0 else _NEVER
+                leaving += (start, length, size + k * start, k * length, other)
+    columns = np.array(orders).reshape(16, 4)
+    by_horizon, by_shape, slowness = columns[:, :3].T[:, :, None]
+    stays = np.exp(-s * np.log1p(slowness * np.expm1(by_shape * np.log1p(by_horizon * ORDER_PLACES)))) @ ORDER_WEIGHTS
+    stays *= columns[:, 3]
+    columns = np.array(leaving).reshape(8, 5)
+    nodes, powers = columns[:, :2] @ _LEAVING_LINE, columns[:, 2:4] @ _LEAVING_LINE
+    logs = powers - columns[:, 4:] * np.log(np.exp(nodes) + abs(beta - alpha))
+    odds = np.exp(np.minimum(logs, _LARGEST_LOG)) @ _LEAVING_WEIGHTS
+    found = (stays[::2] + stays[1::2]).take(_ORDERS_OF) / (odds + 1.0).take(_LEAVING_OF)
+    return np.asarray(np.log(1.0 / np.minimum(np.maximum(found, RAREST), 1.0 - RAREST) - 1.0))
 
 
 def two_shares(a: Any, b: Any, *, root: Callable[[Any], Any] = sqrt) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
