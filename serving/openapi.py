@@ -1,15 +1,15 @@
 """The OpenAPI description of what the gateway answers itself and BentoML therefore does not describe: collection, and people; and of what
-BentoML leaves out: which fields may be null.
+BentoML leaves out: refusals, which fields may be null, and bodies that may be sent as they are shown.
 
 In: a document. Out: the same with their paths and bodies. Describes; decides nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from serving import wire
-from serving.access import ERASURE, EXPORT, PIXEL, PROFILE
+from serving.access import ERASURE, EXPORT, PIXEL, PROFILE, is_score
 
 _TEXT: dict[str, Any] = {"type": "string"}
 _OBJECT: dict[str, Any] = {"type": "object"}
@@ -32,6 +32,21 @@ _OWN: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "group": ("A group that somebody belongs to.", ["groupId"], {"groupId": _TEXT, "traits": _OBJECT}),
     "alias": ("Two ids of one person.", ["previousId", "userId"], {"previousId": _TEXT}),
 }
+# A body of each call. Without a messageId and a time, so that whoever sends it twice has sent two calls, of now.
+_SAMPLES: dict[str, dict[str, Any]] = {
+    "track": {
+        "userId": "u1",
+        "event": "Product Viewed",
+        "properties": {"product_id": "i00312", "category": "tools", "price": 19.9},
+        "context": {"consent": {"categoryPreferences": {"personalization": True}}},
+    },
+    "identify": {"userId": "u1", "anonymousId": "a1", "traits": {"email": "anna@example.org"}},
+    "page": {"anonymousId": "a1", "name": "Home"},
+    "screen": {"anonymousId": "a1", "name": "Home"},
+    "group": {"userId": "u1", "groupId": "g1", "traits": {"name": "Regulars"}},
+    "alias": {"previousId": "a1", "userId": "u1"},
+}
+_SAMPLES["batch"] = {"batch": [{"type": kind, **_SAMPLES[kind]} for kind in ("track", "identify")]}
 _CODES = {
     "400": "not a call; `field` names what is wrong",
     "401": "no valid write key",
@@ -44,6 +59,7 @@ _CODES = {
     "507": "the disk is full; send them again later",
 }
 _SUCCESS = {"type": "object", "required": ["success"], "properties": {"success": {"type": "boolean", "enum": [True]}}}
+_BENTOML = "Service APIs"  # how BentoML calls what a service answers
 _SECURITY: list[dict[str, list[str]]] = [{"writeKey": []}, {"key": []}]
 
 
@@ -64,6 +80,29 @@ def _schemas(part: Any) -> Iterator[dict[str, Any]]:
         yield part
     for child in inner:
         yield from _schemas(child)
+
+
+def describe_decisions(document: dict[str, Any], paths: Iterable[str]) -> None:
+    """Give the paths of decisions their key, a summary, a body to send and their refusals. Expects the schema `Refusal`."""
+    tag = {"name": "Decisions", "description": "What to show a customer, and what they are likely to do."}
+    document["tags"] = [tag, *(other for other in document.get("tags", []) if other["name"] != _BENTOML)]
+    codes = {
+        "400": "not a valid request",
+        "401": "no valid key",
+        "403": "a key of a lesser role",
+        "413": "too large",
+        "429": "too many",
+        "503": "it cannot be answered in time; Retry-After says when to ask again",
+    }
+    for path in paths:
+        missing = {"404": "no such model; the message lists those there are"} if is_score(path) else {}
+        operation = document["paths"][path]["post"]
+        operation |= {"tags": [tag["name"]], "summary": operation["description"], "security": [{"key": []}]}
+        operation["requestBody"]["content"]["application/json"]["example"] = (
+            {"customer_id": "u1", "k": 5} if path == "/recommend" else {"customer_ids": ["u1", "u2"], "reasons": 3}
+        )
+        given = {str(code): answer for code, answer in operation["responses"].items() if str(code) == "200"}
+        operation["responses"] = given | _described(codes | missing)
 
 
 def describe_collection(document: dict[str, Any]) -> None:
@@ -99,7 +138,6 @@ def _about_person(name: str, about: str, done: dict[str, str], more: list[dict[s
         "429": "too many such requests wait",
         "503": "the worker beside the service is not running",
     }
-    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     return {
         "tags": ["People"],
         "summary": about,
@@ -108,7 +146,7 @@ def _about_person(name: str, about: str, done: dict[str, str], more: list[dict[s
         "parameters": [who, *(more or [])],
         "responses": {
             **{code: {"description": text, "content": {"application/json": {"schema": _OBJECT}}} for code, text in done.items()},
-            **{code: {"description": text, "content": body} for code, text in codes.items()},
+            **_described(codes),
         },
     }
 
@@ -123,7 +161,7 @@ def _batch() -> dict[str, Any]:
 
 def _operation(kind: str) -> dict[str, Any]:
     about = _OWN[kind][0] if kind in _OWN else "Calls of any kind; the good ones are kept, each bad one is set aside with its reason."
-    schema = {"schema": {"$ref": f"#/components/schemas/{kind.title()}"}}
+    schema = {"schema": {"$ref": f"#/components/schemas/{kind.title()}"}, "example": _SAMPLES[kind]}
     return {
         "tags": ["Collection"],
         "summary": about,
@@ -131,7 +169,7 @@ def _operation(kind: str) -> dict[str, Any]:
         "operationId": f"collect_{kind}",
         "security": _SECURITY,
         "requestBody": {"required": True, "content": {"application/json": schema, "text/plain": schema}},
-        "responses": {"200": {"description": "kept", "content": {"application/json": {"schema": _SUCCESS}}}, **_refusals()},
+        "responses": {"200": {"description": "kept", "content": {"application/json": {"schema": _SUCCESS}}}, **_described(_CODES)},
     }
 
 
@@ -150,10 +188,11 @@ def _pixel() -> dict[str, Any]:
         "operationId": "collect_pixel",
         "security": [],
         "parameters": [{"name": name, "in": "query", "schema": _TEXT, "description": text} for name, text in about.items()],
-        "responses": {"200": {"description": "kept; a transparent image", "content": {"image/gif": {}}}, **_refusals()},
+        "responses": {"200": {"description": "kept; a transparent image", "content": {"image/gif": {}}}, **_described(_CODES)},
     }
 
 
-def _refusals() -> dict[str, Any]:
+def _described(codes: Mapping[str, str]) -> dict[str, Any]:
+    """Refusals: code -> what it means, with the shape that all of them have."""
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    return {code: {"description": about, "content": body} for code, about in _CODES.items()}
+    return {code: {"description": about, "content": body} for code, about in codes.items()}

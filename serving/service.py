@@ -53,7 +53,7 @@ from serving.console.sessions import Sessions
 from serving.fallbacks import Deadline, trace
 from serving.gateway import Gateway
 from serving.metrics import SECONDS
-from serving.openapi import describe_collection, describe_nulls, describe_people
+from serving.openapi import describe_collection, describe_decisions, describe_nulls, describe_people
 from serving.otlp import Exporter
 from serving.people import People
 from serving.process import starter_lives
@@ -226,20 +226,7 @@ def _described(document: dict[str, Any]) -> bytes:
     text = {"type": "string"}
     problem = {"type": "object", "required": ["code", "message"], "properties": {"code": text, "message": text, "field": text}}
     components.setdefault("schemas", {})["Refusal"] = {"type": "object", "required": ["error"], "properties": {"error": problem}}
-    body = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
-    codes = {"400": "not a valid request", "401": "no valid key", "403": "a key of a lesser role", "413": "too large", "429": "too many"}
-    for path in ("/recommend", *SCORED):
-        operation = document["paths"][path]["post"]
-        operation["security"] = [{"key": []}]
-        operation["responses"] = {
-            **{str(code): answer for code, answer in operation["responses"].items() if str(code) == "200"},
-            **{code: {"description": meaning, "content": body} for code, meaning in codes.items()},
-            **(
-                {"404": {"description": "no such model; the message lists those there are", "content": body}}
-                if access.is_score(path)
-                else {}
-            ),
-        }
+    describe_decisions(document, ["/recommend", *SCORED])
     describe_nulls(document)
     describe_collection(document)
     describe_people(document)

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import SimpleNamespace
 from urllib.parse import quote, urlencode
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from pipelines.errors import StoreError
-from pipelines.log import LogFull, Outcome, QueueFull
+from pipelines.log import LogFull, Outcome, QueueFull, open_log
 from pipelines.settings import Settings
 from serving import access, collect
 from serving.access import COLLECTION, PIXEL, Role
@@ -649,6 +649,19 @@ def test_nothing_of_an_event_is_logged(world, caplog):
         world.send("/v1/batch", {"batch": [{"type": secret, "userId": secret}]})
         world.send(f"{PIXEL}?userId={secret}", method="GET", key=secret)
     assert secret not in caplog.text
+
+
+def test_documented_bodies_are_kept_as_they_are_shown(tmp_path):
+    document = {"paths": {}, "components": {"schemas": {"Refusal": {}}, "securitySchemes": {"key": {}}}}
+    describe_collection(document)
+    with running(Settings(home=tmp_path)) as world:
+        for path in (f"/v1/{call}" for call in CALLS):
+            for shown in document["paths"][path]["post"]["requestBody"]["content"].values():
+                assert world.send(path, shown["example"]).status_code == 200, path
+                kept = events_of(world)
+                assert len(kept) == (2 if path == "/v1/batch" else 1), path
+        with closing(open_log(tmp_path, settings=world.settings)) as log:
+            assert log.counts().parked == 0
 
 
 def test_documentation_describes_every_call_and_what_it_refers_to():

@@ -141,10 +141,20 @@ def test_documentation_describes_the_answers_that_are_given(world, cast):
         operation = document["paths"][path]["post"]
         described = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert set(described["properties"]) == set(world.ask("POST", path, json=body).json())
-        assert {"400", "401", "403", "413", "429"} <= set(operation["responses"])
+        assert {"400", "401", "403", "413", "429", "503"} <= set(operation["responses"])
         assert operation["security"]
     assert set(document["paths"]) >= {"/recommend", "/churn", "/intent", *(f"/score/{task}" for task in tasks.declared())}
     assert document["paths"]["/score/return_risk"]["post"]["responses"]["404"]
+
+
+def test_documented_requests_are_answered_as_they_are_shown(world):
+    document = world.ask("GET", "/docs.json").json()
+    decisions = {path: one["post"] for path, one in document["paths"].items() if "post" in one and one["post"]["tags"] == ["Decisions"]}
+    assert set(decisions) == {"/recommend", "/churn", "/intent", *(f"/score/{task}" for task in tasks.declared())}
+    assert document["tags"][0]["name"] == "Decisions"
+    for path, operation in decisions.items():
+        assert world.ask("POST", path, json=operation["requestBody"]["content"]["application/json"]["example"]).status_code == 200, path
+        assert operation["summary"]
 
 
 def test_a_model_at_a_path_of_its_own_and_under_its_name_is_one(world, cast):
