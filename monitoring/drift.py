@@ -181,7 +181,7 @@ def run(home: Path, *, settings: Settings, as_of: datetime) -> DriftRun:
     verdict = reports.worst(report.verdict for report in judged.values())
     result = DriftRun(as_of.isoformat(), verdict, judged, not_judged, references, kept)
     reports.write_json(path, asdict(result))
-    reports.write_drift(path.with_suffix(".html"), asdict(result), frames, settings=limits)
+    reports.write_drift(path.with_suffix(".html"), asdict(result), frames, settings=limits, alpha=ALPHA)
     return result
 
 

@@ -28,9 +28,10 @@ METRICS = {"selection_rate": "Selection rate", "true_positive_rate": "True-posit
 COLOURS = {"alarm": "#c00000", "ok": "#4d4d4d"}
 HOW_TO_READ_DRIFT = (
     "A column has **drifted** when its effect is large (PSI from {psi_limit:g}, W1 from {w1_limit:g} reference standard deviations, share "
-    "of nulls changed by {null_limit:.0%} or more) **and** larger than chance explains, all columns together. Effect 1 is the limit. It is "
-    "an **alarm** when 2 of the last 3 windows show it, or the only one known. **Ageing** columns change because the log grows. Open a row "
-    "to see the distributions, drawn from a sample of at most {sample_rows:,} rows; the figures are of all rows."
+    "of nulls changed by {null_limit:.0%} or more) **and** larger than chance explains (p, corrected over all columns, at most {alpha:g}). "
+    "Effect 1 is the limit. It is an **alarm** when 2 of the last 3 windows show it, or the only one known. **Ageing** columns change "
+    "because the log grows. Open a row to see the distributions, drawn from a sample of at most {sample_rows:,} rows; the figures are of "
+    "all rows."
 )
 HOW_TO_READ_BIAS = (
     "Each point is the gap between a group and **all other rows**, with its 95 % interval. It is an **alarm** only where the whole "
@@ -62,13 +63,16 @@ def write_json(path: Path, values: Values) -> None:
     _replace(path, json.dumps(values, indent=1, allow_nan=False))
 
 
-def write_drift(path: Path, run: Values, frames: Mapping[str, tuple[Frame, Sequence[Frame]]], *, settings: MonitoringSettings) -> list[Any]:
+def write_drift(
+    path: Path, run: Values, frames: Mapping[str, tuple[Frame, Sequence[Frame]]], *, settings: MonitoringSettings, alpha: float
+) -> list[Any]:
     """Replace the page of a drift run; returns Evidently's snapshots, one for each subject.
 
-    run: the values of drift.json. frames: name -> current rows, and the reference's parts: rows of different columns.
+    run: the values of drift.json. alpha: the largest corrected p-value that drift was judged by. frames: name -> current rows, and the
+    reference's parts: rows of different columns.
     """
     e, snapshots = _evidently(), []
-    widgets = _head("Drift", run, HOW_TO_READ_DRIFT.format(**settings.model_dump()))
+    widgets = _head("Drift", run, HOW_TO_READ_DRIFT.format(**settings.model_dump(), alpha=alpha))
     for name, subject in run["subjects"].items():
         seed = _seed(name, run["references"][name], subject["n"])
         current, reference = _samples(*frames[name], settings.sample_rows, seed)

@@ -293,7 +293,7 @@ def training(rng, n):
 def pages(monkeypatch):
     """The pages are tested in test_reports.py; they cost seconds."""
     drawn = []
-    monkeypatch.setattr(reports, "write_drift", lambda path, run, frames, *, settings: drawn.append((path, run, frames)))
+    monkeypatch.setattr(reports, "write_drift", lambda path, run, frames, **_: drawn.append((path, run, frames)))
     return drawn
 
 

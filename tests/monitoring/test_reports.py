@@ -84,6 +84,17 @@ def test_the_fixture_alarms_where_it_was_planted(home):
     assert home.drift.verdict == home.bias.verdict == "alarm"
 
 
+def test_every_limit_that_a_column_is_judged_by_stands_in_the_page(home):
+    limits = SETTINGS.monitoring
+    for said in (
+        f"PSI from {limits.psi_limit:g}",
+        f"W1 from {limits.w1_limit:g}",
+        f"by {limits.null_limit:.0%}",
+        f"at most {drift.ALPHA:g}",
+    ):
+        assert said in page(home, "drift")
+
+
 def test_the_drift_snapshot_holds_the_numbers_of_the_json(home):
     (found,) = metrics(home.drift_snapshots[0], "DriftVerdicts")
     assert rows(found["value"]) == stored(home, "drift")["subjects"]["churn"]["columns"]
