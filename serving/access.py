@@ -126,6 +126,11 @@ class Refusal:
 
 
 UNAUTHENTICATED = Refusal(401, "unauthenticated", "a valid key is expected as 'Authorization: Bearer KEY'")
+NO_WRITE_KEY = Refusal(
+    401,
+    "unauthenticated",
+    "a valid write key is expected: as user name of Basic, as 'Authorization: Bearer KEY', or as writeKey in the call",
+)
 FORBIDDEN: Mapping[Need, Refusal] = {
     need: Refusal(403, "forbidden", f"this key's role may not do this; a key of the role {' or '.join(sorted(roles))} may")
     for need, roles in _ALLOWED.items()
@@ -215,7 +220,7 @@ def refuse(route: Route, role: Role | None, *, is_local: bool) -> Refusal | None
     if route.need is Need.NOTHING or (route.need is Need.READ and is_local):
         return None
     if role is None:
-        return UNAUTHENTICATED
+        return NO_WRITE_KEY if route.need is Need.COLLECT else UNAUTHENTICATED
     return None if role in _ALLOWED[route.need] else FORBIDDEN[route.need]
 
 

@@ -254,6 +254,7 @@ def test_without_a_key_that_collects_nothing_is_taken(world, path):
     body = CALLS[COLLECTION.get(path, "page")]
     assert code_of(world.send(path, body, method=method, key=None)) == (401, "unauthenticated")
     assert code_of(world.send(path, body, method=method, key="wrong")) == (401, "unauthenticated")
+    assert "user name of Basic" in world.send(path, body, method=method, key="wrong").json()["error"]["message"]
     assert code_of(world.send(path, body | {"writeKey": world.keys[Role.COLLECT]}, method=method, key="wrong")) == (401, "unauthenticated")
     assert code_of(world.send(path, body, method=method, key=Role.DECIDE)) == (403, "forbidden")
     assert (
