@@ -23,6 +23,7 @@ from pipelines.errors import PipelineError
 
 # what a folder or disk answers that a person can mend; any other error of the system is a defect, and shows its trace
 _MENDABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR})
+_INTERRUPTED = "Query interrupted"  # how DuckDB says that Ctrl-C came while it was at work
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 keys_app = typer.Typer(no_args_is_help=True, help="Keys of callers: list, add, revoke; a running service follows within seconds.")
@@ -34,7 +35,7 @@ app.add_typer(monitor_app, name="monitor")
 
 
 def main() -> None:
-    """Run the command line; expected errors become one sentence and exit 1."""
+    """Run the command line; expected errors become one sentence and exit 1, Ctrl-C exit 130."""
     try:
         app()
     except PipelineError as error:
@@ -44,6 +45,10 @@ def main() -> None:
             raise
         what = f"{error.filename} could not be used ({error.strerror})" if error.filename else str(error.strerror)
         _fail(f"{what}; mend its rights or free space on its disk, or set RAPPORT_HOME to a folder that can be written")
+    except RuntimeError as error:
+        if str(error) != _INTERRUPTED:
+            raise
+        raise SystemExit(130) from None
 
 
 def _fail(sentence: str) -> NoReturn:

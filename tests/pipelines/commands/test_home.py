@@ -1,4 +1,4 @@
-"""The home that a verb works on: one that is none, one of nobody, one that may not be written."""
+"""The home that a verb works on: one that is none, one of nobody, one that may not be written; and how an interrupted verb ends."""
 
 import errno
 import os
@@ -63,12 +63,23 @@ def test_what_the_disk_refuses_is_one_sentence(run, monkeypatch, number):
     assert len(told.splitlines()) == 1
 
 
-def test_what_no_person_can_mend_shows_its_trace(run, monkeypatch):
+def test_interrupted_query_ends_as_an_interrupted_program_does(run, monkeypatch):
+    def work():
+        raise RuntimeError("Query interrupted")  # what DuckDB makes of Ctrl-C while it is at work
+
+    monkeypatch.setattr(home, "settings", work)
+    assert run("keys", "list") == (130, "")
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "reset"), RuntimeError("a defect")], ids=lambda error: type(error).__name__
+)
+def test_what_no_person_can_mend_shows_its_trace(run, monkeypatch, error):
     def fail():
-        raise ConnectionResetError(errno.ECONNRESET, "reset")
+        raise error
 
     monkeypatch.setattr(home, "settings", fail)
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(type(error)):
         run("keys", "list")
 
 
