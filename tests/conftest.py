@@ -3,18 +3,21 @@
 import fcntl
 import importlib.util
 import os
+import random
 import shutil
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 from hypothesis.internal.constants_ast import Constants
 
+from pipelines import vault
 from pipelines.settings import silence_telemetry
 
 silence_telemetry()
@@ -31,6 +34,10 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(dir=SCRATCH)  # read w
 settings.register_profile("same everywhere", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same everywhere")
 providers._get_local_constants = Constants
+
+# Keys of the pseudonyms of new vaults: people have the same names in every run, and so come in the same order.
+KEYS = random.Random(0)
+vault.secrets = SimpleNamespace(token_bytes=KEYS.randbytes, token_urlsafe=vault.secrets.token_urlsafe)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -65,6 +72,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path not in slow, len(item.path.parts)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    KEYS.seed(item.nodeid)
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(SCRATCH, ignore_errors=True)
 
@@ -90,7 +102,10 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
             if not done.exists():
                 shutil.rmtree(made, ignore_errors=True)  # of one that failed
                 made.mkdir()
+                state = KEYS.getstate()
+                KEYS.seed(name)
                 make(made)
+                KEYS.setstate(state)
                 done.touch()
         return Path(shutil.copytree(made, tmp_path_factory.mktemp(name) / "home", symlinks=True))
 
