@@ -149,8 +149,13 @@ def test_visitor_identifies_is_known_withdraws_and_is_forgotten(live):
         scores = live.http.post(path, json={"customer_ids": ["ann"]}, headers=bearer("decide")).json()
         assert (scores["source"], scores["causes"]) == ("static", ["consent"])
 
-    profile = live.admin("GET", "/profile/ann%40example.com")
-    assert profile.status_code == 200, profile.text
+    def is_told_whole():
+        nonlocal profile
+        profile = live.admin("GET", "/profile/ann%40example.com")
+        return profile.status_code == 200 and "features" in profile.json()  # the store is not waited for
+
+    profile = None
+    wait_for(is_told_whole)
     told = profile.json()
     assert told["customer_id"] == visitor
     assert told["consent"]["personalization"]["is_allowed"] is False

@@ -30,8 +30,9 @@ def profiles(shop, opened):
 
 
 @pytest.fixture
-def desk(home, profiles):
+def desk(home, profiles, monkeypatch):
     """A gateway whose people are at `home`: `ask(method, path)`."""
+    monkeypatch.setattr(people, "READ_MS", 60_000)
     settings = Settings(home=home)
     access.ensure_keys(settings)
     keys = access.load_keys(settings)

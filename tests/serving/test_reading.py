@@ -14,7 +14,8 @@ def test_reads_are_measured_beside_feasts(tmp_path, redis_server, kind, monkeypa
     url = redis_server.url.rsplit("/", 1)[0] + "/10" if kind == "redis" else None
     settings = Settings(home=tmp_path, online=OnlineSettings(redis_url=url))
     bench.fill_for_reads(settings, customers=100)
-    monkeypatch.setattr(redis_source, "SILENCE_S", 60.0)  # a machine that stands still for a moment is no server that is silent
+    for patience in ("SILENCE_S", "CONNECT_S"):  # a machine that stands still for a moment is no server that is silent
+        monkeypatch.setattr(redis_source, patience, 60.0)
     rows = reading.measure_reads(tmp_path, at=bench.AS_OF, n=20, items=10, redis_url=settings.online.redis_url)
     assert [row["name"].rpartition(": ")[2] for row in rows] == ["p50", "p99"] * 2
     for row in rows:

@@ -30,6 +30,7 @@ SOON = Deadline.after_ms(3_600_000)
 def patience(monkeypatch):
     """A machine that stands still for a moment is no server that is silent."""
     monkeypatch.setattr(redis_source, "SILENCE_S", 60.0)
+    monkeypatch.setattr(redis_source, "CONNECT_S", 60.0)
     monkeypatch.setattr(store_guard, "PROBE_MS", 60_000)
 
 
@@ -141,14 +142,16 @@ def test_views_asked_for_together_are_what_each_is_by_itself(source, views, cast
     assert source.fetch_views([], keys, SOON) == []
 
 
-def test_server_that_does_not_answer_costs_no_more_than_the_deadline(source, views, cast, redis_server):
+def test_server_that_does_not_answer_costs_no_more_than_the_deadline(source, views, cast, redis_server, monkeypatch):
     view = views["customer_consent"]
     assert source.fetch(view, cast.customers[:1], SOON)
+    monkeypatch.setattr(redis_source, "CONNECT_S", 0.1)
     with redis_server.frozen():  # until both have given up
         with pytest.raises(Unavailable):
             source.fetch(view, cast.customers[:1], Deadline.after_ms(50))
         with pytest.raises((Unavailable, StoreFailure)):  # nor does one that is only asked for a connection
             RedisSource(source._url).fetch(view, cast.customers[:1], Deadline.after_ms(50))
+    monkeypatch.setattr(redis_source, "CONNECT_S", 60.0)
     assert source.fetch(view, cast.customers[:1], SOON)[0][1] == [True]
 
 

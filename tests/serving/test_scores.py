@@ -79,7 +79,7 @@ def test_reasons_are_the_three_strongest_contributions_with_their_values(answers
         assert weights == sorted(weights, reverse=True)
         assert {reason.feature for reason in prediction.reasons} <= set(learner.feature_names_)
     first = answer.predictions[0].reasons[0]
-    stored = answers.guard.ask(lambda p: p.read("churn_v1", cast.customers[:1], at=cast.now, deadline=Deadline.after_ms(1_000)))
+    stored = answers.guard.ask(lambda p: p.read("churn_v1", cast.customers[:1], at=cast.now, deadline=Deadline.after_ms(60_000)))
     derived = windows.derive(pd.DataFrame(stored.columns), cast.now)
     assert first.value == pytest.approx(derived[first.feature].iloc[0])
     explained = learner.explain(derived[learner.feature_names_]).iloc[0]

@@ -207,7 +207,7 @@ def test_what_a_score_was_computed_from_is_kept_with_its_model_and_instant(setti
     core.open()
     ids = [*cast.customers[:3], cast.denied, "nobody"]
     core.scoring.answer(task, ScoreRequest(customer_ids=ids), Deadline.after_ms(5_000))
-    read = core.guard.ask(lambda p: p.read(f"{task}_v1", ids[:3], at=cast.now, deadline=Deadline.after_ms(1_000)))
+    read = core.guard.ask(lambda p: p.read(f"{task}_v1", ids[:3], at=cast.now, deadline=Deadline.after_ms(60_000)))
     core.close()
     rows = {each.customer_id: each for each in kept(settings.home)}
     assert set(rows) == set(ids[:3])  # nobody who did not allow it

@@ -42,7 +42,7 @@ def published(url, queue, messages, **declared):
 
 def drained(port, count):
     events = []
-    while len(events) < count and (some := port.read("g", max_events=count, wait_s=10)):
+    while len(events) < count and (some := port.read("g", max_events=count, wait_s=60)):
         events += some
     return events
 
