@@ -131,7 +131,7 @@ def assert_same(sent, held, *, ours=OURS):
         }
         assert mine["originalTimestamp"] == event["timestamp"]
         skew = datetime.fromisoformat(mine["timestamp"]) - datetime.fromisoformat(event["timestamp"])
-        assert abs(skew.total_seconds()) < 5  # one clock: what is corrected is the way here
+        assert abs(skew.total_seconds()) < 60  # one clock, and they say an hour ago: what is corrected is the way here
 
 
 @pytest.mark.parametrize(("packs", "waits"), [(False, False), (True, False), (True, True)])
@@ -190,10 +190,12 @@ def test_browser_sends_from_the_page_of_a_known_origin_and_its_script_from_no_ot
         command = [*browser, "--virtual-time-budget=4000", "--dump-dom", f"{origin.origin}/page.html"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         said[origin] = json.loads(done.stdout.partition("<body>")[2].partition("</body>")[0])
-    time.sleep(0.5)  # a beacon is sent when the browser finds the time
     assert said[shop.known] == {"beacon": True, "pixel": "loaded", "fetched": '{"success": true}', "cookie": ""}
     assert said[shop.unknown]["fetched"] == "refused"  # a beacon and an image need no leave, as with any site
-    held = kept(shop, "browser")
+    held, end = kept(shop, "browser"), time.monotonic() + 60
+    while shop.known.origin + "beacon" not in held and time.monotonic() < end:  # it is sent when the browser finds the time
+        held |= kept(shop, "browser")
+        time.sleep(0.05)
     assert {name for name in held if name.startswith(shop.known.origin)} == {
         shop.known.origin + how for how in ("beacon", "pixel", "fetch")
     }
