@@ -23,14 +23,14 @@ def _brute_auc(label: np.ndarray, score: np.ndarray) -> float:
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_auc_equals_counting_all_pairs_and_ties_count_half(seed: int) -> None:
     label, score = _rows(seed)
     assert evaluation.auc(label, score) == pytest.approx(_brute_auc(label, score), abs=1e-12)
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_ranking_metrics_of_rows_see_neither_order_nor_scale(seed: int) -> None:
     label, score = _rows(seed)
     order = np.random.default_rng(seed).permutation(len(label))
@@ -40,7 +40,7 @@ def test_ranking_metrics_of_rows_see_neither_order_nor_scale(seed: int) -> None:
 
 
 @given(seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_an_integer_weight_is_that_many_copies_of_the_row(seed: int) -> None:
     label, score = _rows(seed)
     probability = 1 / (1 + np.exp(-score))

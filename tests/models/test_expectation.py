@@ -9,7 +9,7 @@ from scipy import sparse
 from models import evaluation, expectation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weights=st.lists(st.floats(0.001, 1.0), min_size=4, max_size=30),
     n=st.integers(1, 4),

@@ -153,7 +153,7 @@ def test_expected_wait_and_median_are_those_of_waits_drawn_from_the_curve() -> N
 curves = st.lists(st.floats(0, 1), min_size=1, max_size=6).map(lambda hazards: np.cumprod(1 - np.array([hazards]), axis=1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(survival=curves, period_days=st.sampled_from([1.0, 7.0]))
 @example(survival=np.ones((1, 3)), period_days=7.0)
 @example(survival=np.zeros((1, 3)), period_days=7.0)
@@ -177,7 +177,7 @@ instants = st.integers(0, 60).map(lambda halves: START + halves * DAY / 2)
 histories = st.lists(st.tuples(st.sampled_from("abc"), instants), max_size=12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=histories.filter(len), orders=histories, horizon=st.integers(1, 20), gap=st.integers(0, 4), end=instants)
 @example(rows=[("a", START)], orders=[("a", START + 7 * DAY)], horizon=7, gap=0, end=START + 7 * DAY)
 def test_a_wait_within_the_horizon_is_what_the_churn_label_calls_an_order(
@@ -193,7 +193,7 @@ def test_a_wait_within_the_horizon_is_what_the_churn_label_calls_an_order(
     assert (waited.days[np.isfinite(waited.days)] <= waited.followed_days[np.isfinite(waited.days)]).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     waited=st.lists(st.tuples(st.floats(0.01, 60) | st.just(np.inf), st.floats(0, 60)), min_size=1, max_size=20),
     period_days=st.sampled_from([1.0, 7.0, 28 / 3]),

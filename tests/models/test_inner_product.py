@@ -43,7 +43,7 @@ def searches(draw):
     return items.astype(np.float32), query.astype(np.float32), draw(st.integers(1, 60)), allowed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(searches(), st.integers(1, 20), st.integers(1, 4))
 def test_the_search_finds_what_the_plain_ranking_finds(search, leading, groups):
     items, query, k, allowed = search

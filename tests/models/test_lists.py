@@ -6,7 +6,7 @@ from models.lists import best, best_of_pairs, chosen
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 60))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_chosen_is_the_set_of_the_best_whatever_the_ties(seed: int, k: int, n_items: int) -> None:
     rng = np.random.default_rng(seed)
     scores = np.round(rng.normal(size=(4, n_items)), 1).astype(np.float32)

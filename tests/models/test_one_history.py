@@ -19,7 +19,7 @@ PARAMS = st.tuples(*[st.floats(math.log(SMALLEST), math.log(LARGEST)).map(math.e
 USUAL = (1.3, 7.0, 1.1, 150.0, 0.8, 4.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(PARAMS, SOUND, HISTORIES, st.floats(0.1, 400.0))
 @example(USUAL, (6.0, 1.0, 60.0, 5.0), (12.0, 3.0, 90.0, 2.0), 28.0)
 @example(USUAL, (6.0, 1.0, 60.0, 5.0), (1.0, 3.0, 90.0, 2.0), 28.0)

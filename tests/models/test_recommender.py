@@ -101,7 +101,7 @@ def test_customers_who_are_not_kept_leave_nothing_behind(before: sparse.csr_matr
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 400))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_best_k_equal_a_full_stable_sort_whatever_the_ties(seed: int, k: int, n_items: int) -> None:
     rng = np.random.default_rng(seed)
     scores = np.round(rng.normal(size=(4, n_items)), 1).astype(np.float32)

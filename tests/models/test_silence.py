@@ -81,7 +81,7 @@ def test_learned_twice_it_is_the_same_and_a_row_alone_gets_the_same_bits(people:
 NUMBERS = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.integers(0, 500).map(float))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(arrays(np.float64, (6, len(ROLES)), elements=NUMBERS), st.integers(0, 63))
 def test_of_any_numbers_whatever_it_learns_and_says_finite_ones(history: np.ndarray, labels: int) -> None:
     label = np.array([labels >> bit & 1 for bit in range(6)], dtype=float)

@@ -100,7 +100,7 @@ def test_new_items_only_leaves_out_what_was_bought_and_nothing_else() -> None:
     st.integers(0, 60 * 24),
     st.sampled_from(MODES),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_ranked_live_is_what_the_whole_log_would_give_to_the_last_bit(
     trained: TwoStage, acts: list[tuple[int, float, int]], since: int, mode: str
 ) -> None:

@@ -49,7 +49,7 @@ def test_home_without_acts_is_sound(tmp_path):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_any_changed_byte_is_told(tmp_path_factory, data):
     home = tmp_path_factory.mktemp("home")
     whole = b"".join(written(home, lines=3))

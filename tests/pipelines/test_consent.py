@@ -82,7 +82,7 @@ def test_answers_keep_the_order_of_the_questions() -> None:
     assert state(consents, *asked) == [int(who[1:]) % 3 == 0 for who, _ in asked]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.booleans(), st.integers(0, 9)), max_size=12),
     st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 10)), min_size=1, max_size=12),

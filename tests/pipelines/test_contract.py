@@ -132,7 +132,7 @@ def missed(rows: list[dict], passes_sql: str) -> set[int]:
     return set(contract.validate(table.to_pandas(types_mapper=pd.ArrowDtype)).rejected["index"]) - suspects
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.lists(st.fixed_dictionaries({name: st.sampled_from(values) for name, values in NEAR.items()}), min_size=1, max_size=60))
 def test_no_row_that_the_fast_path_lets_pass_would_be_refused(rows: list[dict]) -> None:
     assert missed(rows, contract.passes_sql()) == set()
@@ -187,7 +187,7 @@ def test_a_frame_without_a_column_is_the_callers_defect() -> None:
         contract.validate(frame({}).drop(columns="item_id"))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([None, *BROKEN]), min_size=1, max_size=30))
 def test_every_row_is_either_clean_or_rejected(kinds: list[str | None]) -> None:
     rows = frame(*(BROKEN[kind] if kind else {} for kind in kinds))

@@ -93,7 +93,7 @@ def test_guesses_are_not_learned_from_and_are_guessed_anew() -> None:
     pd.testing.assert_series_equal(filled["region"], fitted(frame, features, region="mode").apply(frame, features=features)["region"])
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from(["mode", "median", "model"]), st.floats(0.0, 1.0))
 def test_a_stated_value_is_never_replaced_and_the_frame_given_never_changed(seed: int, method: str, stated: float) -> None:
     frame, features, _ = people(200, signal=2.0, stated=stated, seed=seed)

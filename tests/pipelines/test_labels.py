@@ -111,7 +111,7 @@ def test_no_label_window_is_censored():
 
 
 @given(seed=st.integers(1, 1_000))
-@hypothesis_settings(max_examples=5, deadline=None)
+@hypothesis_settings(max_examples=5)
 def test_truncating_the_log_where_a_label_matured_changes_no_label(seed):
     events = shop(seed)
     full = make("churn", events, settings=LENIENT)

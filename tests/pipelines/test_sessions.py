@@ -93,7 +93,7 @@ def changes_of(con, frame, gap_minutes=30):
     return changes.sort_values(["customer_id", "micros"])
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(SCHEDULES)
 def test_state_at_any_instant_equals_the_definition(con, schedules):
     frame = frame_of(schedules)

@@ -24,7 +24,7 @@ def home(tmp_path_factory):
 
 
 @given(one=documents, other=documents)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_document_is_signed_as_it_is_and_as_no_other(home, one, other):
     whole = signing.signed(home, "receipt", one)
     assert signing.is_signed(home, "receipt", whole)

@@ -95,7 +95,7 @@ def test_more_customers_do_not_change_the_old_ones(shop, log, tmp_path):
     assert (shop.folder / "items.jsonl").read_bytes() == (tmp_path / "items.jsonl").read_bytes()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(0, 2**40), st.integers(0, 1000))
 def test_a_draw_depends_on_its_address_alone(seed, entity, counter):
     alone = draws.uniform(draws.keys(seed, "a stream", np.array([entity])), counter)
@@ -118,7 +118,7 @@ def test_draws_are_uniform_and_independent_of_their_neighbours():
 # -- the laws ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 84 * 86_400_000), st.integers(1, 5))
 def test_a_week_is_seven_shop_days_wherever_it_starts_and_the_clock_turns_back(offset, weeks):
     laws = Shop(**SIZE)

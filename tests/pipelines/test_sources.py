@@ -223,9 +223,7 @@ def test_two_stray_quotes_that_would_make_a_record_of_the_rows_between_are_told_
 CELL = st.text(st.sampled_from('ab, \n"'), max_size=4)
 
 
-@settings(
-    max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(CELL, min_size=2, max_size=2), min_size=1, max_size=8), st.integers(1, 4), st.integers(2, 40))
 def test_what_a_csv_writer_writes_is_read_back_whatever_the_blocks(tmp_path, monkeypatch, cells, batch_rows: int, block: int) -> None:
     monkeypatch.setattr(lines, "BLOCK_BYTES", block)
@@ -560,7 +558,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "MAX_LINE_BYTES", 20)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(LINE.filter(lambda line: b"\n" not in line), max_size=12), st.integers(1, 5))
 def test_every_line_comes_out_once_with_its_number_whatever_the_blocks(
     tmp_path, small_blocks, written: list[bytes], batch_rows: int

@@ -123,7 +123,7 @@ def differing(found, wanted, spec):
     return [name for name in wanted.column_names if not found[name].combine_chunks().equals(wanted[name].combine_chunks())]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
 @given(EVENTS)
 def test_same_rows_as_the_definition_for_any_schedule(defined, events):
     for name, spec in SPECS.items():

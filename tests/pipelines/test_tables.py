@@ -43,7 +43,7 @@ def rejected(days):
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_appends_keep_every_row_whatever_days_they_fall_on(tmp_path_factory, batches):
     home = tmp_path_factory.mktemp("home")
     for days in batches:
@@ -144,7 +144,7 @@ days = st.lists(st.integers(0, 3), max_size=8)
 
 
 @given(batches=st.lists(days, min_size=1, max_size=3), gone=st.sets(st.sampled_from("abcd")))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_removed_rows_are_gone_and_all_others_as_they_were(tmp_path_factory, batches, gone):
     home = tmp_path_factory.mktemp("home")
     for number, some in enumerate(batches):

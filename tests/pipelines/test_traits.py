@@ -72,7 +72,7 @@ WORD = st.tuples(
 )  # fmt: skip
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12)
 @given(st.lists(WORD, max_size=12), st.randoms(use_true_random=False), st.sampled_from([(), ("crm",), ("form", "crm")]))
 def test_the_profile_is_what_the_rule_says_of_the_words_known_so_far_in_any_order(drawn, random, sources) -> None:
     words = [(who, trait, value, source, at(day), at(day + delay)) for who, trait, value, source, day, delay in drawn]

@@ -58,7 +58,7 @@ def bytes_under(folder):
 
 
 @given(kind=st.sampled_from(vault.IDENTIFIERS), values=st.lists(texts, min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_pseudonym_in_python_is_the_one_in_sql_whatever_the_text(twins, kind, values):
     found, db = twins
     ours = [found.pseudonym(kind, value) if vault.normalised(kind, value) else None for value in values]
@@ -118,7 +118,7 @@ def test_statement_text_does_not_hold_the_key(twins):
 
 
 @given(cells=st.lists(st.tuples(st.sampled_from([ANNA, BEN, vault.NOBODY]), st.binary(max_size=50)), max_size=10))
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_cell_opens_with_its_own_subject_and_with_no_other(twins, cells):
     found, _ = twins
     subjects, plain = [subject for subject, _ in cells], [cell for _, cell in cells]
@@ -179,7 +179,7 @@ def test_fact_told_again_is_kept_once_with_its_newest_time(opened):
         max_size=25,
     )
 )
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25)
 def test_facts_in_any_order_and_any_portions_are_what_was_told(tmp_path_factory, told):
     with closing(open_vault(tmp_path_factory.mktemp("home"))) as found:
         for start in range(0, len(told), 4):

@@ -146,7 +146,7 @@ def as_python(value: object) -> object:
     return None if value is None or pd.isna(value) else int(value)  # type: ignore[call-overload]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=4, suppress_health_check=list(HealthCheck))
 @given(SCHEDULES)
 def test_values_at_any_instant_equal_the_definition(con, schedules):
     events = frame_of(schedules)
@@ -160,7 +160,7 @@ def test_values_at_any_instant_equal_the_definition(con, schedules):
         assert {c: as_python(row[c]) for c in SMALL.columns()} == {c: as_python(v) for c, v in wanted.items()}
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=2, suppress_health_check=list(HealthCheck))
 @given(SCHEDULES)
 def test_last_change_point_before_an_instant_holds_the_values_at_it(con, schedules):
     events = frame_of(schedules)

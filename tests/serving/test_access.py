@@ -95,7 +95,7 @@ def test_write_key_opens_collection_and_nothing_else():
         assert is_let_in == (path in access.COLLECTION or path == access.PIXEL or route.need is Need.NOTHING)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(header=st.one_of(st.none(), st.binary(max_size=60), st.binary(max_size=40).map(lambda b: b"Basic " + base64.b64encode(b))))
 def test_no_other_header_is_a_key(header):
     keys = access.Keys(tuple((role, b"\0" * 32) for role in Role))

@@ -421,7 +421,7 @@ def steady(shop, rehearse):
     core.close()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(wanted=REQUESTS, is_broken=st.sampled_from(["", "model", "catalogue", "store"]))
 def test_whatever_is_asked_and_broken_the_answer_keeps_to_the_request(steady, cast, wanted, is_broken):
     wanted = dict(wanted)

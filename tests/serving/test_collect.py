@@ -197,9 +197,7 @@ def test_bad_calls_of_a_batch_are_set_aside_and_the_good_ones_kept(world):
 ACTIONS = st.lists(st.tuples(st.sampled_from(["u1", "u2", "erased"]), st.integers(0, 5), st.booleans()), max_size=25)
 
 
-@examples(
-    max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@examples(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(actions=ACTIONS)
 def test_acknowledged_is_appended_plus_duplicate_plus_erased(world, actions):
     vault, log = world.collector._store.vault, world.collector._store.log
@@ -439,7 +437,7 @@ def test_source_that_sends_too_much_is_told_when_to_go_on_and_others_are_not(tmp
         assert world.send("/v1/page", CALLS["page"], key="app key").status_code == 200
 
 
-@examples(max_examples=100, deadline=None, derandomize=True)
+@examples(max_examples=100)
 @given(
     rate=st.floats(0.5, 1_000),
     burst=st.integers(1, 500),
@@ -583,9 +581,7 @@ JSON = st.recursive(
 RUBBISH = st.binary(max_size=80) | JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=80).map(gzip.compress)
 
 
-@examples(
-    max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@examples(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from([*COLLECTION, PIXEL]),
     body=RUBBISH,
@@ -606,9 +602,7 @@ def test_no_body_query_or_header_makes_the_service_fail(world, path, body, is_pa
         assert 400 <= status < 500
 
 
-@examples(
-    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+@examples(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from([*COLLECTION, PIXEL]), header=st.binary(max_size=60).filter(lambda b: b"\n" not in b and b"\r" not in b))
 def test_no_header_is_a_key_by_accident(world, path, header):
     method = "GET" if path == PIXEL else "POST"

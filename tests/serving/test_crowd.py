@@ -160,7 +160,7 @@ def test_loop_that_ended_in_the_middle_of_a_round_leaves_nothing_behind():
     assert crowd.arrive() == 0.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(waited=st.floats(0, 1), more=st.floats(0, 1), under_way=st.integers(0, 200), is_crowded=st.booleans())
 def test_who_waited_longer_or_is_less_urgent_is_never_preferred(waited, more, under_way, is_crowded):
     crowd = Crowd(DEADLINE_S)

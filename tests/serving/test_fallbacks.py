@@ -50,7 +50,7 @@ def test_step_down_is_counted_by_endpoint_rung_and_cause():
     assert REGISTRY.get_sample_value("rapport_fallback_total", labels) == before + 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(kinds=st.lists(st.sampled_from(["says", "declines", "fails", "breaks"]), max_size=5))
 def test_answer_is_always_that_of_the_first_rung_that_has_one(kinds):
     make = {"says": says, "declines": lambda i: raises(Declined(str(i))), "fails": lambda i: raises(Unavailable(str(i)))}

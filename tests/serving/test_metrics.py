@@ -123,7 +123,7 @@ def test_latencies_are_told_from_half_a_millisecond_to_two_seconds():
     assert list(metrics.SECONDS) == sorted(metrics.SECONDS)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from([*metrics.SCORES, 0.0, 0.07, 0.95001, 2.0]), max_size=20))
 def test_what_a_round_of_the_loop_observed_is_what_one_by_one_would_have_been(values):
     async def observe():

@@ -76,7 +76,7 @@ ACTS = st.lists(st.tuples(st.integers(0, N_ITEMS - 1), st.sampled_from([0.15, 0.
 
 
 @given(row=st.none() | st.integers(0, N_CUSTOMERS - 1), acts=ACTS, new_only=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_served_is_what_the_whole_log_says_to_the_last_bit(model, row, acts, new_only) -> None:
     """Known to the training and active since, or new: the same order as if training had counted every act until now."""
     before = NOTHING if row is None else known(model, [row], [])
@@ -105,7 +105,7 @@ def test_without_what_was_done_since_the_order_is_another(model) -> None:
     allowed=st.lists(st.booleans(), min_size=N_ITEMS, max_size=N_ITEMS), k=st.integers(1, 35), most=st.none() | st.integers(1, 9),
     row=st.integers(0, N_CUSTOMERS - 2),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_lists_are_the_second_stages_then_what_suits_as_long_as_anything_is_allowed(model, allowed, k, most, row) -> None:
     flags, ranking = np.array(allowed), Ranking.of(model, [row], [], NOW, new_only=False)
     found, scores = ranking.best(lambda places: flags.copy() if places is None else flags[places], k, category=CATEGORY, most=most)

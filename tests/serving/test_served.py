@@ -5,7 +5,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import StoreError
@@ -75,7 +75,6 @@ def test_nobody_and_everybody_can_be_asked_for(tmp_path, vault, share):
 # -- what is kept
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers(-(2**62), 2**62) | st.text(max_size=5), max_size=5))
 def test_values_come_back_as_they_were(values):
     import tempfile

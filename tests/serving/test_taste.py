@@ -78,7 +78,7 @@ def test_what_the_training_knew_fades_until_the_day_that_something_new_is_done(m
     assert found == pytest.approx(wanted | {new: 0.7, known: wanted[known] + 1.0}, rel=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(row=st.none() | st.integers(0, N_CUSTOMERS - 1), item=st.integers(0, N_ITEMS - 1), low=st.floats(0.1, 2), more=st.floats(0.1, 5))
 def test_the_more_is_done_with_an_item_the_higher_it_scores(model, row, item, low, more):
     """The exact solution moves towards an item whose weight grows, while it is not yet above its target of 1."""
@@ -93,7 +93,7 @@ def test_the_more_is_done_with_an_item_the_higher_it_scores(model, row, item, lo
     assert product(low + more) >= before - 1e-5 or before > 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(row=st.integers(0, N_CUSTOMERS - 1))
 def test_shares_add_up_to_the_score_and_the_strongest_is_the_largest(model, row):
     taste, wanted = Taste.of(model, [row], [], NOW), np.arange(N_ITEMS)

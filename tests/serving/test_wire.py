@@ -32,7 +32,7 @@ def test_request_at_the_bounds_is_accepted(kind, body):
     assert decode(kind, json.dumps(body).encode())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     body=st.binary(max_size=80) | st.recursive(st.none() | st.text() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
 )

@@ -79,7 +79,7 @@ def test_lines_of_one_day_are_one_order() -> None:
 
 
 @given(st.integers(0, 10_000), st.sets(st.integers(0, 3), min_size=1))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_items_that_are_asked_for_together_are_told_as_each_alone(seed: int, asked: set[int]) -> None:
     rng, items = np.random.default_rng(seed), np.array(sorted(asked))
     acts = [(int(rng.integers(3)), int(rng.integers(4)), float(rng.uniform(0.1, 60)), float(rng.choice([1, 0.15]))) for _ in range(6)]
@@ -90,7 +90,7 @@ def test_items_that_are_asked_for_together_are_told_as_each_alone(seed: int, ask
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_acts_and_the_number_of_customers_do_not_matter(seed: int) -> None:
     rng = np.random.default_rng(seed)
     acts = [(int(rng.integers(3)), int(rng.integers(4)), float(rng.uniform(0.1, 60)), float(rng.choice([1, 0.5, 0.15]))) for _ in range(20)]

@@ -23,7 +23,7 @@ def is_same(one: History, two: History) -> bool:
 
 
 @given(acts=st.lists(ACT, max_size=40, unique_by=lambda act: (act[0], act[3])), until=st.integers(0, 1_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_of_what_was_touched_since_bring_a_history_up_to_date(acts: list[tuple[int, int, float, int]], until: int) -> None:
     whole, then = counted(acts), counted([act for act in acts if act[3] <= until])
     for customer in range(3):
@@ -36,7 +36,7 @@ def test_rows_of_what_was_touched_since_bring_a_history_up_to_date(acts: list[tu
 
 
 @given(acts=st.lists(ACT, max_size=40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_who_turn_out_to_be_one_are_counted_as_one(acts: list[tuple[int, int, float, int]]) -> None:
     parts, one = counted(acts), counted([(0, *act[1:]) for act in acts], 1).customer(0)
     found = History.of([parts.customer(customer) for customer in range(3)])

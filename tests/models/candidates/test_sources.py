@@ -174,7 +174,7 @@ def test_an_item_speaks_for_no_more_others_than_its_reach_the_nearest_ones(kind:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 25), st.integers(1, 30), st.integers(0, 25))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sources_that_are_asked_together_say_what_each_says_of_a_whole_history(seed: int, n: int, k: int, n_barred: int) -> None:
     rng, sources = np.random.default_rng(seed), [fitted(kind, shop(seed)) for kind in (Ease(), Neighbours(n_neighbours=6))]
     stack = Stack.of(sources)
@@ -242,7 +242,7 @@ def test_of_a_long_history_the_heaviest_items_are_added_up_and_none_that_moves_n
 
 
 @given(st.integers(0, 10_000), st.floats(0, 5), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_neighbours_equal_brute_force(seed: int, shrinkage: float, k: int) -> None:
     weights = shop(seed, n_customers=12, n_items=10, density=0.35)
     if not weights.nnz:

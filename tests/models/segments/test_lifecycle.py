@@ -8,7 +8,7 @@ from models.segments.lifecycle import STATES, Lifecycle
 ages = st.floats(0, 1_000)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(ages, ages, st.integers(0, 40)), min_size=1, max_size=30))
 def test_everybody_ever_seen_has_exactly_one_state(rows):
     first, last, visits = (

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from models.segments import movement
 
-SETTINGS = settings(max_examples=50, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=50)
 segments = st.lists(st.sampled_from(["S1", "S2", "S3", None]), min_size=2, max_size=60)
 
 

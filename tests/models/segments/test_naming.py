@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from models.segments.naming import Names, by_size, inherited, match
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=60)
 K = 4
 partitions = st.lists(st.tuples(st.integers(0, K - 1), st.integers(0, K - 1)), min_size=K, max_size=60)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from models.segments.rfm import LEVELS, TIERS, RfmEdges
 
-SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=60)
 customers = st.lists(
     st.tuples(st.one_of(st.just(float("nan")), st.integers(0, 400).map(float)), st.integers(0, 30), st.integers(-500, 100_000)),
     min_size=1, max_size=60,

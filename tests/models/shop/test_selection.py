@@ -24,7 +24,7 @@ def greedy(order, allowed, k, category, most):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(LISTS, st.integers(1, 60), st.none() | st.integers(1, 5))
 def test_selection_is_the_walk_down_the_list(parts, k, most):
     scores, allowed, category = np.array(parts[0], np.float32), np.array(parts[1]), np.array(parts[2])

@@ -9,7 +9,7 @@ from pipelines.log import Incoming, Logged
 NAME = st.text(min_size=1, max_size=20)
 
 
-@settings(max_examples=100, derandomize=True, deadline=None)
+@settings(max_examples=100)
 @given(NAME, NAME, st.lists(st.from_regex(r"[a-z_]{1,9}:[0-9a-f]{4}", fullmatch=True), max_size=3), st.binary(), st.integers(0, 10**16 - 1))
 def test_an_event_comes_back_from_its_message(source, message_id, subjects, payload, received_us):
     event = Incoming(source, message_id, tuple(subjects), payload, received_us)

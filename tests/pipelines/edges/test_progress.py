@@ -8,7 +8,7 @@ from pipelines.edges.progress import MAX_TEXT, Progress
 STEPS = st.lists(st.tuples(st.sampled_from(["give", "again", "commit", "restart"]), st.integers(0, 40)), max_size=60)
 
 
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200)
 @given(STEPS, st.integers(0, 10**6))
 def test_a_successor_knows_exactly_what_its_predecessor_knew(steps, start):
     progress, tries, done, following = Progress(start), {}, set(), start

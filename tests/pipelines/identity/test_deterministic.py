@@ -149,7 +149,7 @@ ROWS = st.tuples(
 ).filter(lambda row: any(row[:3]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ROWS, min_size=1, max_size=14), st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_does_not_matter(rows: list[Row], random: object) -> None:
     shuffled = list(rows)
@@ -157,7 +157,7 @@ def test_the_order_of_the_rows_does_not_matter(rows: list[Row], random: object) 
     pd.testing.assert_frame_equal(identity.resolve(links(*rows)), identity.resolve(links(*shuffled)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ROWS.map(lambda row: (None, *row[1:])).filter(lambda row: any(row[:3])), min_size=1, max_size=14))
 def test_without_devices_people_and_link_times_are_those_of_growing_sets(rows: list[Row]) -> None:
     """Against sets merged hour by hour: who is whose, and the first hour at which the root is in the set."""
@@ -178,7 +178,7 @@ def test_without_devices_people_and_link_times_are_those_of_growing_sets(rows: l
         assert resolved.loc[name, "created_timestamp"] == at(next(hour for hour, then in grown if root in then.get(name, ())))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(ROWS, min_size=1, max_size=14))
 def test_devices_never_join_people(rows: list[Row]) -> None:
     """Two known identifiers are one customer with the devices exactly if they are without them."""
@@ -333,7 +333,7 @@ def row(names: tuple[str | None, ...], hour: int) -> tuple:
     return (told.get("anonymous_id"), told.get("user_id"), contact.get("email"), contact.get("phone"), hour)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(STEPS)
 def test_after_any_merges_and_splits_people_and_their_events_are_as_if_the_undone_links_had_never_been(steps: list[tuple]) -> None:
     seen: list[tuple[tuple[str | None, str | None], int]] = []

@@ -150,7 +150,7 @@ CALL = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=25, phases=[Phase.generate])
 @given(st.lists(CALL, max_size=5), st.lists(CALL, max_size=4), st.lists(CALL, max_size=5))
 def test_a_file_that_follows_an_ingest_holds_what_a_new_one_would(
     tmp_path_factory: pytest.TempPathFactory, first: list[Seen], came: list[Seen], second: list[Seen]
@@ -210,7 +210,7 @@ EDGES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=40, phases=[Phase.generate])
 @given(st.lists(st.lists(SIGHTINGS, min_size=1, max_size=5), min_size=1, max_size=5), st.lists(SIGHTINGS, max_size=6), EDGES)
 def test_links_one_by_one_are_those_of_the_batch_over_all(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[Seen]], stored: list[Seen], drawn: list[tuple[str, str, str, int]]
@@ -323,7 +323,7 @@ def by_name(rows: Iterable[Linked]) -> dict[str, list[tuple[object, ...]]]:
     return found
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=40, phases=[Phase.generate])
 @given(*[st.lists(CALL, max_size=size) for size in (5, 4, 4, 5)], st.sampled_from(["1-1", "1-2", "1-3", "2-2", "3-3"]))
 def test_calls_that_come_while_tables_are_read_count_as_they_would_afterwards_and_all_that_changes_is_told(
     tmp_path_factory: pytest.TempPathFactory, first: list[Seen], came: list[Seen], late: list[Seen], second: list[Seen], positions: str
@@ -391,7 +391,7 @@ WORDS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=20, phases=[Phase.generate])
 @given(WORDS)
 def test_the_words_it_holds_are_the_newest_of_the_table(
     tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, str, bool, int]]

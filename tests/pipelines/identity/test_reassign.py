@@ -97,7 +97,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=3, phases=[Phase.generate])
 @given(STEPS)
 def test_after_any_merges_and_splits_the_events_are_those_of_a_home_without_the_undone_links(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple]

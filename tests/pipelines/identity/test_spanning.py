@@ -14,7 +14,7 @@ def joins(links: list[tuple[int, int, int]]) -> Joins:
     return Joins(left, right, time)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(LINKS, st.permutations(range(10)))
 def test_few_nodes_one_by_one_and_many_at_once_give_the_same(links: list[tuple[int, int, int]], order: list[int]) -> None:
     created = np.arange(10) - 100
@@ -27,7 +27,7 @@ def test_few_nodes_one_by_one_and_many_at_once_give_the_same(links: list[tuple[i
         np.testing.assert_array_equal(labels[:, None] == labels, found[0][0][:, None] == found[0][0])
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 @given(LINKS, st.permutations(range(10)))
 def test_a_node_is_connected_since_the_links_known_by_then_lead_to_the_first(links: list[tuple[int, int, int]], order: list[int]) -> None:
     root, since = spanning.spread(joins(links), np.array(order), np.full(10, -1))

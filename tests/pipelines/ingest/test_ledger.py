@@ -52,10 +52,8 @@ LINES = st.lists(st.sampled_from(KINDS), min_size=1, max_size=25)
 
 @settings(
     max_examples=4,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(LINES, LINES)
 def test_nothing_vanishes(new_shop, first: list[str], second: list[str]) -> None:

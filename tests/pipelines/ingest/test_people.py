@@ -30,7 +30,7 @@ def test_a_later_file_that_merges_people_renames_them_everywhere(shop) -> None:
         assert shop.table(table)["customer_id"].nunique() == 1, table.name
 
 
-@settings(max_examples=4, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(st.lists(WHO, max_size=6), st.lists(WHO, max_size=6))
 def test_two_halves_in_order_give_the_tables_of_the_whole(new_shop, first: list, second: list) -> None:
     whole = new_shop()
@@ -104,10 +104,8 @@ STEP = st.tuples(st.sampled_from(["event", "event", "link", "cut"]), st.integers
 @pytest.mark.slow
 @settings(
     max_examples=4,
-    deadline=None,
-    derandomize=True,
     phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(STEP, min_size=3, max_size=7))
 def test_nothing_is_lost_or_counted_twice_in_any_sequence_of_merges_splits_and_events(new_shop, steps: list[tuple]) -> None:

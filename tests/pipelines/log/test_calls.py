@@ -45,9 +45,7 @@ FIELDS = (
     "properties",
 )
 EVENTS = ANYTHING | st.dictionaries(st.sampled_from(FIELDS), ANYTHING | st.sampled_from([*CALLS, "u1", "2026-01-01"]), max_size=8)
-fuzz = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+fuzz = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pipelines.log import Aside, LogCounts
 
 GROUPS = ("ingest", "online")
 PEOPLE = tuple(f"user_id:{letter * 32}" for letter in "abc")
-PLAN = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, phases=[Phase.generate])
+PLAN = settings(max_examples=60, stateful_step_count=40, phases=[Phase.generate])
 
 
 class Against(RuleBasedStateMachine):

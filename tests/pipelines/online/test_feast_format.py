@@ -35,7 +35,7 @@ def ours(names, texts):
     return (names[0], texts[0]) if len(names) == 1 else (tuple(names), texts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(PAIRS)
 @example((["item_id", "customer_id"], ("i", "c")))
 def test_key_is_the_bytes_that_feast_makes_of_it_and_is_read_back(pair):
@@ -54,7 +54,7 @@ def test_keys_that_are_not_sorted_as_feast_sorts_them_would_be_told_apart():
     assert ff.key_encoder(("item_id", "customer_id"))(("i", "c")) != feasts_key(["customer_id", "item_id"], ("i", "c"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(VALUES)
 @example(math.nan)
 @example(-0.0)
@@ -67,7 +67,7 @@ def test_value_is_the_bytes_that_feast_makes_of_it_and_is_read_back(value):
     assert repr(ff.decode_value(made)) == repr(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(-(2**31), 2**31 - 1), st.floats(width=32), WHOLE)
 def test_other_numbers_that_feast_writes_are_read(small, single, instant):
     from feast.protos.feast.types.Value_pb2 import Value as Proto
@@ -83,7 +83,7 @@ def test_bytes_that_feast_cannot_have_written_are_refused(data):
         ff.decode_value(data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=30))
 def test_any_bytes_are_a_value_or_refused(data):
     try:
@@ -106,7 +106,7 @@ def test_what_is_no_value_is_refused():
             ff.encode_value(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(NAMES, NAMES, TEXTS)
 def test_place_in_redis_is_feasts(view, feature, text):
     from feast.infra.online_stores.helpers import _mmh3, _redis_key
@@ -118,7 +118,7 @@ def test_place_in_redis_is_feasts(view, feature, text):
     assert ff.entity_of(ff.redis_key(key)) == key
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(-(10**15), 10**16))
 @example(0)
 @example(1_000_000)
@@ -131,7 +131,7 @@ def test_time_is_the_bytes_that_feast_makes_of_it_and_is_read_back(time_us):
     assert ff.decode_time(made) == time_us
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 4 * 10**15))
 def test_seconds_in_sqlite_are_read_back_whole(time_us):
     assert ff.read_seconds(ff.stored_seconds(time_us)) == time_us // 10**6

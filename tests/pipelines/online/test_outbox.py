@@ -71,7 +71,7 @@ KEYS = ["c1", "c2", "c3"]
 STEP = st.tuples(st.sampled_from(["write", "renew", "remove", "forget"]), st.sampled_from(KEYS), st.integers(0, 5), st.integers(0, 9))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(STEP, min_size=1, max_size=5), max_size=5))
 def test_both_stores_hold_the_same_after_any_transactions(fresh, batches):
     online = fresh()
