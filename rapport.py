@@ -251,6 +251,7 @@ def _bench_features(folder: Path, *, quick: bool, full: bool) -> list[dict[str, 
 
     sizes = measures.QUICK if quick else measures.FULL if full else measures.USUAL
     with measures.redis_beside(folder / "redis") as url:
+        _tell_without_redis(url, "what is written to and read from Redis")
         with terminal.step("training sets, building, loading, freshness"):
             rows = [asdict(row) for row in measures.feature_rows(folder / "features", sizes=sizes, redis_url=url)]
         home = folder / "read"
@@ -282,6 +283,7 @@ def _bench_serve(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any
     unlimited: dict[str, Any] = {"rate_per_s": 1e9, "burst": 10**9}  # one key asks for all
     settings, troubled = Settings(home=folder / "shop", serving=unlimited), None
     with generated.redis_beside(folder / "redis") as url:
+        _tell_without_redis(url, "a store that fails")
         with terminal.step(f"a shop of {shop.customers:,} customers and {shop.items:,} items"):
             generated.fill_shop(settings, sizes=shop)
             if url is not None:
@@ -290,6 +292,11 @@ def _bench_serve(folder: Path, *, quick: bool, full: bool) -> list[dict[str, Any
         with terminal.step("four servers, asked in turns, then in trouble"):
             customers = [f"c{n}" for n in range(generated.SHOP_TINY.customers)]
             return measures.serve_rows(settings, folder, customers=customers, sizes=sizes, redis=troubled)
+
+
+def _tell_without_redis(url: str | None, what: str) -> None:
+    if url is None:
+        terminal.err.print(f"not measured: {what}; redis-server is not installed here", highlight=False)
 
 
 def _monitors() -> tuple[Any, ...]:
@@ -316,6 +323,14 @@ def _monitors() -> tuple[Any, ...]:
 
 
 def _until_interrupted(service: Any) -> None:
+    from serving.clock import Clock
+
+    stands_at = Clock(service.settings).stands_at
+    if stands_at is not None:
+        terminal.err.print(
+            f"answers are as of {stands_at:%Y-%m-%d %H:%M} UTC, where this home stands; events collected from now on lie after that",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     terminal.err.print(f"serving on {service.url}; Ctrl-C stops it", highlight=False)
     with suppress(KeyboardInterrupt):
         service.child.wait()

@@ -87,9 +87,10 @@ def write_lines(shape: Format) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines(shape))
     known = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
-    for logger in known:  # what a library gave itself would write another format, or everything twice
+    for logger in known:  # what a library gave itself would write another format, everything twice, or what nobody can act on
         logger.handlers.clear()
         logger.propagate, logger.disabled = True, False
+        logger.setLevel(logging.NOTSET)
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(logging.WARNING)
     logging.getLogger(OURS).setLevel(logging.INFO)

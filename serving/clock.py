@@ -27,6 +27,11 @@ class Clock:
         """The instant that answers are given for."""
         return self._fixed or self._wall()
 
+    @property
+    def stands_at(self) -> datetime | None:
+        """The instant at which it stands still; None where it goes with the wall."""
+        return self._fixed
+
     def refresh(self) -> None:
         """Read again; a missing or unreadable file means the wall clock."""
         if self._settings.as_of is not None:

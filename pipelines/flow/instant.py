@@ -1,6 +1,7 @@
 """What "now" means in a home: decided when events are ingested, and the same for every later step and for serving."""
 
 import json
+import logging
 from datetime import datetime
 
 from pipelines.errors import StoreError
@@ -19,8 +20,24 @@ def read_clock(settings: Settings) -> datetime:
 
 
 def write_clock(settings: Settings, last_event: datetime | None, wall: datetime) -> datetime:
-    """Decide what "now" means from the newest event and remember it for every later step and for serving."""
-    now = clock(settings, last_event, wall)
+    """Decide what "now" means from the newest event and remember it for every later step and for serving.
+
+    Where live events come into a home of history "now" leaps, and a warning says so.
+    """
+    now, stood = clock(settings, last_event, wall), _history_end(settings)
     told = {"as_of": now.isoformat(), "is_history": now != wall}
     replace_file(settings.home / "clock.json", json.dumps(told, indent=1).encode())
+    if stood is not None and now == wall:
+        logging.getLogger("rapport.clock").warning(
+            "clock: this home stood at %s, the end of its history; with events of today its now is the wall clock, %d days later, and "
+            "whoever has not been seen since counts as gone as long",
+            f"{stood:%Y-%m-%d %H:%M} UTC", (wall - stood).days,
+        )  # fmt: skip
     return now
+
+
+def _history_end(settings: Settings) -> datetime | None:
+    """Where this home stands because its events are history; None where it goes with the wall, or nothing was ingested."""
+    path = settings.home / "clock.json"
+    told = json.loads(path.read_text()) if path.exists() else {}
+    return datetime.fromisoformat(told["as_of"]) if told.get("is_history") else None

@@ -220,6 +220,17 @@ def test_clock_of_an_old_log_is_its_last_event_and_of_a_live_one_the_wall(job):
     assert flow.read_clock(pinned) == last
 
 
+def test_clock_that_leaves_a_history_says_how_far_it_leaps_and_no_other_says_a_word(job, caplog):
+    flow.write_clock(job.settings, NOW - timedelta(days=40), NOW)
+    flow.write_clock(job.settings, NOW - timedelta(days=30), NOW)
+    assert not caplog.messages
+    flow.write_clock(job.settings, NOW, NOW)
+    (leap,) = caplog.messages
+    assert "30 days later" in leap
+    flow.write_clock(job.settings, NOW, NOW)
+    assert caplog.messages == [leap]
+
+
 def test_clock_before_any_event_says_what_to_do(job):
     with pytest.raises(StoreError, match="ingest events first"):
         flow.read_clock(job.settings)
