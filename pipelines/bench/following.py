@@ -40,7 +40,7 @@ LONGEST_S = 120.0
 
 def following_rows(home: Path, *, people: int, per_s: int = 500) -> list[BenchRow]:
     """Milliseconds from the log's answer to the value in the store, p50, p99 and longest, and seconds until it is followed. people: known
-    before. Raises PipelineError where the ingest fails, or is not followed.
+    before, and shown. Raises PipelineError where the ingest fails, or is not followed.
     """
     feature_store.apply(home)
     watched = [f"watched-{n}" for n in range(int(per_s * LONGEST_S) // EVERY)]
@@ -53,6 +53,7 @@ def following_rows(home: Path, *, people: int, per_s: int = 500) -> list[BenchRo
             with running(home), closing(OnlineWriter(home)) as online:
                 writer.submit([event_of(vault, f"first-{name}", name) for name in watched]).result()
                 customers = dict(zip(watched, known(online, _names(vault, watched), number=2), strict=True))
+                _wait_for_quiet(home)
                 gc.freeze()  # or a collection among Feast's modules would be measured
                 try:
                     with bare(home) as machine, _beside(home) as ingest:
@@ -72,6 +73,16 @@ def _names(vault: Vault, users: list[str]) -> list[str]:
 def _fill(writer: Writer, vault: Vault, names: list[str]) -> None:
     for start in range(0, len(names), _AT_A_TIME):
         writer.submit([event_of(vault, f"before-{name}", name) for name in names[start : start + _AT_A_TIME]]).result()
+
+
+def _wait_for_quiet(home: Path) -> None:
+    """Until everybody is shown: what the start of the worker leaves to be done is not the ingest's."""
+    until = time.monotonic() + LONGEST_S
+    with closing(State(path_of(home))) as state:
+        while (next_us := state.next_due_us()) is not None and next_us < time.time() * 1e6:
+            if time.monotonic() > until:
+                raise PipelineError(f"bench: the stream did not show everybody within {LONGEST_S:g} s; {home / 'stream.log'} says why")
+            time.sleep(0.1)
 
 
 def _ingest(home: Path) -> "subprocess.Popen[bytes]":
