@@ -20,6 +20,7 @@ def status(as_json: AsJson = False) -> None:
     built = tables.folder(folder, tables.CUSTOMER_ACTIVITY)
     terminal.show(
         {
+            "home": str(folder.absolute()),
             "log": ingest.ledger(folder),
             "tables": {table.name: tables.count(folder, table) for table in tables.TABLES if tables.exists(folder, table)},
             "models": {name: entry["version"] for name, entry in champions.items()},
