@@ -61,7 +61,10 @@ class Garbage:
         self._collect()
 
     def tidy(self, *, is_quiet: bool) -> None:
-        """Collect what has gathered, seldom. `is_quiet`: no call came for a while. What a worker lets go needs no collector, as a rule."""
+        """Look at what a step made, after each; at what has gathered, seldom. `is_quiet`: no call came for a while. What a worker lets go
+        needs no collector, as a rule.
+        """
+        gc.collect(1)  # by itself it begins when more were made than let go: of customers held ready, far too late
         if time.monotonic() - self._collected_s > (COLLECT_S if is_quiet else COLLECT_BUSY_S):
             self._collect()
 

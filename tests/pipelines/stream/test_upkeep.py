@@ -101,7 +101,7 @@ def test_the_collector_leaves_what_is_old_alone_until_it_is_time(monkeypatch) ->
     try:
         garbage = Garbage()
         assert gc.get_freeze_count() > 0
-        monkeypatch.setattr(upkeep.gc, "collect", lambda: looked.append(1))
+        monkeypatch.setattr(upkeep.gc, "collect", lambda generation=2: looked.append(1) if generation == 2 else None)
         garbage.tidy(is_quiet=True)
         assert not looked
         monkeypatch.setattr(upkeep, "COLLECT_S", -1.0)
@@ -115,6 +115,22 @@ def test_the_collector_leaves_what_is_old_alone_until_it_is_time(monkeypatch) ->
         assert gc.get_threshold()[2] > 100_000
         garbage.close()
         assert gc.get_freeze_count() == 0
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
+def test_what_is_new_does_not_gather_where_as_much_is_let_go() -> None:
+    """As where each customer who is held ready takes the place of another: Python's own collector does not begin."""
+    before, held = gc.get_threshold(), [[] for _ in range(20_000)]
+    try:
+        garbage = Garbage()
+        for place in range(len(held)):
+            held[place] = []
+        assert len(gc.get_objects(generation=0)) > 10_000, "the control"
+        garbage.tidy(is_quiet=False)
+        assert len(gc.get_objects(generation=0)) + len(gc.get_objects(generation=1)) < 1_000
+        garbage.close()
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
