@@ -143,7 +143,7 @@ def follow_champion(home: Path, name: str, server: SecretStr | None = None) -> N
     try:
         client = connect(home, server)
     except StoreError as error:
-        logging.getLogger(__name__).warning("%s is served in version %s, but MLflow does not show it: %s", name, version, error)
+        logging.getLogger("rapport.tracking").warning("%s is served in version %s, but MLflow does not show it: %s", name, version, error)
         return
     found = _version(client, name, "rapport.version", str(version))
     if found is not None:

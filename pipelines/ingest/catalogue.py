@@ -26,15 +26,17 @@ def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = No
             raise InputError(f"ingest: expected the items in {items_file}, found no file; check the path")
         lines = f"read_json({literal(str(items_file))}, format = 'newline_delimited', columns = {_COLUMNS})"
     try:
-        read, nameless, unpriced = _counts(db, lines)
+        db.execute(f"CREATE OR REPLACE TEMP TABLE catalogue_lines AS FROM {lines}").fetchall()
+        read, nameless, unpriced = _counts(db)
         db.execute(
             f"""CREATE OR REPLACE TABLE catalogue AS
             SELECT CAST(item_id AS VARCHAR) AS item_id, CAST(min_by(category, {_SINCE}) AS VARCHAR) AS category,
                 CAST(round(min_by(TRY_CAST(price AS DECIMAL(16, 4)), {_SINCE}) * 100) AS BIGINT) AS price_cents,
                 bool_or(in_stock) AS in_stock,
                 min(available_from) AS available_from
-            FROM {lines} WHERE item_id IS NOT NULL GROUP BY item_id"""
+            FROM catalogue_lines WHERE item_id IS NOT NULL GROUP BY item_id"""
         ).fetchall()
+        db.execute("DROP TABLE catalogue_lines").fetchall()
     except duckdb.Error as error:
         what = str(error).splitlines()[0]
         raise InputError(f"ingest: expected {asked} in {items_file}, found {what}; mend that line, then run again") from error
@@ -43,9 +45,9 @@ def read_items(db: duckdb.DuckDBPyConnection, items_file: str | Path | None = No
         raise InputError(f"ingest: expected {asked} in {items_file}, found {found}; mend the file, then run again")
 
 
-def _counts(db: duckdb.DuckDBPyConnection, lines: str) -> tuple[int, int, int]:
+def _counts(db: duckdb.DuckDBPyConnection) -> tuple[int, int, int]:
     """Lines, those that name no item, and those whose price is no number."""
     unpriced = "price IS NOT NULL AND TRY_CAST(price AS DECIMAL(16, 4)) IS NULL"
-    query = f"SELECT count(*), count(*) FILTER (item_id IS NULL), count(*) FILTER ({unpriced}) FROM {lines}"
+    query = f"SELECT count(*), count(*) FILTER (item_id IS NULL), count(*) FILTER ({unpriced}) FROM catalogue_lines"
     ((read, nameless, not_numbers),) = db.execute(query).fetchall()
     return read, nameless, not_numbers
